@@ -1,6 +1,7 @@
 """Generates `gen/` from `protos/`. The only way `gen/` changes.
 
-`--check` generates into a temporary directory and exits with 1 when `gen/` differs.
+`--check` generates into a temporary directory and exits with 1 when `gen/` differs. `--release`
+stores the descriptors that `buf breaking` compares later contracts with.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from grpc_tools import protoc
 ROOT = Path(__file__).resolve().parents[1]
 PROTOS = ROOT / "protos"
 GEN = ROOT / "gen"
+RELEASED = PROTOS / "released" / "contract.binpb"
 # The unchanged Google files come with `googleapis-common-protos`; their generated code too.
 GOOGLE_RPC = Path(google.rpc.status_pb2.__file__).parents[2]
 WELL_KNOWN = Path(str(importlib.resources.files("grpc_tools"))) / "_proto"
@@ -55,8 +57,13 @@ def _compile(out: Path) -> None:
     (out / "conveyor" / "py.typed").write_text("")
 
 
-def compile_image(path: Path) -> None:
-    """Writes a descriptor image, which `buf lint` and `buf breaking` read without a network."""
+def compile_image(path: Path, *, comments: bool = True) -> None:
+    """Writes a descriptor image, which `buf lint` and `buf breaking` read without a network.
+
+    The file goes to `path`, whose directory is made if need be. `comments` are what `buf lint` and
+    the generated references read; `buf breaking` needs none.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
     files = sorted(str(p.relative_to(PROTOS)) for p in (PROTOS / "conveyor").rglob("*.proto"))
     code = protoc.main(
         [
@@ -65,7 +72,7 @@ def compile_image(path: Path) -> None:
             f"-I{GOOGLE_RPC}",
             f"-I{WELL_KNOWN}",
             "--include_imports",
-            "--include_source_info",
+            *(["--include_source_info"] if comments else []),
             f"-o{path}",
             *files,
         ]
@@ -92,10 +99,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true", help="only compare, change nothing")
     parser.add_argument("--image", type=Path, help="write a descriptor image here and stop")
+    parser.add_argument("--release", action="store_true", help=f"write {RELEASED.name} and stop")
     args = parser.parse_args()
     if args.image:
-        args.image.parent.mkdir(parents=True, exist_ok=True)
         compile_image(args.image)
+        return
+    if args.release:
+        compile_image(RELEASED, comments=False)
         return
     with tempfile.TemporaryDirectory() as tmp:
         out = Path(tmp) / "gen"

@@ -1,0 +1,69 @@
+# Everything a developer types. `make` alone prints the list.
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+MAKEFLAGS += --no-print-directory
+
+BIN := .venv/bin
+ARGS ?=
+
+##@ Use
+
+.PHONY: run
+run: .venv/.ready ## Start the suite on this machine, console on http://127.0.0.1:8080 (Ctrl-C stops it)
+	@$(BIN)/conveyor up $(ARGS)
+
+.PHONY: demo
+demo: .venv/.ready ## Show a delegated request from beginning to end, offline
+	@$(BIN)/conveyor demo $(ARGS)
+
+.PHONY: setup
+setup: .venv/.ready ## Only make .venv with what the suite needs
+
+##@ Develop
+
+.PHONY: test
+test: .venv/.ready-dev ## Run the tests (ARGS="tests/unit -k lane" chooses)
+	@$(BIN)/python -m pytest $(ARGS)
+
+.PHONY: check
+check: .venv/.ready-dev ## Style, types, import rules, contract, generated files, docs (ARGS=mypy chooses)
+	@$(BIN)/python scripts/check.py $(ARGS)
+
+.PHONY: format
+format: .venv/.ready-dev ## Format the code and mend what ruff can
+	@$(BIN)/ruff check --quiet --fix --exit-zero . && $(BIN)/ruff format --quiet .
+
+.PHONY: protos
+protos: .venv/.ready-dev ## Generate gen/ from protos/, and the references in docs/ from both
+	@$(BIN)/python scripts/gen_protos.py
+	@$(BIN)/python scripts/gen_docs.py
+
+.PHONY: bench
+bench: .venv/.ready ## Measure turns per second and latency here (ARGS=--write stores the result)
+	@$(BIN)/python -m bench.first $(ARGS)
+
+.PHONY: lock
+lock: .venv/.ready-dev ## Pin the newest versions that pyproject.toml allows in constraints.txt
+	@$(BIN)/python scripts/lock.py
+
+.PHONY: release-protos
+release-protos: .venv/.ready-dev ## Make the contract as it is the one that `make check` compares with
+	@$(BIN)/python scripts/gen_protos.py --release
+
+.PHONY: clean
+clean: ## Remove what was built and cached (keeps .venv, data/ and conveyor.toml)
+	@rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	@find . -name __pycache__ -type d -not -path './.venv/*' -prune -exec rm -rf {} +
+
+.PHONY: help
+help: ## Print this list
+	@awk 'BEGIN { FS = ":.*## " } \
+	  /^##@/ { printf "\n%s\n", substr($$0, 5) } \
+	  /^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+# Not .PHONY: made again only when the dependencies may have changed.
+.venv/.ready: pyproject.toml constraints.txt scripts/setup.sh
+	@scripts/setup.sh run
+
+.venv/.ready-dev: pyproject.toml constraints.txt scripts/setup.sh
+	@scripts/setup.sh dev
