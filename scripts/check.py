@@ -41,7 +41,7 @@ CHECKS = (
             (PYTHON, "scripts/gen_docs.py", "--check"),
         ),
     ),
-    Check("imports", "import rules", ((f"{BIN}/lint-imports"),)),
+    Check("imports", "import rules", ((f"{BIN}/lint-imports",),)),
     Check("generated", "gen/ fits protos/", ((PYTHON, "scripts/gen_protos.py", "--check"),)),
     Check(
         "contract",
