@@ -1,0 +1,172 @@
+"""Taking work in: messages for sessions, and child runs.
+
+One admission path for everything: a root run enters its session lane, a child run gets a session of
+its own. Depth and children are checked against the run's own caps and every ancestor's.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterator
+
+import msgspec
+
+from scheduler_svc.domain import starting, steering
+from scheduler_svc.domain.emits import ChildSpawned
+from scheduler_svc.domain.kernel import Kernel, KnownRequest
+from scheduler_svc.domain.leasing import leased_run
+from scheduler_svc.domain.records import NewRun, Run
+from svckit.errors import (
+    BudgetExceeded,
+    FlowCancelling,
+    LaneFull,
+    LaneNotFound,
+    RequestIdReused,
+)
+
+
+class Outcome(enum.IntEnum):
+    """What became of a message. Numbers of `EnqueueOutcome`."""
+
+    QUEUED = 1
+    STEERED = 3
+    STEER_FELL_BACK = 4
+
+
+class Accepted(msgspec.Struct, frozen=True):
+    """How a message was accepted. `run` is a live record: copy what is needed at once."""
+
+    run_id: str
+    outcome: Outcome
+    deduplicated: bool
+    # Newest sequence of the session before the message.
+    last_sequence: int
+
+
+def enqueue(
+    k: Kernel,
+    new: NewRun,
+    now: int,
+    *,
+    parent_lease: tuple[str, int] | None,
+    tool_call_id: str = "",
+) -> Accepted:
+    """Accepts one message: as a run of its own, or for the run that holds the lane.
+
+    `parent_lease` is (run id, fencing token) of the parent for a child run. Raises
+    `RequestIdReused`, `LaneNotFound`, `LaneFull`, `BudgetExceeded`, `FlowCancelling` or `LeaseLost`.
+    """
+    known = k.requests.get(new.request_id)
+    if known is not None:
+        return _repeated(k, new, known)
+    if new.lane not in k.lanes:
+        raise LaneNotFound(
+            f"no global lane is named {new.lane!r}; configured are: {', '.join(sorted(k.lanes))}",
+            metadata={"lane": new.lane},
+        )
+    if parent_lease is not None:
+        return _child(k, new, now, parent_lease, tool_call_id)
+    session = k.session(new.session_key)
+    before = session.head
+    outcome = Outcome.QUEUED
+    if new.steer and session.unfinished:
+        target = steering.target(k, session)
+        if target is not None:
+            steering.offer_with_fallback(k, target, new, now)
+            _remember(k, new, target.run_id)
+            return Accepted(target.run_id, Outcome.STEERED, False, before)
+        if session.next_run():
+            outcome = Outcome.STEER_FELL_BACK
+    if len(session.fresh) >= new.lane_cap:
+        raise LaneFull(
+            f"{len(session.fresh)} messages wait in this session already; at most {new.lane_cap} may",
+            metadata={
+                "sessionKey": new.session_key,
+                "waiting": str(len(session.fresh)),
+                "cap": str(new.lane_cap),
+            },
+            retry_after=5.0,
+        )
+    starting.start(k, new, now)
+    _remember(k, new, new.run_id)
+    return Accepted(new.run_id, outcome, False, before)
+
+
+def _child(
+    k: Kernel, new: NewRun, now: int, parent_lease: tuple[str, int], tool_call_id: str
+) -> Accepted:
+    parent = leased_run(k, *parent_lease)
+    if parent.stopping:
+        raise FlowCancelling(
+            "the parent is being stopped and takes no new run",
+            metadata={"flowId": parent.flow_id, "runId": parent.run_id},
+        )
+    _check_caps(k, parent)
+    before = k.sessions[parent.session_key].head
+    kind = "acp" if new.queue == "acp" else "subagent"
+    run = starting.record(k, new, now, session_key=f"{parent.session_key}:{kind}:{new.run_id}")
+    run.flow_id, run.parent_id, run.depth = parent.flow_id, parent.run_id, parent.depth + 1
+    run.tool_call_id = tool_call_id
+    # A child cannot choose these: fairness and order are the customer's, not the model's.
+    run.customer_key, run.priority, run.delivers_later = parent.customer_key, parent.priority, False
+    parent.live.append(run.run_id)
+    for ancestor in ancestors(k, run):
+        ancestor.descendants += 1
+        k.touch(ancestor)
+    k.emit(
+        parent,
+        ChildSpawned(run.run_id, run.session_key, tool_call_id, run.label, run.queue),
+        now,
+    )
+    starting.admit(k, run, new, now)
+    _remember(k, new, run.run_id)
+    return Accepted(run.run_id, Outcome.QUEUED, False, before)
+
+
+def ancestors(k: Kernel, run: Run) -> Iterator[Run]:
+    """The parent, its parent, … up to the root. All of them are unfinished while `run` is."""
+    while run.parent_id:
+        run = k.runs.get(run.parent_id) or k.ended[run.parent_id]
+        yield run
+
+
+def _check_caps(k: Kernel, parent: Run) -> None:
+    depth = parent.depth + 1
+    for run in (parent, *ancestors(k, parent)):
+        if run.caps.max_depth is not None and depth > run.caps.max_depth:
+            raise _exceeded(run, "max_depth", run.caps.max_depth, parent.depth, depth)
+        if run.caps.max_descendants is not None and run.descendants >= run.caps.max_descendants:
+            raise _exceeded(run, "max_descendants", run.caps.max_descendants, run.descendants, 1)
+    cap = parent.caps.max_children
+    if cap is not None and len(parent.live) >= cap:
+        raise _exceeded(parent, "max_children", cap, len(parent.live), 1)
+
+
+def _exceeded(run: Run, budget: str, limit: int, used: int, requested: int) -> BudgetExceeded:
+    return BudgetExceeded(
+        f"a new run would pass {budget} = {limit} of run {run.run_id}",
+        metadata={
+            "budget": budget,
+            "limit": str(limit),
+            "used": str(used),
+            "requested": str(requested),
+            "runId": run.run_id,
+        },
+    )
+
+
+def _repeated(k: Kernel, new: NewRun, known: KnownRequest) -> Accepted:
+    if known.body_hash != new.body_hash:
+        raise RequestIdReused(
+            f"request_id {new.request_id!r} was used before with another body; use a new one",
+            metadata={"requestId": new.request_id, "runId": known.run_id},
+        )
+    run = k.runs.get(known.run_id)
+    session = k.sessions.get(run.session_key) if run else None
+    return Accepted(known.run_id, Outcome.QUEUED, True, session.head if session else 0)
+
+
+def _remember(k: Kernel, new: NewRun, run_id: str) -> None:
+    known = KnownRequest(new.body_hash, run_id)
+    k.requests[new.request_id] = known
+    k.changes.requests[new.request_id] = known

@@ -1,0 +1,284 @@
+"""The state that all decisions are made on, and its small verbs.
+
+Who does what: the use-case modules (`admission`, `leasing`, `turns`, `settling`, `steering`,
+`sweeping`) decide; they change runs only through the verbs here, which keep three things true after
+every call: each session has at most one run in the ready queues and it is the one whose turn it is,
+a run holds a slot exactly while it holds a lease, and everything that changed is in `changes`.
+"""
+
+from __future__ import annotations
+
+import enum
+import heapq
+from collections.abc import Iterable, Mapping
+
+import msgspec
+
+from scheduler_svc.domain.emits import Emit, Payload, StateChanged
+from scheduler_svc.domain.lanes import GlobalLane, Session
+from scheduler_svc.domain.records import (
+    Failure,
+    ResumeReason,
+    Run,
+    RunState,
+    SteerOffer,
+)
+
+
+class Timer(enum.IntEnum):
+    """What a point in time is about."""
+
+    LEASE = 1
+    READY = 2
+    QUEUE_TIMEOUT = 3
+    RUN_TIMEOUT = 4
+    WALL_TIMEOUT = 5
+    WAIT = 6
+    YIELD = 7
+
+
+class Config(msgspec.Struct, frozen=True):
+    """What the configuration says about the rules."""
+
+    lanes: dict[str, int]
+    lease_ttl: int
+    max_depth: int = 1
+    max_children: int = 5
+    max_descendants: int = 50
+
+
+class KnownRequest(msgspec.Struct, frozen=True):
+    """A `request_id` seen before, and the run that holds its message now."""
+
+    body_hash: bytes
+    run_id: str
+
+
+class Changes(msgspec.Struct):
+    """What the store has to hold after the commands since the last commit."""
+
+    runs: dict[str, Run] = {}
+    payloads: dict[str, bytes] = {}
+    results: dict[str, bytes] = {}
+    emits: list[Emit] = []
+    sessions: dict[str, Session] = {}
+    requests: dict[str, KnownRequest] = {}
+    lanes: dict[str, int | None] = {}
+    steers: dict[tuple[str, str], SteerOffer | None] = {}
+    # The greatest fencing token given out; 0 when none was.
+    token: int = 0
+
+    def __bool__(self) -> bool:
+        return bool(
+            self.runs
+            or self.emits
+            or self.sessions
+            or self.requests
+            or self.lanes
+            or self.steers
+            or self.results
+            or self.token
+        )
+
+
+class Kernel:
+    """All unfinished runs, their lanes and leases. Not thread safe; one owner."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.runs: dict[str, Run] = {}
+        self.sessions: dict[str, Session] = {}
+        self.lanes = {name: GlobalLane(name, limit) for name, limit in config.lanes.items()}
+        # (queue, worker name) -> newest incarnation, and when the queue was last asked.
+        self.workers: dict[tuple[str, str], int] = {}
+        self.steers: dict[tuple[str, str], SteerOffer] = {}
+        # Read from the store for the commands at hand: known request ids, ended runs, event ids.
+        self.requests: dict[str, KnownRequest] = {}
+        self.ended: dict[str, Run] = {}
+        self.event_ids: set[tuple[str, str]] = set()
+        self.next_order = 1
+        self.next_token = 1
+        self.next_position = 1
+        self.changes = Changes()
+        self._maybe_idle: set[str] = set()
+        self._timers: list[tuple[int, int, Timer, str, int]] = []
+        self._timer_count = 0
+
+    # -- Events -----------------------------------------------------------------------------------
+
+    def emit(self, run: Run, payload: Payload, now: int, *, by_worker: bool = False) -> None:
+        """Writes the next entry of the run's session log."""
+        session = self.sessions[run.session_key]
+        session.head += 1
+        self.changes.sessions[session.key] = session
+        self.changes.emits.append(
+            Emit(
+                position=self.next_position,
+                session_key=session.key,
+                sequence=session.head,
+                run_id=run.run_id,
+                flow_id=run.flow_id,
+                turn=run.turn if by_worker else 0,
+                attempt=run.attempt if by_worker else 0,
+                time=now,
+                payload=payload,
+            )
+        )
+        self.next_position += 1
+
+    # -- Sessions and runs ------------------------------------------------------------------------
+
+    def session(self, key: str) -> Session:
+        """The session, in memory from now until it has no unfinished run at the next commit."""
+        session = self.sessions.get(key)
+        if session is None:
+            session = self.sessions[key] = Session(key)
+            self._maybe_idle.add(key)
+        return session
+
+    def add(self, run: Run) -> None:
+        """Takes a new run into memory and into its session lane."""
+        self.runs[run.run_id] = run
+        session = self.session(run.session_key)
+        session.unfinished += 1
+        session.add_fresh(run.order, run.run_id)
+        self.touch(run)
+
+    def touch(self, run: Run) -> None:
+        """Marks a run as changed."""
+        self.changes.runs[run.run_id] = run
+
+    def set_state(
+        self,
+        run: Run,
+        state: RunState,
+        now: int,
+        *,
+        reason: ResumeReason | None = None,
+        failure: Failure | None = None,
+        cause: str = "",
+    ) -> None:
+        """Moves a run to a state, adds up the time of the one before, and writes the event."""
+        previous = run.state
+        if previous is RunState.SUSPENDED:
+            run.suspended += max(0, now - run.state_time)
+            self.lanes[run.lane].suspended -= 1
+        elif previous is RunState.QUEUED:
+            # Ready means that only the global lane was missing; before, it stood in its session lane.
+            ready_since = run.ready_since or now
+            run.session_wait += max(0, ready_since - run.state_time)
+            run.global_wait += max(0, now - ready_since)
+            run.ready_since = 0
+        if state is RunState.SUSPENDED:
+            self.lanes[run.lane].suspended += 1
+        run.state, run.state_time = state, now
+        self.emit(
+            run,
+            StateChanged(
+                previous=previous,
+                state=state,
+                turn=run.turn,
+                attempt=run.attempt,
+                wait=run.wait if state is RunState.SUSPENDED else None,
+                holds_lane=run.holds_lane,
+                resume_reason=reason,
+                failure=failure,
+                cause=cause,
+            ),
+            now,
+        )
+        self.touch(run)
+
+    def forget(self, run: Run) -> None:
+        """Takes an ended run out of memory; `changes` still holds it until the commit."""
+        del self.runs[run.run_id]
+        self.ended[run.run_id] = run
+        self.sessions[run.session_key].unfinished -= 1
+        self._maybe_idle.add(run.session_key)
+
+    # -- Layer one --------------------------------------------------------------------------------
+
+    def hold_lane(self, run: Run) -> None:
+        """The run takes its session lane; it must be the one whose turn it is."""
+        session = self.sessions[run.session_key]
+        session.drop(run)
+        session.holder = run.run_id
+        run.holds_lane = True
+
+    def leave_line(self, run: Run) -> None:
+        """Takes a run out of its session lane, wherever it stands. `refresh` must follow."""
+        self.sessions[run.session_key].drop(run)
+        if run.holds_lane:
+            run.holds_lane, run.lane_released = False, True
+        self.touch(run)
+
+    def refresh(self, session: Session, now: int) -> None:
+        """Makes the session's next run, and only that, stand in its global lane's ready queue."""
+        run_id = session.next_run()
+        run = self.runs.get(run_id)
+        if run is None or run.state is not RunState.QUEUED or run.ready_time > now:
+            run_id = ""
+        if session.ready == run_id:
+            return
+        if session.ready:
+            before = self.runs.get(session.ready) or self.ended[session.ready]
+            before.ready_since = 0
+            self.lanes[before.lane].queue(before.queue).remove(session.ready)
+        session.ready = run_id
+        if run is not None and run_id:
+            run.ready_since = now
+            self.lanes[run.lane].queue(run.queue).push(run)
+
+    def lane_or_paused(self, name: str) -> GlobalLane:
+        """The global lane; one that is not configured (any more) comes as paused."""
+        return self.lanes.setdefault(name, GlobalLane(name, 0))
+
+    # -- Layer two --------------------------------------------------------------------------------
+
+    def free_slot(self, run: Run, now: int) -> None:
+        """The run stops executing, if it was: its lease is over and its slot is free."""
+        if run.lease is not None:
+            run.executed += max(0, now - run.lease.lease_time)
+            run.lease = None
+            self.lanes[run.lane].running -= 1
+            self.touch(run)
+
+    # -- Time -------------------------------------------------------------------------------------
+
+    def at(self, time: int, timer: Timer, run: Run, stamp: int = 0) -> None:
+        """Asks for a look at the run at a time. The look finds out whether it still matters."""
+        self._timer_count += 1
+        heapq.heappush(self._timers, (time, self._timer_count, timer, run.run_id, stamp))
+
+    def next_time(self) -> int | None:
+        """When the next look is due."""
+        return self._timers[0][0] if self._timers else None
+
+    def due(self, now: int) -> Iterable[tuple[Timer, Run, int]]:
+        """Takes out and yields all looks that are due, at runs that still live."""
+        while self._timers and self._timers[0][0] <= now:
+            _, _, timer, run_id, stamp = heapq.heappop(self._timers)
+            run = self.runs.get(run_id)
+            if run is not None:
+                yield timer, run, stamp
+
+    # -- Commit -----------------------------------------------------------------------------------
+
+    def take_changes(self) -> Changes:
+        """Hands over what changed, and drops what no command needs any more."""
+        changes, self.changes = self.changes, Changes()
+        for key in self._maybe_idle:
+            if not self.sessions[key].unfinished:
+                del self.sessions[key]
+        self._maybe_idle.clear()
+        self.requests.clear()
+        self.ended.clear()
+        self.event_ids.clear()
+        return changes
+
+    def known(self, found: Mapping[str, KnownRequest], ended: Iterable[Run]) -> None:
+        """Takes in what the store knows about the commands at hand."""
+        self.requests.update(found)
+        for run in ended:
+            if run.run_id not in self.runs:
+                self.ended[run.run_id] = run

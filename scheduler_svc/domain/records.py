@@ -1,0 +1,299 @@
+"""What the scheduler remembers of a run: the record in memory, and, as JSON, in the store.
+
+Records hold what decisions need and nothing else: tasks, messages and results stay in the store.
+All times are microseconds since the epoch, all spans of time are microseconds; 0 means "none".
+Numbers of enums are those of the contract (`conveyor.scheduler.v1`), so that no table is needed.
+"""
+
+from __future__ import annotations
+
+import enum
+
+import msgspec
+
+SECOND = 1_000_000
+
+
+class RunState(enum.IntEnum):
+    """Where a run is in its life. Terminal: see `TERMINAL`."""
+
+    UNSPECIFIED = 0
+    QUEUED = 1
+    RUNNING = 2
+    SUSPENDED = 3
+    CANCELLING = 4
+    SUCCEEDED = 5
+    FAILED = 6
+    CANCELLED = 7
+    EXPIRED = 8
+
+
+TERMINAL = frozenset({RunState.SUCCEEDED, RunState.FAILED, RunState.CANCELLED, RunState.EXPIRED})
+
+
+class AnnounceMode(enum.IntEnum):
+    """When a run that replied while children live gets another turn."""
+
+    EACH = 1
+    ALL = 2
+
+
+class ResumeReason(enum.IntEnum):
+    """Why a run got another turn."""
+
+    CHILDREN_SETTLED = 1
+    CHILD_UNTOLD = 2
+    ANSWERED = 3
+    LIMIT_GRANTED = 4
+    TIMED_OUT = 5
+    STEERED = 6
+    NEXT_PROMPT = 7
+
+
+class WaitKind(enum.StrEnum):
+    """What a suspended run waits for."""
+
+    CHILDREN = "children"
+    LIMIT = "limit"
+
+
+class Failure(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Why a run ended badly, or an attempt did.
+
+    `status` is a serialised `google.rpc.Status` that a worker reported; without one the status is
+    built from the other fields.
+    """
+
+    reason: str
+    message: str
+    metadata: dict[str, str] = {}
+    status: bytes = b""
+
+
+class RetryPolicy(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Attempts of one turn and the pauses between them."""
+
+    max_attempts: int = 3
+    initial_backoff: int = 1 * SECOND
+    max_backoff: int = 30 * SECOND
+    multiplier: float = 2.0
+
+    def backoff(self, attempt: int) -> int:
+        """The pause after `attempt` (counted from 1) has failed."""
+        pause = self.initial_backoff * self.multiplier ** (attempt - 1)
+        return int(min(pause, self.max_backoff))
+
+
+class Caps(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Caps of a run and everything below it. `None` sets no cap of its own."""
+
+    max_depth: int | None = None
+    max_children: int | None = None
+    max_descendants: int | None = None
+
+
+class Usage(msgspec.Struct, omit_defaults=True):
+    """Totals of model calls."""
+
+    model_calls: int = 0
+    input_tokens: int = 0
+    cached_input_tokens: int = 0
+    output_tokens: int = 0
+    cost_micros_usd: int = 0
+    unpriced_calls: int = 0
+
+    def add(self, other: Usage) -> None:
+        """Adds every total of `other` to this one."""
+        self.model_calls += other.model_calls
+        self.input_tokens += other.input_tokens
+        self.cached_input_tokens += other.cached_input_tokens
+        self.output_tokens += other.output_tokens
+        self.cost_micros_usd += other.cost_micros_usd
+        self.unpriced_calls += other.unpriced_calls
+
+
+class Lease(msgspec.Struct, omit_defaults=True):
+    """The right of one worker to work on one attempt. `token` is the fencing token."""
+
+    token: int
+    worker: str
+    incarnation: int
+    lease_time: int
+    expire_time: int
+
+
+class Wait(msgspec.Struct, omit_defaults=True):
+    """What a suspended run waits for, and how."""
+
+    kind: WaitKind
+    # Children: the awaited ones, settled or not.
+    run_ids: list[str] = []
+    mode: AnnounceMode = AnnounceMode.ALL
+    # Limit: its name, for people.
+    name: str = ""
+    # The wait ends unsatisfied then.
+    expire_time: int = 0
+    # From then on the session lane is released as soon as another run waits for it.
+    yield_time: int = 0
+    # Serialised message that is sent at `yield_time`.
+    interim: bytes = b""
+
+
+class Resumption(msgspec.Struct, omit_defaults=True):
+    """What a resumed turn starts with: the same for every attempt of the turn."""
+
+    reason: ResumeReason
+    wait: Wait | None = None
+    # Children whose end this turn is told, in the order they settled. Fixed at the first lease.
+    told: list[str] = []
+    # Awaited children that were still live at the first lease.
+    live: list[str] = []
+    lane_released: bool = False
+
+
+class Ending(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The end that a stopping run takes once nothing of its subtree is live."""
+
+    state: RunState
+    failure: Failure
+
+
+class SpentLease(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The call that ended the last turn, so that repeating it is recognised."""
+
+    token: int
+    digest: str
+
+
+class PreviousRun(msgspec.Struct, frozen=True, array_like=True):
+    """How an earlier run of a session ended."""
+
+    run_id: str
+    state: RunState
+    turn: int
+
+
+class Run(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """One unit of work in a session and one node of a spawn tree."""
+
+    # -- Fixed at acceptance ----------------------------------------------------------------------
+    run_id: str
+    flow_id: str
+    # Order of acceptance over all sessions; decides the order within a session.
+    order: int
+    session_key: str
+    customer_key: str
+    queue: str
+    lane: str
+    create_time: int
+    depth: int = 0
+    parent_id: str = ""
+    tool_call_id: str = ""
+    label: str = ""
+    priority: int = 0
+    queue_timeout: int = 0
+    run_timeout: int = 0
+    wall_timeout: int = 0
+    retry: RetryPolicy = RetryPolicy()
+    caps: Caps = Caps()
+    delivers_later: bool = False
+
+    # -- Life ------------------------------------------------------------------------------------
+    state: RunState = RunState.QUEUED
+    turn: int = 0
+    attempt: int = 0
+    # The next lease begins a new turn rather than another attempt of the last one.
+    new_turn: bool = True
+    # True from the first lease until the run stops executing or yields.
+    holds_lane: bool = False
+    # True when the session lane was released since the last turn began.
+    lane_released: bool = False
+    # Backing off until then.
+    ready_time: int = 0
+    lease: Lease | None = None
+    wait: Wait | None = None
+    resumption: Resumption | None = None
+    ending: Ending | None = None
+    cancel_reason: str = ""
+    interim_sent: bool = False
+    has_result: bool = False
+    spent: SpentLease | None = None
+    # The last turn that the worker ended with a result or a wait.
+    closed_turn: int = 0
+    # How many entries of `Session.previous` the present turn was told.
+    told_previous: int = 0
+    # `request_id` of the steered messages that no turn has named as taken.
+    steered: list[str] = []
+
+    # -- Children --------------------------------------------------------------------------------
+    # Not terminal; terminal but untold to a turn; told. In the order of acceptance or settling.
+    live: list[str] = []
+    untold: list[str] = []
+    told: list[str] = []
+    descendants: int = 0
+
+    # -- Times and totals ------------------------------------------------------------------------
+    start_time: int = 0
+    state_time: int = 0
+    # Since then the run stands in its global lane's ready queue. 0 while it does not.
+    ready_since: int = 0
+    end_time: int = 0
+    session_wait: int = 0
+    global_wait: int = 0
+    suspended: int = 0
+    executed: int = 0
+    usage: Usage = msgspec.field(default_factory=Usage)
+    tree_usage: Usage = msgspec.field(default_factory=Usage)
+    failure: Failure | None = None
+
+    @property
+    def terminal(self) -> bool:
+        """True once the run has ended for good."""
+        return self.state in TERMINAL
+
+    @property
+    def stopping(self) -> bool:
+        """True when the run was asked to stop or fails, and has not ended yet."""
+        return self.ending is not None and not self.terminal
+
+    @property
+    def resumed(self) -> bool:
+        """True when the run has executed before: it holds finished work."""
+        return self.turn > 0
+
+
+class NewRun(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
+    """A message for a session, or a child run, as it asks for admission."""
+
+    run_id: str
+    request_id: str
+    body_hash: bytes
+    session_key: str  # empty for a child run
+    customer_key: str
+    queue: str
+    lane: str
+    label: str = ""
+    priority: int = 0
+    queue_timeout: int = 0
+    run_timeout: int = 0
+    wall_timeout: int = 0
+    retry: RetryPolicy = RetryPolicy()
+    caps: Caps = Caps()
+    delivers_later: bool = False
+    lane_cap: int = 50
+    steer: bool = False
+    # Opaque to the rules: serialised `Run` (spec, inputs, trace), `RunInput` and `Message`.
+    payload: bytes = b""
+    payload_input: bytes = b""
+    message: bytes = b""
+
+
+class SteerOffer(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
+    """A steered message that no turn has named as taken."""
+
+    request_id: str
+    # Serialised `RunInput`.
+    input: bytes
+    # What it becomes when it is missed, and the place in the session's order. `None`: nothing.
+    fallback: NewRun | None = None
+    order: int = 0

@@ -1,0 +1,96 @@
+"""Building the kernel from what the store holds.
+
+Every live lease is renewed in full: a worker must not lose its turn because the scheduler was away.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import msgspec
+
+from scheduler_svc.domain.kernel import Config, Kernel, Timer
+from scheduler_svc.domain.lanes import Session
+from scheduler_svc.domain.records import PreviousRun, Run, RunState, SteerOffer
+
+
+class Snapshot(msgspec.Struct):
+    """What the store holds about unfinished work."""
+
+    # Unfinished runs, in order of acceptance.
+    runs: list[Run] = []
+    # Session key -> newest sequence, and the runs that no turn has been told yet.
+    sessions: dict[str, tuple[int, list[PreviousRun]]] = {}
+    # Limits that were set at run time.
+    limits: dict[str, int] = {}
+    steers: dict[tuple[str, str], SteerOffer] = {}
+    last_order: int = 0
+    last_token: int = 0
+    last_position: int = 0
+
+
+def rebuild(config: Config, snapshot: Snapshot, now: int) -> Kernel:
+    """The kernel as it was after the last commit, with every lease renewed."""
+    k = Kernel(config)
+    k.next_order = snapshot.last_order + 1
+    k.next_token = snapshot.last_token + 1
+    k.next_position = snapshot.last_position + 1
+    k.steers = dict(snapshot.steers)
+    for name, limit in snapshot.limits.items():
+        if name in k.lanes:
+            k.lanes[name].limit = limit
+    for run in snapshot.runs:
+        _take_in(k, run, snapshot.sessions, now)
+    for session in k.sessions.values():
+        # In the order in which they came back, which is when their present state began.
+        session.returning.sort(key=lambda run_id: k.runs[run_id].state_time)
+        k.refresh(session, now)
+    k.take_changes()
+    return k
+
+
+def _take_in(
+    k: Kernel, run: Run, sessions: Mapping[str, tuple[int, Iterable[PreviousRun]]], now: int
+) -> None:
+    k.runs[run.run_id] = run
+    session = k.sessions.get(run.session_key)
+    if session is None:
+        head, previous = sessions.get(run.session_key, (0, ()))
+        session = Session(run.session_key, head=head, previous=list(previous))
+        k.sessions[run.session_key] = session
+    session.unfinished += 1
+    run.ready_since = 0
+    # A lane that the configuration dropped still has to serve what was accepted for it; paused,
+    # it shows up in lists, and nothing is lost.
+    lane = k.lane_or_paused(run.lane)
+    if run.holds_lane:
+        session.holder = run.run_id
+    elif run.state is RunState.QUEUED and run.resumed:
+        session.returning.append(run.run_id)
+    elif run.state is RunState.QUEUED:
+        session.add_fresh(run.order, run.run_id)
+    if run.lease is not None:
+        lane.running += 1
+        run.lease.expire_time = now + k.config.lease_ttl
+        worker = (run.queue, run.lease.worker)
+        k.workers[worker] = max(k.workers.get(worker, 0), run.lease.incarnation)
+        k.at(run.lease.expire_time, Timer.LEASE, run, run.lease.token)
+        if run.run_timeout:
+            spent = run.executed + max(0, now - run.lease.lease_time)
+            k.at(now + max(0, run.run_timeout - spent), Timer.RUN_TIMEOUT, run, run.lease.token)
+    if run.state is RunState.SUSPENDED:
+        lane.suspended += 1
+    _set_timers(k, run)
+
+
+def _set_timers(k: Kernel, run: Run) -> None:
+    if run.queue_timeout and not run.turn:
+        k.at(run.create_time + run.queue_timeout, Timer.QUEUE_TIMEOUT, run)
+    if run.wall_timeout:
+        k.at(run.create_time + run.wall_timeout, Timer.WALL_TIMEOUT, run)
+    if run.ready_time:
+        k.at(run.ready_time, Timer.READY, run)
+    if run.wait and run.wait.expire_time:
+        k.at(run.wait.expire_time, Timer.WAIT, run, run.turn)
+    if run.wait and run.wait.yield_time:
+        k.at(run.wait.yield_time, Timer.YIELD, run, run.turn)

@@ -1,0 +1,211 @@
+"""The four ways a worker ends a turn.
+
+Each is accepted only under the newest lease, and again when repeated with an equal body. When a
+cancellation was asked for, each confirms it.
+"""
+
+from __future__ import annotations
+
+from scheduler_svc.domain import leasing, settling, steering, waiting
+from scheduler_svc.domain.emits import Appended, Replied
+from scheduler_svc.domain.kernel import Kernel
+from scheduler_svc.domain.records import (
+    AnnounceMode,
+    Failure,
+    ResumeReason,
+    Run,
+    RunState,
+    SpentLease,
+    Wait,
+    WaitKind,
+)
+from svckit.errors import invalid_field
+
+
+def complete(
+    k: Kernel,
+    run_id: str,
+    token: int,
+    digest: str,
+    *,
+    result: bytes | None,
+    reply: bytes | None,
+    mode: AnnounceMode,
+    taken: list[str],
+    steered_is_next_prompt: bool,
+    now: int,
+) -> Run:
+    """Ends a turn with a result, and the run too when nothing of it is live or untold.
+
+    With live children the run is suspended without its session lane; with untold ones that need no
+    more waiting it is queued for its closing turn at once. Raises `LeaseLost`.
+    """
+    repeated = _repeated(k, run_id, token, digest)
+    if repeated is not None:
+        return repeated
+    run = leasing.leased_run(k, run_id, token)
+    run.spent = SpentLease(token, digest)
+    if result is not None:
+        run.has_result = True
+        k.changes.results[run_id] = result
+    if run.stopping:
+        settling.stopped(k, run, now)
+        return run
+    _close(k, run)
+    steering.take(k, run, taken, now)
+    if reply is not None:
+        k.emit(run, Replied(reply), now)
+    if run.steered and steered_is_next_prompt:
+        waiting.resume(k, run, ResumeReason.NEXT_PROMPT, now)
+    elif not run.live and not run.untold:
+        settling.succeed(k, run, now)
+    else:
+        steering.miss(k, run, now)
+        if run.untold and (not run.live or mode is AnnounceMode.EACH):
+            k.leave_line(run)
+            waiting.resume(k, run, ResumeReason.CHILD_UNTOLD, now)
+        else:
+            wait = Wait(kind=WaitKind.CHILDREN, run_ids=list(run.live), mode=mode)
+            waiting.suspend(k, run, wait, hold_lane=False, now=now)
+    return run
+
+
+def suspend(
+    k: Kernel,
+    run_id: str,
+    token: int,
+    digest: str,
+    *,
+    wait: Wait,
+    hold_lane: bool,
+    interim: bytes,
+    taken: list[str],
+    now: int,
+) -> Run:
+    """Ends a turn that has to wait. A wait that is satisfied already queues the next turn at once.
+
+    `interim` is sent at once when the lane is released, else at `wait.yield_time`. Raises
+    `LeaseLost`, or `InvalidField` when what it waits for is not the run's.
+    """
+    repeated = _repeated(k, run_id, token, digest)
+    if repeated is not None:
+        return repeated
+    run = leasing.leased_run(k, run_id, token)
+    _check_wait(run, wait, hold_lane)
+    run.spent = SpentLease(token, digest)
+    if run.stopping:
+        settling.stopped(k, run, now)
+        return run
+    _close(k, run)
+    steering.take(k, run, taken, now)
+    if wait.kind is WaitKind.CHILDREN and not wait.run_ids:
+        wait.run_ids = list(run.live)
+    if not hold_lane:
+        waiting.send_interim(k, run, interim, now)
+    elif wait.yield_time and not run.interim_sent:
+        wait.interim = interim
+    if waiting.satisfied(run, wait) or (run.steered and wait.kind is WaitKind.CHILDREN):
+        settled = waiting.satisfied(run, wait)
+        if not hold_lane:
+            k.leave_line(run)
+        reason = ResumeReason.CHILDREN_SETTLED if settled else ResumeReason.STEERED
+        waiting.resume(k, run, reason, now, wait=wait)
+    else:
+        waiting.suspend(k, run, wait, hold_lane=hold_lane, now=now)
+    return run
+
+
+def _check_wait(run: Run, wait: Wait, hold_lane: bool) -> None:
+    own = {*run.live, *run.untold, *run.told}
+    for child in wait.run_ids:
+        if child not in own:
+            raise invalid_field("condition.children.run_ids", f"{child!r} is no child of the run")
+    if wait.kind is not WaitKind.CHILDREN and not hold_lane:
+        raise invalid_field("hold_session_lane", "must be true for a wait for a limit")
+    if wait.yield_time and (run.depth > 0 or not run.delivers_later):
+        raise invalid_field(
+            "yield_after", "only a root run whose route delivers later may yield; leave it unset"
+        )
+
+
+def fail(
+    k: Kernel,
+    run_id: str,
+    token: int,
+    digest: str,
+    *,
+    failure: Failure,
+    retryable: bool,
+    retry_after: int,
+    taken: list[str],
+    now: int,
+) -> Run:
+    """Ends an attempt with an error: the next attempt after a pause, or the end of the run."""
+    repeated = _repeated(k, run_id, token, digest)
+    if repeated is not None:
+        return repeated
+    run = leasing.leased_run(k, run_id, token)
+    run.spent = SpentLease(token, digest)
+    if run.stopping:
+        settling.stopped(k, run, now)
+    elif retryable and run.attempt < run.retry.max_attempts:
+        pause = max(run.retry.backoff(run.attempt), retry_after)
+        leasing.retry(k, run, pause, failure, failure.message, now)
+    else:
+        _close(k, run)
+        steering.take(k, run, taken, now)
+        if retryable and run.retry.max_attempts > 1:
+            failure = leasing.exhausted(run, failure.reason, failure.status)
+        settling.fail(k, run, failure, now)
+    return run
+
+
+def release(k: Kernel, run_id: str, token: int, digest: str, now: int) -> Run:
+    """Gives an attempt back without counting it. The run stays at the head of its session lane."""
+    repeated = _repeated(k, run_id, token, digest)
+    if repeated is not None:
+        return repeated
+    run = leasing.leased_run(k, run_id, token)
+    run.spent = SpentLease(token, digest)
+    if run.stopping:
+        settling.stopped(k, run, now)
+    else:
+        run.attempt -= 1
+        leasing.retry(k, run, 0, None, "the worker handed the run back", now)
+    return run
+
+
+def append(k: Kernel, run_id: str, token: int, events: list[Appended], now: int) -> int:
+    """Writes a worker's events, each `event_id` once. Returns the newest sequence.
+
+    Raises `LeaseLost`. The caller has put the ids that the session's log holds into
+    `Kernel.event_ids`.
+    """
+    run = leasing.leased_run(k, run_id, token)
+    for event in events:
+        key = (run.session_key, event.event_id)
+        if key not in k.event_ids:
+            k.event_ids.add(key)
+            k.emit(run, event, now, by_worker=True)
+    return k.sessions[run.session_key].head
+
+
+def _repeated(k: Kernel, run_id: str, token: int, digest: str) -> Run | None:
+    run = k.runs.get(run_id) or k.ended.get(run_id)
+    if run is None or run.spent is None or run.spent.token != token:
+        return None
+    if run.spent.digest != digest:
+        raise leasing.lease_lost(run, run_id, token)
+    return run
+
+
+def _close(k: Kernel, run: Run) -> None:
+    """The worker has ended the turn: what the turn was told counts as told."""
+    run.closed_turn = run.turn
+    if run.told_previous:
+        session = k.sessions[run.session_key]
+        del session.previous[: run.told_previous]
+        run.told_previous = 0
+        k.changes.sessions[session.key] = session
+    if run.state is not RunState.RUNNING:  # pragma: no cover - only a leased run gets here
+        raise AssertionError(run.state)
