@@ -1,0 +1,1 @@
+"""What every service shares: settings, telemetry, gRPC, errors, worker loop, test helpers."""

@@ -1,0 +1,1 @@
+"""The gRPC boundary: servers, channels, interceptors, statuses and resumable watches."""

@@ -1,0 +1,405 @@
+"""The keys of `conveyor.toml`, with their defaults and limits.
+
+One class per table. Unknown keys are refused everywhere, values are frozen once loaded, and times
+carry their unit in the key. `svckit.settings` reads and reports; this module only describes.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    model_validator,
+)
+
+_NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}")
+
+
+def _host_port(value: str) -> str:
+    if value.startswith("unix:"):
+        return value
+    host, colon, port = value.rpartition(":")
+    if not colon or not host or not port.isdigit() or int(port) > 65535:
+        raise ValueError('must be "host:port", for example "127.0.0.1:8080"')
+    return value
+
+
+def _list_of_text(value: object) -> object:
+    """From the environment a list comes as text: JSON, or words between commas."""
+    if not isinstance(value, str):
+        return value
+    if value.lstrip().startswith("["):
+        return json.loads(value)
+    return [word.strip() for word in value.split(",") if word.strip()]
+
+
+def _name(value: str) -> str:
+    if not _NAME.fullmatch(value):
+        raise ValueError("must be 1 to 64 characters of a-z, 0-9, '_', '.' and '-'")
+    return value
+
+
+Address = Annotated[str, AfterValidator(_host_port)]
+"""`host:port`; port 0 means any free port."""
+Texts = Annotated[tuple[str, ...], BeforeValidator(_list_of_text)]
+"""A list of texts; in the environment JSON, or words between commas."""
+Name = Annotated[str, AfterValidator(_name)]
+"""An id that names a table."""
+QueueMode = Literal["followup", "collect", "steer", "interrupt"]
+PermissionMode = Literal["approve-reads", "approve-all", "deny-all", "ask"]
+Scope = Literal["read", "send", "control", "admin"]
+Seconds = Annotated[float, Field(ge=0, le=86_400 * 366)]
+
+
+class Table(BaseModel):
+    """A table of the file: frozen, and strict about its keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class StoreSettings(Table):
+    """`[store]`: where state is kept."""
+
+    url: str = "sqlite:///./data"
+
+    @model_validator(mode="after")
+    def _known_kind(self) -> Self:
+        if not self.url.startswith(("sqlite:///", "postgresql://", "memory:")):
+            raise ValueError(
+                'url must be "sqlite:///<directory>", "postgresql://…" or "memory:" (tests only)'
+            )
+        return self
+
+    @property
+    def directory(self) -> Path:
+        """Directory of the SQLite files. Only for `sqlite:` addresses."""
+        if not self.url.startswith("sqlite:///"):
+            raise ValueError("only a sqlite store has a directory")
+        return Path(self.url.removeprefix("sqlite:///"))
+
+    def file(self, service: str) -> Path:
+        """SQLite file of one service, for example `data/agent.db`."""
+        return self.directory / f"{service}.db"
+
+
+class LaneSettings(Table):
+    """`[lanes.<name>]`: a global lane."""
+
+    limit: int = Field(default=4, ge=0, le=100_000)
+    expected_turn_seconds: float = Field(default=5, gt=0, le=86_400)
+
+
+class SubagentLane(LaneSettings):
+    """`[lanes.subagent]`."""
+
+    limit: int = Field(default=8, ge=0, le=100_000)
+
+
+class SessionLaneSettings(Table):
+    """`[lanes.session]`: every session lane."""
+
+    cap: int = Field(default=50, ge=1, le=10_000)
+    overflow: Literal["reject", "drop_oldest"] = "reject"
+    debounce_ms: int = Field(default=1000, ge=0, le=5000)
+
+
+class LanesSettings(BaseModel):
+    """`[lanes]`: the named global lanes, any number of further ones, and the session lanes."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    __pydantic_extra__: dict[str, LaneSettings] = Field(init=False)
+
+    main: LaneSettings = LaneSettings()
+    subagent: SubagentLane = SubagentLane()
+    acp: LaneSettings = LaneSettings()
+    session: SessionLaneSettings = SessionLaneSettings()
+
+    @model_validator(mode="after")
+    def _names(self) -> Self:
+        for name in self.__pydantic_extra__ or {}:
+            _name(name)
+        return self
+
+    def all(self) -> dict[str, LaneSettings]:
+        """Every global lane by name, `main`, `subagent` and `acp` first."""
+        own = {"main": self.main, "subagent": self.subagent, "acp": self.acp}
+        return own | dict(self.__pydantic_extra__ or {})
+
+
+class BackoffSettings(Table):
+    """`[runs.backoff]`: pauses between attempts of a turn."""
+
+    initial_seconds: float = Field(default=1, ge=0, le=3600)
+    max_seconds: float = Field(default=30, ge=0, le=3600)
+    multiplier: float = Field(default=2, ge=1, le=100)
+
+
+class RunsSettings(Table):
+    """`[runs]`: attempts, leases and time limits. 0 means no limit."""
+
+    max_attempts: int = Field(default=3, ge=1, le=10)
+    backoff: BackoffSettings = BackoffSettings()
+    lease_seconds: float = Field(default=15, ge=1, le=600)
+    queue_timeout_seconds: Seconds = 0
+    run_timeout_seconds: Seconds = 900
+
+
+class RetentionSettings(Table):
+    """`[retention]`: how long ended things are kept."""
+
+    events_days: float = Field(default=30, gt=0)
+    runs_days: float = Field(default=30, gt=0)
+    request_ids_hours: float = Field(default=48, gt=0)
+
+
+class CustomerSettings(Table):
+    """`[customers.<key>]`."""
+
+    weight: int = Field(default=1, ge=1, le=100)
+
+
+class BudgetSettings(Table):
+    """`[agents.….subagents.budget]`: caps of a flow. Left out means no cap."""
+
+    max_tokens: int | None = Field(default=None, ge=1)
+    max_cost_usd: float | None = Field(default=None, gt=0)
+    max_wall_seconds: float | None = Field(default=None, gt=0)
+    reply_reserve: float | None = Field(default=None, ge=0, le=0.5)
+
+
+class SubagentSettings(Table):
+    """`[agents.….subagents]`: what an agent's spawns may do."""
+
+    wait: bool = True
+    max_spawn_depth: int = Field(default=1, ge=0, le=16)
+    max_children_per_agent: int = Field(default=5, ge=0, le=100)
+    max_descendants: int = Field(default=50, ge=0, le=10_000)
+    max_concurrent: int | None = Field(default=None, ge=0, le=100_000)
+    model: str = ""
+    run_timeout_seconds: Seconds = 900
+    yield_after_seconds: Seconds = 20
+    archive_after_minutes: float = Field(default=60, ge=0)
+    announce: Literal["all", "each"] = "all"
+    budget: BudgetSettings = BudgetSettings()
+
+
+class AgentDefaults(Table):
+    """`[agents.defaults]`: what every agent has unless its own table says otherwise."""
+
+    model: str = Field(default="demo", min_length=1)
+    queue_mode: QueueMode = "followup"
+    fallback_models: Texts = ()
+    subagents: SubagentSettings = SubagentSettings()
+
+
+class AgentSettings(AgentDefaults):
+    """`[agents.list.<id>]`: one agent. Read it through `AgentsSettings.get`, which fills it in.
+
+    `tools`: names of the tools it may use, empty for all. `allow_agents`: ids it may spawn, `*` for
+    any, empty for itself only. `workspace`: directory that its tools and harnesses work in.
+    """
+
+    prompt: str = ""
+    tools: Texts = ()
+    allow_agents: Texts = ()
+    workspace: str = ""
+
+
+DEFAULT_AGENT = "main"
+"""The agent that answers when no session key and no route names one."""
+
+
+class AgentsSettings(Table):
+    """`[agents]`."""
+
+    defaults: AgentDefaults = AgentDefaults()
+    list: dict[Name, AgentSettings] = {}
+
+    @model_validator(mode="after")
+    def _one_lane_limit(self) -> Self:
+        for agent_id, agent in self.list.items():
+            if agent.subagents.max_concurrent is not None:
+                raise ValueError(
+                    f"list.{agent_id}.subagents.max_concurrent: the limit is of the whole lane; "
+                    "set lanes.subagent.limit instead"
+                )
+        return self
+
+    def ids(self) -> tuple[str, ...]:
+        """Ids of all agents, in the order of the file; the built-in one when none is listed."""
+        return tuple(self.list) or (DEFAULT_AGENT,)
+
+    def get(self, agent_id: str) -> AgentSettings | None:
+        """Settings of one agent over the defaults, or None when there is no such agent."""
+        if agent_id not in self.ids():
+            return None
+        merged = _explicit(self.defaults)
+        if agent_id in self.list:
+            _merge(merged, _explicit(self.list[agent_id]))
+        return AgentSettings.model_validate(merged)
+
+
+def _explicit(table: BaseModel) -> dict[str, Any]:
+    return table.model_dump(exclude_unset=True)
+
+
+def _merge(base: dict[str, Any], over: dict[str, Any]) -> None:
+    for key, value in over.items():
+        if isinstance(value, dict) and isinstance(base.get(key), dict):
+            _merge(base[key], value)
+        else:
+            base[key] = value
+
+
+class ProviderSettings(Table):
+    """`[providers.<id>]`: a model provider. Rates of 0 mean no limit."""
+
+    kind: Literal["openai", "anthropic", "google"] = "openai"
+    base_url: str = ""
+    api_key_env: str = ""
+    requests_per_minute: int = Field(default=0, ge=0)
+    tokens_per_minute: int = Field(default=0, ge=0)
+
+    @model_validator(mode="after")
+    def _http(self) -> Self:
+        if self.base_url and not self.base_url.startswith(("http://", "https://")):
+            raise ValueError("base_url must start with http:// or https://")
+        return self
+
+
+class McpSettings(Table):
+    """`[mcp.<id>]`: a tool server, started by `command` or found at `url`."""
+
+    command: Texts = ()
+    url: str = ""
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> Self:
+        if bool(self.command) == bool(self.url):
+            raise ValueError("needs exactly one of command and url")
+        return self
+
+
+class HarnessSettings(Table):
+    """`[acp.harness.<id>]`: how a harness is started. `install` is shown when it is missing."""
+
+    command: Texts = ()
+    env: dict[str, str] = {}
+    install: str = ""
+
+
+class AcpSettings(Table):
+    """`[acp]`: external coding agents. An empty list of harnesses allows all."""
+
+    enabled: bool = True
+    permission_mode: PermissionMode = "approve-reads"
+    default_harness: str = ""
+    allowed_harnesses: Texts = ()
+    workspace_roots: Texts = ()
+    max_sessions: int = Field(default=8, ge=1, le=1000)
+    idle_minutes: float = Field(default=120, gt=0)
+    permission_timeout_seconds: float = Field(default=300, ge=10, le=86_400)
+    harness: dict[Name, HarnessSettings] = {}
+
+
+class TokenSettings(Table):
+    """`[gateway.tokens.<name>]`: a bearer token, read from the environment variable `token_env`."""
+
+    token_env: str = Field(min_length=1)
+    scopes: Annotated[tuple[Scope, ...], BeforeValidator(_list_of_text)] = ("read", "send")
+    customer_key: str = Field(default="", max_length=128)
+
+
+class TlsSettings(Table):
+    """`[gateway.tls]`: PEM files. `client_ca` makes clients show a certificate."""
+
+    cert_file: str = ""
+    key_file: str = ""
+    client_ca: str = ""
+
+    @model_validator(mode="after")
+    def _pair(self) -> Self:
+        if bool(self.cert_file) != bool(self.key_file):
+            raise ValueError("needs both cert_file and key_file")
+        return self
+
+
+class GatewaySettings(Table):
+    """`[gateway]`: the edge. Without tokens only the loopback address is safe."""
+
+    http: Address = "127.0.0.1:8080"
+    grpc: Address = "127.0.0.1:50050"
+    allowed_origins: Texts = ()
+    tokens: dict[Name, TokenSettings] = {}
+    tls: TlsSettings = TlsSettings()
+
+
+class ChannelSettings(BaseModel):
+    """`[channels.<id>]`: where messages come from. Further keys name credentials, as `*_env`."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    __pydantic_extra__: dict[str, str] = Field(init=False)
+
+    kind: Literal["web", "http", "grpc", "whatsapp", "slack", "telegram", "discord"]
+    agent: str = ""
+    allow_from: Texts = ()
+    queue_mode: QueueMode | None = None
+    announce_style: Literal["off", "status", "full"] = "status"
+
+    @model_validator(mode="after")
+    def _credentials(self) -> Self:
+        for key in self.__pydantic_extra__ or {}:
+            if not key.endswith("_env"):
+                raise ValueError(f"unknown key {key!r}; credentials are named by keys in _env")
+        return self
+
+    @property
+    def credentials(self) -> dict[str, str]:
+        """Key without `_env` to the name of the environment variable that holds the secret."""
+        return {k.removesuffix("_env"): v for k, v in (self.__pydantic_extra__ or {}).items()}
+
+
+class RouteSettings(Table):
+    """One of `[[routes]]`: the first that matches names the agent. Empty matches anything."""
+
+    agent: str = Field(min_length=1)
+    channel: str = ""
+    account: str = ""
+    peer: str = ""
+
+
+class TelemetrySettings(Table):
+    """`[telemetry]`: where traces go. Content of messages is left out unless asked for."""
+
+    otlp_endpoint: str = ""
+    capture_content: bool = False
+
+
+class ServicesSettings(Table):
+    """`[services]`: where the inner services listen and are dialled."""
+
+    scheduler: Address = "127.0.0.1:50051"
+    agent: Address = "127.0.0.1:50052"
+    acp: Address = "127.0.0.1:50053"
+
+
+class AgentServiceSettings(Table):
+    """`[agent]`: the agent service's own worker."""
+
+    worker_name: str = Field(default="agent-0", min_length=1, max_length=64)
+    slots: int = Field(default=16, ge=1, le=64)
+
+
+class LogSettings(Table):
+    """`[log]`: `auto` writes for people on a terminal, else JSON."""
+
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    format: Literal["auto", "console", "json"] = "auto"
