@@ -42,7 +42,9 @@ def render(image: Path) -> str:
     """The document."""
     missing = probe.missing()
     overview, details = [], []
-    for file in sorted(descriptors.files(image), key=lambda f: list(HOSTS).index(f.package) if f.service else -1):
+    for file in sorted(
+        descriptors.files(image), key=lambda f: list(HOSTS).index(f.package) if f.service else -1
+    ):
         for i, comment, methods in descriptors.service_comments(file):
             service = file.service[i]
             full_name = f"{file.package}.{service.name}"
@@ -61,4 +63,6 @@ def render(image: Path) -> str:
                     details.append(f"**Not yet.** {cell(feature)}\n\n")
                 details.append(f"{text}\n")
             overview.append(" ".join(names) + "\n")
-    return NOTE + INTRO + "`*` marks what is not there yet.\n" + "".join(overview) + "".join(details)
+    return (
+        NOTE + INTRO + "`*` marks what is not there yet.\n" + "".join(overview) + "".join(details)
+    )

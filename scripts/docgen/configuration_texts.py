@@ -1,0 +1,122 @@
+"""What each key is for. `configuration.py` checks that none is missing and none is left over."""
+
+from __future__ import annotations
+
+INTRO = """# Configuration
+
+One file, `conveyor.toml` in the working directory or the one given with `--config`, read by all
+services. Without a file the defaults below hold: a complete suite on this machine with the `demo`
+model. Every key is also an environment variable: `CONVEYOR_`, then the path in capitals with `__`
+between the levels. The environment beats the file.
+
+```sh
+CONVEYOR_LANES__MAIN__LIMIT=1 make run     # lanes.main.limit = 1
+.venv/bin/conveyor config check            # all problems at once, each with its key
+.venv/bin/conveyor config show             # what holds, defaults included
+```
+
+Unknown keys are refused, so that a slip of the pen is not a silent default. Secrets are never in the
+file: a key that ends in `_env` names the environment variable that holds one. Times carry their unit in
+the key. `<id>` and the like stand for a name of your choice. *(not yet)* marks keys that are read and
+checked, and that nothing acts upon yet.
+"""
+
+_LANE_LIMIT = "Most runs that execute at the same time. 0 pauses the lane. `conveyor lanes set` changes it live"
+_TURN_SECONDS = "How long a turn is taken to last until some were measured; for estimates"
+
+MEANING = {
+    "store.url": "Where state is kept: `sqlite:///<directory>`, in which each service has a file of "
+    "its own, or `memory:` (tests). `postgresql://…` *(not yet)*",
+    "lanes.main.limit": _LANE_LIMIT,
+    "lanes.main.expected_turn_seconds": _TURN_SECONDS,
+    "lanes.subagent.limit": _LANE_LIMIT,
+    "lanes.subagent.expected_turn_seconds": _TURN_SECONDS,
+    "lanes.acp.limit": _LANE_LIMIT,
+    "lanes.acp.expected_turn_seconds": _TURN_SECONDS,
+    "lanes.session.cap": "Most runs of a session that wait for their first turn",
+    "lanes.session.overflow": "What happens to one more: `reject` refuses it with `LANE_FULL`; "
+    "`drop_oldest` *(not yet)*",
+    "lanes.session.debounce_ms": "How long `collect` gathers messages *(not yet)*",
+    "runs.max_attempts": "Tries of a turn, the first included, before the run fails",
+    "runs.lease_seconds": "How long a worker may be silent before its runs go to another attempt",
+    "runs.queue_timeout_seconds": "Longest wait for the first turn",
+    "runs.run_timeout_seconds": "Longest executing time of a root run; waiting does not count",
+    "runs.backoff.initial_seconds": "Pause before the second attempt",
+    "runs.backoff.max_seconds": "Longest pause",
+    "runs.backoff.multiplier": "Factor from one pause to the next",
+    "retention.events_days": "How long events are kept *(not yet)*",
+    "retention.runs_days": "How long ended runs are kept *(not yet)*",
+    "retention.request_ids_hours": "How long a repeated `request_id` is recognised *(not yet)*",
+    "customers.<key>.weight": "Share of a lane compared with other customers *(not yet)*",
+    "agents.defaults.model": "`demo`, `demo-weak`, or `provider:model` with a provider from `[providers]`",
+    "agents.defaults.queue_mode": "What a message does when the session is busy: `followup` waits its "
+    "turn, `steer` joins the work; `collect` and `interrupt` *(not yet)*",
+    "agents.defaults.fallback_models": "Models to try when the first cannot be reached",
+    "agents.defaults.subagents.wait": "What `sessions_spawn` does when the model does not say: wait for "
+    "the child, or go on and be told later",
+    "agents.defaults.subagents.max_spawn_depth": "Deepest level of sub-agents. 0 forbids spawning, 1 "
+    "lets only the first agent spawn",
+    "agents.defaults.subagents.max_children_per_agent": "Most live children of one run",
+    "agents.defaults.subagents.max_descendants": "Most runs below a root, ended ones included",
+    "agents.defaults.subagents.max_concurrent": "Another name for `lanes.subagent.limit`",
+    "agents.defaults.subagents.model": "Model of sub-agents. Empty means the agent's own",
+    "agents.defaults.subagents.run_timeout_seconds": "Longest executing time of a sub-agent",
+    "agents.defaults.subagents.yield_after_seconds": "After this long a waiting conversation is told so, "
+    "and freed when another message is there. 0 means never",
+    "agents.defaults.subagents.archive_after_minutes": "When an ended sub-agent leaves the lists *(not yet)*",
+    "agents.defaults.subagents.announce": "When background children are told: together, or each as it ends",
+    "agents.defaults.subagents.budget.max_tokens": "Tokens of a flow *(not yet)*",
+    "agents.defaults.subagents.budget.max_cost_usd": "Cost of a flow *(not yet)*",
+    "agents.defaults.subagents.budget.max_wall_seconds": "Time of a flow, waiting included *(not yet)*",
+    "agents.defaults.subagents.budget.reply_reserve": "Share of the caps kept for the root's answer *(not yet)*",
+    "agents.list.<id>.prompt": "System prompt, in front of what the suite adds",
+    "agents.list.<id>.tools": "Tools it may use. Empty means all",
+    "agents.list.<id>.allow_agents": "Agents it may spawn, `*` for any. Empty means itself only",
+    "agents.list.<id>.workspace": "Directory of its tools and harnesses *(not yet)*",
+    "providers.<id>.kind": "Which protocol it speaks. `openai` is every OpenAI-compatible server; "
+    "`google` *(not yet)*",
+    "providers.<id>.base_url": "Where it is. Empty means the vendor's own address",
+    "providers.<id>.api_key_env": "Environment variable that holds the key. Empty sends none",
+    "providers.<id>.requests_per_minute": "Shared by all workers *(not yet)*",
+    "providers.<id>.tokens_per_minute": "Shared by all workers *(not yet)*",
+    "mcp.<id>.command": "Command and arguments *(not yet)*",
+    "mcp.<id>.url": "Address of a server that runs already *(not yet)*",
+    "acp.enabled": "Switches harnesses on",
+    "acp.permission_mode": "What a harness may do without asking *(not yet)*",
+    "acp.default_harness": "The harness when none is named",
+    "acp.allowed_harnesses": "The harnesses that may be used. Empty means all",
+    "acp.workspace_roots": "Directories that harnesses may work in *(not yet)*",
+    "acp.max_sessions": "Most sessions with a process *(not yet)*",
+    "acp.idle_minutes": "When an idle session loses its process *(not yet)*",
+    "acp.permission_timeout_seconds": "How long a person has to answer *(not yet)*",
+    "acp.harness.<id>.command": "Command and arguments, beside or instead of the built-in ones",
+    "acp.harness.<id>.env": "Environment of its process *(not yet)*",
+    "acp.harness.<id>.install": "Command that installs it, shown when it is missing",
+    "gateway.http": "Address of HTTP and the console",
+    "gateway.grpc": "Address of gRPC for clients",
+    "gateway.allowed_origins": "Further web sites whose pages may call the gateway, as `https://host`",
+    "gateway.tokens.<name>.token_env": "Environment variable that holds the token *(not yet)*",
+    "gateway.tokens.<name>.scopes": "What its holder may do; each includes those before it *(not yet)*",
+    "gateway.tokens.<name>.customer_key": "The customer its holder is *(not yet)*",
+    "gateway.tls.cert_file": "Certificate *(not yet)*",
+    "gateway.tls.key_file": "Private key *(not yet)*",
+    "gateway.tls.client_ca": "Who may have signed certificates of clients *(not yet)*",
+    "channels.<id>.kind": "Which kind of channel *(not yet)*",
+    "channels.<id>.agent": "The agent that answers there *(not yet)*",
+    "channels.<id>.allow_from": "Senders that are known *(not yet)*",
+    "channels.<id>.queue_mode": "As at the agents, for this channel *(not yet)*",
+    "channels.<id>.announce_style": "How ends of sub-agents are shown *(not yet)*",
+    "routes.agent": "The agent that answers",
+    "routes.channel": "Matches the channel",
+    "routes.account": "Matches the account",
+    "routes.peer": "Matches the peer",
+    "telemetry.otlp_endpoint": "OTLP/gRPC collector, for example `http://127.0.0.1:4317`. Empty exports nothing",
+    "telemetry.capture_content": "Puts texts of messages into traces *(not yet)*",
+    "services.scheduler": "Address of `scheduler_svc`",
+    "services.agent": "Address of `agent_svc`",
+    "services.acp": "Address of `acp_svc`",
+    "agent.worker_name": "Stable name of this worker, unique among agent services",
+    "agent.slots": "Turns that this process works on at the same time",
+    "log.level": "Least important level that is written",
+    "log.format": "`auto` writes for people on a terminal, else JSON",
+}
