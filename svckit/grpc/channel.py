@@ -1,0 +1,57 @@
+"""Channels: options, retries, keepalive and the client interceptors, in one place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import grpc
+from grpc import aio
+from opentelemetry import trace
+
+from svckit.grpc import client, methods
+
+KEEPALIVE_MS = 30_000
+"""How often an idle client asks whether the server lives; servers allow twice as often."""
+
+
+def make_channel(
+    address: str,
+    *,
+    tracer: trace.Tracer | None = None,
+    credentials: grpc.ChannelCredentials | None = None,
+    timeout_of: Callable[[str, Any], float | None] = methods.default_timeout,
+    interceptors: Sequence[aio.ClientInterceptor] = (),
+    own_connection: bool = False,
+) -> aio.Channel:
+    """Open a channel to `address` (`host:port` or `unix:path`). Needs a running event loop.
+
+    Unary calls without a timeout get that of their method (`svckit.grpc.methods`), streams none;
+    all are cut to what is left of the request being served. Calls that find nobody are repeated a
+    few times, as far as the contract allows. `interceptors` run outside ours. `own_connection`
+    keeps long streams from filling the connection that other channels share. Close it when done.
+    """
+    chain = [*interceptors, *client.interceptors(tracer or _default_tracer(), timeout_of)]
+    options: list[tuple[str, Any]] = [
+        ("grpc.service_config", methods.service_config()),
+        ("grpc.keepalive_time_ms", KEEPALIVE_MS),
+        ("grpc.keepalive_timeout_ms", 10_000),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.max_pings_without_data", 0),
+        # A restarted neighbour is found again in a second, not after the default two minutes.
+        ("grpc.initial_reconnect_backoff_ms", 100),
+        ("grpc.min_reconnect_backoff_ms", 1000),
+        ("grpc.max_reconnect_backoff_ms", 1000),
+        ("grpc.use_local_subchannel_pool", int(own_connection)),
+    ]
+    if credentials is not None:
+        return aio.secure_channel(address, credentials, options=options, interceptors=chain)
+    return aio.insecure_channel(address, options=options, interceptors=chain)
+
+
+connect = make_channel
+"""The same under the name that callers of the client library know."""
+
+
+def _default_tracer() -> trace.Tracer:
+    return trace.get_tracer("conveyor")

@@ -1,0 +1,68 @@
+"""What each method of the contract needs from a channel: deadline, retries, spans."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+DEFAULT_TIMEOUT = 5.0
+LONG_POLL_MARGIN = 5.0
+
+_TIMEOUTS = {
+    **dict.fromkeys(("CompleteRuns", "SuspendRun", "FailRun", "ReleaseRun"), 10.0),
+    **dict.fromkeys(("Forecast", "CloseSession", "CloseAcpSession"), 30.0),
+    **dict.fromkeys(("SpawnSession", "SpawnAcpSession", "Doctor", "AcpDoctor"), 60.0),
+}
+
+# A repeated lease would hold runs nobody works on; the others are costly and not idempotent.
+_NEVER_REPEATED = ("LeaseRuns", "ProbeModel", "Doctor", "AcpDoctor")
+
+# Polls and watches last for ever and would drown the trees; appends come every 50 ms.
+_UNTRACED = ("LeaseRuns", "ExtendLeases", "AppendEvents")
+_UNTRACED_SERVICES = ("grpc.health.", "grpc.reflection.")
+
+SERVICES = (
+    "conveyor.scheduler.v1.SchedulerService",
+    "conveyor.scheduler.v1.WorkerService",
+    "conveyor.scheduler.v1.FlowService",
+    "conveyor.scheduler.v1.LimitService",
+    "conveyor.events.v1.EventLogService",
+    "conveyor.agent.v1.AgentService",
+    "conveyor.acp.v1.AcpService",
+    "conveyor.gateway.v1.GatewayService",
+)
+
+
+def default_timeout(method: str, request: Any = None) -> float:
+    """Seconds for a unary call of `method`, a full name such as `/package.Service/Method`."""
+    name = method.rpartition("/")[2]
+    if name == "LeaseRuns" and request is not None:
+        return float(request.wait.ToMicroseconds()) / 1_000_000 + LONG_POLL_MARGIN
+    return _TIMEOUTS.get(name, DEFAULT_TIMEOUT)
+
+
+def is_traced(method: str) -> bool:
+    """Tell whether calls of `method` get spans."""
+    service, _, name = method.lstrip("/").partition("/")
+    return not (
+        name in _UNTRACED or name.startswith("Watch") or service.startswith(_UNTRACED_SERVICES)
+    )
+
+
+def service_config() -> str:
+    """gRPC service config as JSON: repeat on `UNAVAILABLE` only, and never what must not be.
+
+    Timeouts are not set here: measured, they are off by seconds, explicit ones are exact.
+    """
+    policy = {
+        "maxAttempts": 5,
+        "initialBackoff": "0.2s",
+        "maxBackoff": "2s",
+        "backoffMultiplier": 2.0,
+        "retryableStatusCodes": ["UNAVAILABLE"],
+    }
+    never = [{"service": s, "method": m} for s in SERVICES for m in _NEVER_REPEATED]
+    everything = [{"service": s} for s in SERVICES]
+    return json.dumps(
+        {"methodConfig": [{"name": never}, {"name": everything, "retryPolicy": policy}]}
+    )

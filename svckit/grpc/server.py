@@ -1,0 +1,95 @@
+"""Servers: options, the boundary, and binding with clear errors."""
+
+from __future__ import annotations
+
+import errno
+import socket
+from collections.abc import Sequence
+from typing import Any
+
+import grpc
+from grpc import aio
+from opentelemetry import trace
+
+from svckit.errors import StartError
+from svckit.grpc.boundary import ServerBoundary
+from svckit.grpc.channel import KEEPALIVE_MS
+
+
+class PortInUse(StartError):
+    """Another process listens on the address."""
+
+    def __init__(self, address: str) -> None:
+        super().__init__(
+            f"cannot listen on {address}: another process uses that port; "
+            "stop it, or choose another address in the configuration"
+        )
+        self.address = address
+
+
+def make_server(
+    *,
+    boundary: ServerBoundary | None = None,
+    tracer: trace.Tracer | None = None,
+    interceptors: Sequence[aio.ServerInterceptor] = (),
+) -> aio.Server:
+    """Build a server whose handlers run inside the boundary. Needs a running event loop.
+
+    `interceptors` run inside it, so they may raise `ServiceError` too. `boundary`: only needed by
+    whoever wants to wait for its handlers.
+    """
+    boundary = boundary or ServerBoundary(tracer or trace.get_tracer("conveyor"))
+    return aio.server(
+        interceptors=[boundary, *interceptors],
+        options=[
+            # Without this, Linux lets two processes share one port without an error.
+            ("grpc.so_reuseport", 0),
+            ("grpc.keepalive_permit_without_calls", 1),
+            ("grpc.http2.min_ping_interval_without_data_ms", KEEPALIVE_MS // 2),
+            ("grpc.http2.min_recv_ping_interval_without_data_ms", KEEPALIVE_MS // 2),
+        ],
+    )
+
+
+def bind(
+    server: aio.Server, address: str, credentials: grpc.ServerCredentials | None = None
+) -> int:
+    """Listen on `address` and return the port (1 for `unix:` addresses).
+
+    Raises `PortInUse`, or `StartError` when the address is not one of this machine.
+    """
+    _probe(address)
+    try:
+        if credentials is not None:
+            return int(server.add_secure_port(address, credentials))
+        return int(server.add_insecure_port(address))
+    except RuntimeError as err:
+        raise PortInUse(address) from err
+
+
+def _probe(address: str) -> None:
+    """Find out first why binding would fail: gRPC says it on standard error, not in its error."""
+    if address.startswith("unix:"):
+        return
+    host, _, port = address.rpartition(":")
+    try:
+        found = socket.getaddrinfo(
+            host.strip("[]"), int(port), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )
+    except OSError as err:
+        raise StartError(f"cannot listen on {address}: {err.strerror}") from err
+    family, kind, proto, _name, target = found[0]
+    with socket.socket(family, kind, proto) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            _bind_socket(probe, target)
+        except OSError as err:
+            if err.errno == errno.EADDRINUSE:
+                raise PortInUse(address) from err
+            raise StartError(f"cannot listen on {address}: {err.strerror}") from err
+
+
+def _bind_socket(probe: socket.socket, target: Any) -> None:
+    probe.bind(target)
+    # Only listening finds a socket that another process bound with the same reuse flag.
+    probe.listen(1)

@@ -1,0 +1,71 @@
+"""The tracer provider of a process, and its end. The only import of the OpenTelemetry SDK."""
+
+from __future__ import annotations
+
+import os
+import threading
+from dataclasses import dataclass
+
+from opentelemetry import trace
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
+
+from svckit.settings import Settings
+
+FLUSH_SECONDS = 3.0
+
+
+@dataclass(frozen=True)
+class Telemetry:
+    """What a service traces with."""
+
+    provider: TracerProvider
+    tracer: trace.Tracer
+
+    def shutdown(self) -> None:
+        """Flush and stop. Blocks for at most `FLUSH_SECONDS`, also when the collector is gone."""
+        worker = threading.Thread(target=self.provider.shutdown, name="telemetry", daemon=True)
+        worker.start()
+        worker.join(FLUSH_SECONDS)
+
+
+def setup(
+    service: str,
+    settings: Settings,
+    *,
+    make_global: bool = False,
+    processors: tuple[SpanProcessor, ...] = (),
+) -> Telemetry:
+    """Build the provider of `service`.
+
+    Spans exist with or without an exporter, since their ids are in logs, runs and announcements;
+    they are sent only when `telemetry.otlp_endpoint` is set. `make_global` is for processes that
+    hold one service; tests that hold several keep theirs apart.
+    """
+    provider = TracerProvider(
+        resource=Resource.create(
+            {
+                "service.name": service,
+                "service.namespace": "conveyor",
+                "service.instance.id": f"{service}-{os.getpid()}",
+            }
+        ),
+        # The end of the process is ours to order: telemetry goes last, see `svckit.service`.
+        shutdown_on_exit=False,
+    )
+    for processor in processors:
+        provider.add_span_processor(processor)
+    if settings.telemetry.otlp_endpoint:
+        provider.add_span_processor(_otlp(settings.telemetry.otlp_endpoint))
+    if make_global:
+        trace.set_tracer_provider(provider)
+    return Telemetry(provider, provider.get_tracer("conveyor"))
+
+
+def _otlp(endpoint: str) -> SpanProcessor:
+    # Imported here: it takes a good part of the time in which a service is to be healthy.
+    from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
+    from opentelemetry.sdk.trace.export import BatchSpanProcessor
+
+    insecure = not endpoint.startswith("https://")
+    return BatchSpanProcessor(OTLPSpanExporter(endpoint=endpoint, insecure=insecure))
