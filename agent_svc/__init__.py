@@ -1,0 +1,1 @@
+"""Agents: transcripts, turns with durable steps, model providers and tools."""

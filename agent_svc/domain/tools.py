@@ -1,0 +1,186 @@
+"""The tools of a run: which it may call, their schemas, and how their arguments are read."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeVar
+
+import msgspec
+
+from agent_svc.domain.content import excerpt
+from agent_svc.domain.prompt import ToolSchema
+
+SPAWN = "sessions_spawn"
+YIELD = "sessions_yield"
+AGENTS = "agents_list"
+SESSION_TOOLS = (SPAWN, YIELD, AGENTS)
+
+LABEL_CHARS = 64
+TASK_BYTES = 256 * 1024
+
+
+class BadArguments(Exception):
+    """The model called a tool with arguments it does not take. The text is for the model."""
+
+
+class SpawnArgs(msgspec.Struct, frozen=True):
+    """Arguments of `sessions_spawn`. Unset ones follow the configuration."""
+
+    task: str
+    label: str = ""
+    agent_id: str = ""
+    runtime: Literal["subagent", "acp"] = "subagent"
+    wait: bool | None = None
+    model: str = ""
+    context: Literal["isolated", "fork"] = "isolated"
+    cwd: str = ""
+    timeout_seconds: float | None = None
+
+
+class YieldArgs(msgspec.Struct, frozen=True):
+    """Arguments of `sessions_yield`."""
+
+    message: str
+
+
+@dataclass(frozen=True)
+class ToolRules:
+    """What decides the tools of one run."""
+
+    depth: int
+    max_depth: int
+    # Names the agent's configuration allows; empty means all.
+    agent_tools: Collection[str] = ()
+    # Ceiling given by the parent; empty means none.
+    ceiling: Collection[str] = ()
+    # Agents that may be spawned.
+    spawnable: Sequence[str] = ()
+    wait_default: bool = True
+
+    def allowed(self) -> list[str]:
+        """Names of the tools, in a fixed order. Leaves may not delegate, so they get none."""
+        if self.depth >= self.max_depth:
+            return []
+        return [
+            name
+            for name in SESSION_TOOLS
+            if (not self.agent_tools or name in self.agent_tools)
+            and (not self.ceiling or name in self.ceiling)
+        ]
+
+
+def schemas(rules: ToolRules) -> tuple[ToolSchema, ...]:
+    """Describe the tools of a run to a model."""
+    every = {SPAWN: _spawn_schema(rules), YIELD: _YIELD_SCHEMA, AGENTS: _AGENTS_SCHEMA}
+    return tuple(every[name] for name in rules.allowed())
+
+
+def read_spawn(arguments: str) -> SpawnArgs:
+    """Read the arguments of `sessions_spawn`, as the model wrote them."""
+    args = _read(arguments, SpawnArgs)
+    if not args.task.strip():
+        raise BadArguments("`task` must say what the sub-agent should do")
+    if len(args.task.encode()) > TASK_BYTES:
+        raise BadArguments(f"`task` must be at most {TASK_BYTES} bytes of UTF-8")
+    if args.timeout_seconds is not None and not 0 < args.timeout_seconds <= 86_400 * 30:
+        raise BadArguments("`timeout_seconds` must be above 0 and at most 2592000")
+    return args
+
+
+def read_yield(arguments: str) -> YieldArgs:
+    """Read the arguments of `sessions_yield`."""
+    args = _read(arguments, YieldArgs)
+    if not args.message.strip():
+        raise BadArguments("`message` must say something to the customer")
+    return args
+
+
+def label_of(args: SpawnArgs) -> str:
+    """Short name of the child: as given, else the start of its task."""
+    return excerpt(args.label.strip() or args.task, LABEL_CHARS)
+
+
+_Shape = TypeVar("_Shape", bound=msgspec.Struct)
+
+
+def _read(arguments: str, shape: type[_Shape]) -> _Shape:
+    # Weaker models write "true" for true and null for "leave it": both are meant, both are taken.
+    try:
+        raw = msgspec.json.decode(arguments or "{}")
+    except msgspec.DecodeError:
+        raise BadArguments("the arguments are not valid JSON") from None
+    if not isinstance(raw, dict):
+        raise BadArguments("the arguments must be a JSON object")
+    given = {key: value for key, value in raw.items() if value is not None}
+    try:
+        return msgspec.convert(given, shape, strict=False)
+    except msgspec.ValidationError as err:
+        raise BadArguments(str(err)) from None
+
+
+def _spawn_schema(rules: ToolRules) -> ToolSchema:
+    default = "true" if rules.wait_default else "false"
+    return ToolSchema(
+        SPAWN,
+        "Start a sub-agent that works on one task by itself, in parallel with others started in "
+        "the same reply. You are allowed to use it whenever work can be split. It starts with an "
+        "empty memory, so the task must say everything it needs to know.",
+        {
+            "type": "object",
+            "properties": {
+                "task": {"type": "string", "description": "What to do, complete in itself."},
+                "label": {"type": "string", "description": "Short name shown to people."},
+                "wait": {
+                    "type": "boolean",
+                    "description": "true: the result comes back as the result of this call. false: "
+                    "it runs in the background and the result comes in a later message. "
+                    f"Default {default}.",
+                },
+                "agent_id": {
+                    "type": "string",
+                    "description": "Agent to use (see agents_list); for runtime acp, the harness.",
+                },
+                "runtime": {
+                    "type": "string",
+                    "enum": ["subagent", "acp"],
+                    "description": "subagent (default), or acp for an external coding agent.",
+                },
+                "model": {"type": "string", "description": "Another model, as provider:model."},
+                "context": {
+                    "type": "string",
+                    "enum": ["isolated", "fork"],
+                    "description": "isolated (default), or fork to hand over this conversation.",
+                },
+                "cwd": {"type": "string", "description": "Working directory, for runtime acp."},
+                "timeout_seconds": {
+                    "type": "number",
+                    "description": "Give up on it after this long, waiting included.",
+                },
+            },
+            "required": ["task"],
+        },
+    )
+
+
+_YIELD_SCHEMA = ToolSchema(
+    YIELD,
+    "End this turn now and let the conversation go on while sub-agents work. Their results come in "
+    "a later message. Only useful after sessions_spawn.",
+    {
+        "type": "object",
+        "properties": {
+            "message": {
+                "type": "string",
+                "description": "Sent to the customer at once, for example: I'll get back to you.",
+            }
+        },
+        "required": ["message"],
+    },
+)
+
+_AGENTS_SCHEMA = ToolSchema(
+    AGENTS,
+    "List the agents that sessions_spawn can use.",
+    {"type": "object", "properties": {}},
+)

@@ -1,0 +1,1 @@
+"""Transcripts: sessions, finished exchanges, and the steps of runs."""
