@@ -1,0 +1,1 @@
+"""Measurements through real processes. `make bench` runs the first script."""

@@ -1,0 +1,142 @@
+"""The whole suite under `conveyor up`, with the `demo` model."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import os
+import signal
+import time
+from collections.abc import AsyncIterator
+
+from grpc import aio
+
+from bench import load
+from bench.processes import Workspace, descendants, process, serving, workspace
+from bench.report import Row
+from conveyor.common.v1 import content_pb2
+from conveyor.events.v1 import event_log_service_pb2 as els
+from conveyor.events.v1.event_log_service_pb2_grpc import EventLogServiceStub
+from conveyor.gateway.v1 import gateway_service_pb2 as gs
+from conveyor.gateway.v1.gateway_service_pb2_grpc import GatewayServiceStub
+from conveyor.scheduler.v1 import run_pb2
+from svckit.grpc.channel import make_channel
+
+CLASSIC = "Do three things: research a market trend, analyse competitors, draft a summary"
+WIDTH = 8
+
+
+class _Chats:
+    def __init__(self, channel: aio.Channel) -> None:
+        self._stub = GatewayServiceStub(channel)
+        self._ids = itertools.count()
+
+    async def ask(self, text: str, customer: int) -> gs.ChatResponse:
+        """Sends a message and reads the stream to its end. Fails unless the run succeeded."""
+        i = next(self._ids)
+        message = content_pb2.Message(
+            message_id=f"bench-{i}",
+            role=content_pb2.ROLE_USER,
+            parts=[content_pb2.ContentPart(text=text)],
+        )
+        key = f"agent:main:grpc:direct:bench-{customer}"
+        inbound = gs.InboundMessage(session_key=key, customer_key=key, message=message)
+        last = gs.ChatResponse()
+        request_id, token = f"bench-{os.getpid()}-{i}", ""
+        while not last.HasField("ended"):  # an OK end before the run's means "reconnect"
+            request = gs.ChatRequest(inbound=inbound, request_id=request_id, resume_token=token)
+            async for last in self._stub.Chat(request):
+                token = last.resume_token or token
+        if last.ended.state != run_pb2.RUN_STATE_SUCCEEDED:
+            raise RuntimeError(f"a run ended as {run_pb2.RunState.Name(last.ended.state)}")
+        return last
+
+
+@contextlib.asynccontextmanager
+async def _suite() -> AsyncIterator[tuple[Workspace, int, float]]:
+    with workspace(main_limit=WIDTH) as place:
+        begin = time.perf_counter()
+        async with process("conveyor_client", "--config", str(place.config), "up") as child:
+            for address in (place.scheduler, place.agent, place.acp, place.gateway):
+                await serving(address, child)
+            yield place, child.pid, time.perf_counter() - begin
+
+
+async def measure_suite(turns: int, requests: int) -> list[Row]:
+    """Plain turns and delegated requests, as a client of the gateway sees them."""
+    async with _suite() as (place, _, up), make_channel(place.gateway) as channel:
+        chats = _Chats(channel)
+
+        async def turn(i: int) -> None:
+            await chats.ask("[[reply: done]]", i % WIDTH)
+
+        async def delegated(i: int) -> None:
+            await chats.ask(CLASSIC, i % WIDTH)
+
+        await load.one_by_one(turn, 10)
+        single = await load.one_by_one(turn, turns // 5)
+        begin = time.perf_counter()
+        await load.side_by_side(turn, turns, WIDTH)
+        rate = turns / (time.perf_counter() - begin)
+        classic = await load.one_by_one(delegated, requests)
+    return [
+        Row("conveyor up to all healthy", None, [up * 1000]),
+        Row("message to reply, all four services", rate, single, "demo model"),
+        Row("delegated request, three sub-agents", None, classic, "5 turns, 4 runs"),
+    ]
+
+
+async def measure_restart(times: int) -> list[Row]:
+    """`kill -9` of the agent service under load: the time until its successor leases a run."""
+    gaps = []
+    async with (
+        _suite() as (place, pid, _),
+        make_channel(place.gateway) as channel,
+        make_channel(place.scheduler, own_connection=True) as scheduler,
+    ):
+        chats = _Chats(channel)
+        stop = asyncio.Event()
+
+        async def customer(i: int) -> None:
+            while not stop.is_set():
+                await chats.ask("[[sleep: 0.5s]]", i)
+
+        customers = [asyncio.create_task(customer(i)) for i in range(WIDTH)]
+        for _ in range(times):
+            await _next_lease(scheduler, after_us=0)  # work is under way
+            victim = next(p for p, args in descendants(pid).items() if "agent_svc" in args)
+            begin, killed_us = time.perf_counter(), time.time_ns() // 1000
+            os.kill(victim, signal.SIGKILL)
+            await _next_lease(scheduler, after_us=killed_us)
+            gaps.append((time.perf_counter() - begin) * 1000)
+            await asyncio.sleep(2)
+        stop.set()
+        await asyncio.gather(*customers)
+    return [
+        Row(
+            "agent killed, next lease",
+            None,
+            gaps,
+            f"{times} times; every message was answered; a lease lasts 15 s",
+        )
+    ]
+
+
+async def _next_lease(scheduler: aio.Channel, after_us: int) -> None:
+    """Returns when a run begins an attempt later than `after_us` (wall clock)."""
+    request = els.WatchEventsRequest(
+        all_sessions=True, from_now=True, payloads=["run_state_changed"]
+    )
+    call = EventLogServiceStub(scheduler).WatchEvents(request)
+    try:
+        async for response in call:
+            event = response.event
+            if (
+                event.run_state_changed.state == run_pb2.RUN_STATE_RUNNING
+                and event.create_time.ToMicroseconds() > after_us
+            ):
+                return
+    finally:
+        call.cancel()
+    raise RuntimeError("the watch ended")

@@ -1,0 +1,57 @@
+"""A worker that answers at once, as a process of its own: `python -m bench.worker ADDRESS`.
+
+The message to answer is `PHASE NANOSECONDS`, the sender's monotonic clock. When it is told to stop,
+it prints how long each run took from there to here, by phase, as JSON.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import sys
+import time
+from collections import defaultdict
+
+from conveyor.common.v1 import content_pb2
+from conveyor.scheduler.v1 import run_pb2
+from svckit.grpc.channel import make_channel
+from svckit.worker import Complete, LeasedTurn, Outcome, Worker
+
+SLOTS = 64
+
+
+async def _work(address: str) -> None:
+    latencies: dict[str, list[int]] = defaultdict(list)
+
+    async def answer(turn: LeasedTurn) -> Outcome:
+        now = time.monotonic_ns()
+        phase, sent = turn.run.inputs[0].message.parts[0].text.split()
+        latencies[phase].append(now - int(sent))
+        return Complete(
+            run_pb2.RunResult(
+                reply=content_pb2.Message(
+                    message_id=f"{turn.run.run_id}-1",
+                    role=content_pb2.ROLE_AGENT,
+                    parts=[content_pb2.ContentPart(text="done")],
+                )
+            )
+        )
+
+    channel = make_channel(address)
+    worker = Worker(channel, queue="agent", name="bench-0", slots=SLOTS, handler=answer)
+    working = asyncio.create_task(worker.run())
+    stop = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
+    stopping = asyncio.create_task(stop.wait())
+    await asyncio.wait({working, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    if working.done():
+        working.result()
+    await worker.drain()
+    working.cancel()
+    await channel.close()
+    json.dump(latencies, sys.stdout)
+
+
+if __name__ == "__main__":
+    asyncio.run(_work(sys.argv[1]))
