@@ -1,0 +1,456 @@
+"""The lease loop of a worker: lease, extend, run handlers, end turns, give back on drain.
+
+Three things go on side by side. The *lease loop* asks for as many runs as there are free slots. The
+*extend loop* keeps all leases alive with one call and learns of cancellations, steered input and
+lost leases. Each *turn* runs its handler in a task of its own and then ends the turn with one call,
+which is repeated until it is answered or the lease is over.
+
+A worker never trusts a lease that it could not extend: it stops the handler a margin before the
+lease ends, because from then on another worker may hold the run.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any
+
+from google.rpc import status_pb2
+from grpc import aio
+from opentelemetry import trace
+
+from conveyor.scheduler.v1 import worker_service_pb2 as ws
+from conveyor.scheduler.v1 import worker_service_pb2_grpc as ws_grpc
+from svckit import tracecontext
+from svckit.backoff import full_jitter
+from svckit.clock import Clock, SystemClock
+from svckit.errors import (
+    Internal,
+    LeaseLost,
+    NotLeader,
+    RunCancelled,
+    ServiceError,
+    ShuttingDown,
+    StoreUnavailable,
+    TurnFailed,
+    Unreachable,
+    WorkerReplaced,
+)
+from svckit.grpc import client, deadline
+from svckit.grpc.status import from_proto, from_rpc_error, to_proto
+from svckit.logging import bind, get_logger
+from svckit.turn import Complete, Fail, Handler, LeasedTurn, Outcome, Release, Suspend
+
+if TYPE_CHECKING:
+    from conveyor.scheduler.v1.worker_service_pb2_grpc import WorkerServiceAsyncStub
+
+__all__ = [
+    "Complete",
+    "Fail",
+    "Handler",
+    "LeasedTurn",
+    "Outcome",
+    "Release",
+    "Suspend",
+    "Worker",
+]
+
+MAX_POLL_RUNS = 64
+STOP_SECONDS = 2.0
+"""How long a handler may clean up after it was cancelled before its turn is ended over its head."""
+
+_log = get_logger("svckit.worker")
+
+_AGAIN = (Unreachable, ShuttingDown, StoreUnavailable, NotLeader)
+
+
+class _Turn:
+    """A turn that this worker holds."""
+
+    def __init__(self, leased: ws.LeasedRun) -> None:
+        self.public = LeasedTurn(leased)
+        self.expires_at = 0.0
+        self.handler: asyncio.Task[Outcome] | None = None
+        self.watchdog: asyncio.TimerHandle | None = None
+        self.releasing = False
+        self.stopping = asyncio.Event()
+
+    @property
+    def lease_id(self) -> str:
+        return self.public.lease_id
+
+    def stop_handler(self) -> None:
+        if self.handler is not None:
+            self.handler.cancel()
+        self.stopping.set()
+
+    async def handler_ended(self) -> bool:
+        """Wait for the handler; False when it goes on although it was told to stop."""
+        assert self.handler is not None
+        stopping = asyncio.create_task(self.stopping.wait())
+        either: set[asyncio.Future[Any]] = {self.handler, stopping}
+        try:
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({self.handler}, timeout=STOP_SECONDS)
+            return self.handler.done()
+        finally:
+            stopping.cancel()
+
+
+class Worker:
+    """Serves one queue. `run` until `drain`; both are meant for `svckit.service.App`.
+
+    `slots`: turns at a time. `name`: stable over restarts, unique in the queue. `incarnation`:
+    greater at every start; left out, the time of this start. Times are in seconds.
+    """
+
+    def __init__(
+        self,
+        channel: aio.Channel,
+        *,
+        queue: str,
+        name: str,
+        slots: int,
+        handler: Handler,
+        incarnation: int | None = None,
+        extend_interval: float = 2.0,
+        poll_wait: float = 20.0,
+        drain_grace: float = 5.0,
+        clock: Clock | None = None,
+        tracer: trace.Tracer | None = None,
+    ) -> None:
+        self._stub: WorkerServiceAsyncStub = ws_grpc.WorkerServiceStub(channel)
+        self._queue = queue
+        self._slots = slots
+        self._handler = handler
+        started = incarnation or (clock or SystemClock()).now_us() // 1000
+        self._worker = ws.Worker(name=name, incarnation=started)
+        self._extend_interval = extend_interval
+        self._poll_wait = poll_wait
+        self._drain_grace = drain_grace
+        self._tracer = tracer or trace.get_tracer("conveyor")
+        self._turns: dict[str, _Turn] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._freed = asyncio.Event()
+        self._draining = asyncio.Event()
+        self._connected = asyncio.Event()
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    @property
+    def active(self) -> int:
+        """Turns held now."""
+        return len(self._turns)
+
+    @property
+    def connected(self) -> bool:
+        """Whether the scheduler answered the last poll: what readiness of a worker means."""
+        return self._connected.is_set()
+
+    async def wait_connected(self) -> None:
+        """Wait until the scheduler has been reached once."""
+        await self._connected.wait()
+
+    # Loops
+
+    async def run(self) -> None:
+        """Work until `drain` is done. Raises `WorkerReplaced` when another process took the name.
+
+        Cancelling it stops all handlers at once and gives nothing back.
+        """
+        loops = [
+            deadline.spawn(self._lease_loop(), name=f"lease {self._queue}"),
+            deadline.spawn(self._extend_loop(), name=f"extend {self._queue}"),
+        ]
+        drained = asyncio.create_task(self._drained())
+        try:
+            await asyncio.wait({*loops, drained}, return_when=asyncio.FIRST_COMPLETED)
+            for loop in loops:
+                if loop.done() and not loop.cancelled():
+                    loop.result()
+        finally:
+            for task in (*loops, drained):
+                task.cancel()
+            for turn in list(self._turns.values()):
+                self._lose(turn, "worker stopped")
+            await asyncio.gather(*loops, drained, *self._tasks, return_exceptions=True)
+
+    async def drain(self) -> None:
+        """Stop leasing, let turns end for the grace, then cancel the rest and release it."""
+        self._draining.set()
+        self._freed.set()
+        for turn in self._turns.values():
+            turn.public.draining.set()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._drain_grace):
+                await self._idle.wait()
+        for turn in list(self._turns.values()):
+            turn.releasing = True
+            turn.stop_handler()
+        await self._idle.wait()
+
+    async def _drained(self) -> None:
+        await self._draining.wait()
+        await self._idle.wait()
+
+    async def _lease_loop(self) -> None:
+        pauses = full_jitter(0.1, 2.0)
+        while not self._draining.is_set():
+            free = self._slots - len(self._turns)
+            if free <= 0:
+                self._freed.clear()
+                await self._freed.wait()
+                continue
+            request = ws.LeaseRunsRequest(
+                worker=self._worker, queue=self._queue, max_runs=min(free, MAX_POLL_RUNS)
+            )
+            request.wait.FromMilliseconds(round(self._poll_wait * 1000))
+            try:
+                response = await self._poll(request)
+            except ServiceError as err:
+                self._connected.clear()
+                if not isinstance(err, (*_AGAIN, Internal)):
+                    raise
+                _log.debug("poll failed", queue=self._queue, reason=err.reason)
+                await self._pause(next(pauses))
+                continue
+            pauses = full_jitter(0.1, 2.0)
+            self._connected.set()
+            for leased in response.leased_runs if response is not None else ():
+                self._start(leased)
+        await self._idle.wait()
+
+    async def _poll(self, request: ws.LeaseRunsRequest) -> ws.LeaseRunsResponse | None:
+        """Ask for runs; None when the worker began to drain meanwhile."""
+        call = self._stub.LeaseRuns(request)
+        answer = asyncio.ensure_future(client.call(call, service="scheduler"))
+        draining = asyncio.create_task(self._draining.wait())
+        try:
+            await asyncio.wait({answer, draining}, return_when=asyncio.FIRST_COMPLETED)
+            if not answer.done():
+                return None
+            return answer.result()
+        finally:
+            for task in (answer, draining):
+                task.cancel()
+            await asyncio.gather(answer, draining, return_exceptions=True)
+
+    async def _pause(self, seconds: float) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._draining.wait()
+
+    async def _extend_loop(self) -> None:
+        while True:
+            await asyncio.sleep(self._extend_interval)
+            if self._turns:
+                await self._extend()
+
+    async def _extend(self) -> None:
+        asked = list(self._turns.values())
+        sent = asyncio.get_running_loop().time()
+        request = ws.ExtendLeasesRequest(worker=self._worker, lease_ids=[t.lease_id for t in asked])
+        # A call that hangs must leave time for another before the leases end.
+        timeout = max(self._extend_interval, 1.0)
+        try:
+            answer = await client.call(
+                self._stub.ExtendLeases(request, timeout=timeout), service="scheduler"
+            )
+        except WorkerReplaced:
+            raise
+        except ServiceError as err:
+            _log.warning("leases not extended", leases=len(asked), reason=err.reason)
+            return
+        for turn, status in zip(asked, answer.statuses, strict=False):
+            if turn.lease_id not in self._turns:
+                continue
+            if status.lost:
+                self._lose(turn, "lease lost")
+                continue
+            self._extended(turn, status.lease, sent)
+            turn.public.offer(status.steered)
+            if status.cancel_requested and not turn.public.cancelled.is_set():
+                turn.public.cancel_reason = status.cancel_reason
+                turn.public.cancelled.set()
+                turn.stop_handler()
+
+    # One turn
+
+    def _start(self, leased: ws.LeasedRun) -> None:
+        turn = _Turn(leased)
+        self._turns[turn.lease_id] = turn
+        self._idle.clear()
+        if self._draining.is_set():
+            turn.public.draining.set()
+        self._extended(turn, leased.lease, asyncio.get_running_loop().time())
+        # A context of its own: nothing of the poll, and nothing of any other turn.
+        task = deadline.spawn(self._carry(turn), name=f"turn {turn.public.run.run_id}")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _extended(self, turn: _Turn, lease: ws.Lease, since: float) -> None:
+        """Count the time left from before the call, and stop a margin before it is over."""
+        ttl = lease.ttl.ToMicroseconds() / 1_000_000
+        turn.expires_at = since + ttl - min(1.0, ttl / 5)
+        if turn.watchdog is not None:
+            turn.watchdog.cancel()
+        turn.watchdog = asyncio.get_running_loop().call_at(
+            turn.expires_at, self._lose, turn, "lease not extended"
+        )
+
+    def _lose(self, turn: _Turn, why: str) -> None:
+        if not turn.public.lost.is_set():
+            _log.warning("turn stopped", run_id=turn.public.run.run_id, problem=why)
+        turn.public.lost.set()
+        turn.stop_handler()
+
+    async def _carry(self, turn: _Turn) -> None:
+        """Run the handler and end the turn, whatever happens."""
+        public = turn.public
+        run = public.run
+        stored = [tracecontext.link_to(link) for link in public.leased.links]
+        span = self._tracer.start_span(
+            f"run {self._queue}",
+            context=tracecontext.parent_of(run.trace),
+            kind=trace.SpanKind.CONSUMER,
+            links=[link for link in stored if link is not None],
+            attributes={
+                "conveyor.run.id": run.run_id,
+                "conveyor.flow.id": run.spawn.flow_id,
+                "conveyor.depth": run.spawn.depth,
+                "conveyor.turn": public.turn,
+                "conveyor.attempt": public.attempt,
+                "conveyor.lane": run.spec.global_lane,
+            },
+        )
+        try:
+            with trace.use_span(span), bind(run_id=run.run_id, turn=public.turn):
+                outcome = await self._handle(turn)
+                span.set_attribute("conveyor.outcome", type(outcome).__name__.lower())
+                if isinstance(outcome, Fail) and not public.cancelled.is_set():
+                    span.set_status(trace.StatusCode.ERROR, _reason_of(outcome))
+                if not public.lost.is_set():
+                    await self._end(turn, outcome)
+        finally:
+            span.end()
+            if turn.watchdog is not None:
+                turn.watchdog.cancel()
+            self._turns.pop(turn.lease_id, None)
+            self._freed.set()
+            if not self._turns:
+                self._idle.set()
+
+    async def _handle(self, turn: _Turn) -> Outcome:
+        public = turn.public
+        turn.handler = asyncio.create_task(_call(self._handler, public))
+        try:
+            if not await turn.handler_ended():
+                _log.error("handler does not stop", seconds=STOP_SECONDS)
+                return self._after_cancellation(turn)
+            if turn.handler.cancelled():
+                return self._after_cancellation(turn)
+            return turn.handler.result()
+        except LeaseLost:
+            self._lose(turn, "lease lost")
+            return Release("lost")
+        except ServiceError as err:
+            _log.warning("turn failed", reason=err.reason)
+            return Fail(err, retryable=isinstance(err, _AGAIN) or err.retry_after is not None)
+        except aio.AioRpcError as err:
+            mapped = from_rpc_error(err)
+            _log.warning("turn failed", reason=mapped.reason)
+            return Fail(mapped, retryable=True)
+        except Exception as err:
+            _log.error("handler failed", exc_info=err)
+            return Fail(
+                TurnFailed("the turn failed unexpectedly", metadata={"cause": "task"}),
+                retryable=True,
+            )
+        finally:
+            if not turn.handler.done():
+                turn.handler.cancel()
+
+    def _after_cancellation(self, turn: _Turn) -> Outcome:
+        public = turn.public
+        if public.cancelled.is_set():
+            message = public.cancel_reason or "the run was cancelled"
+            return Fail(RunCancelled(message, metadata={"cause": "request"}), retryable=False)
+        if turn.releasing or public.lost.is_set():
+            return Release("draining")
+        # The handler cancelled itself, which is a bug of the handler.
+        return Fail(
+            TurnFailed("the turn stopped by itself", metadata={"cause": "task"}), retryable=True
+        )
+
+    async def _end(self, turn: _Turn, outcome: Outcome) -> None:
+        """Tell the scheduler how the turn ended, until it answers or the lease is over."""
+        try:
+            await self._until_answered(turn, self._ending(turn, outcome))
+        except LeaseLost:
+            self._lose(turn, "lease lost")
+        except ServiceError as err:
+            _log.error("end of turn refused", outcome=type(outcome).__name__, reason=err.reason)
+            if not isinstance(outcome, Fail):
+                # The run must not hang until the lease ends because of, say, a reply too long.
+                refused = TurnFailed(
+                    f"the end of the turn was refused: {err.message}", metadata={"cause": "task"}
+                )
+                await self._end(turn, Fail(refused, retryable=False))
+
+    def _ending(self, turn: _Turn, outcome: Outcome) -> Callable[[], Awaitable[Any]]:
+        """Build the call that ends the turn. Its body stays the same however often it is sent."""
+        lease_id = turn.lease_id
+        if isinstance(outcome, Complete):
+            completion = ws.RunCompletion(
+                lease_id=lease_id,
+                result=outcome.result,
+                announce_mode=outcome.announce_mode,
+                taken_request_ids=outcome.taken,
+                steered_is_next_prompt=outcome.steered_is_next_prompt,
+            )
+            request = ws.CompleteRunsRequest(completions=[completion])
+            return lambda: self._complete(request)
+        if isinstance(outcome, Suspend):
+            suspend = ws.SuspendRunRequest()
+            suspend.CopyFrom(outcome.request)
+            suspend.lease_id = lease_id
+            return lambda: client.call(self._stub.SuspendRun(suspend), service="scheduler")
+        if isinstance(outcome, Fail):
+            error = outcome.error
+            fail = ws.FailRunRequest(
+                lease_id=lease_id,
+                error=error if isinstance(error, status_pb2.Status) else to_proto(error),
+                retryable=outcome.retryable,
+                taken_request_ids=outcome.taken,
+            )
+            return lambda: client.call(self._stub.FailRun(fail), service="scheduler")
+        release = ws.ReleaseRunRequest(lease_id=lease_id)
+        return lambda: client.call(self._stub.ReleaseRun(release), service="scheduler")
+
+    async def _complete(self, request: ws.CompleteRunsRequest) -> None:
+        answer = await client.call(self._stub.CompleteRuns(request), service="scheduler")
+        for result in answer.results:
+            if result.WhichOneof("result") == "error":
+                raise from_proto(result.error, service="scheduler")
+
+    async def _until_answered(self, turn: _Turn, send: Callable[[], Awaitable[Any]]) -> None:
+        pauses = full_jitter(0.1, 1.0)
+        while not turn.public.lost.is_set():
+            try:
+                await send()
+                return
+            except (*_AGAIN, Internal) as err:
+                _log.warning("end of turn not answered", reason=err.reason)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(next(pauses)):
+                    await turn.public.lost.wait()
+
+
+async def _call(handler: Handler, turn: LeasedTurn) -> Outcome:
+    return await handler(turn)
+
+
+def _reason_of(outcome: Fail) -> str:
+    error = outcome.error
+    return error.reason if isinstance(error, ServiceError) else from_proto(error).reason
