@@ -241,7 +241,6 @@ def main(name: str, build: Build, address_of: Callable[[Settings], str]) -> NoRe
 
     Exit codes: 0 drained, 1 a background task died, 2 it could not start (one line says why).
     """
-    parent = os.getppid()
     arguments = _parse(name)
     try:
         settings = load(arguments.config)
@@ -259,7 +258,7 @@ def main(name: str, build: Build, address_of: Callable[[Settings], str]) -> NoRe
                 settings,
                 address_of(settings),
                 telemetry.tracer,
-                parent if arguments.exit_with_parent else None,
+                arguments.exit_with_parent,
             )
         )
     except StartError as err:
@@ -278,7 +277,12 @@ def _parse(name: str) -> argparse.Namespace:
     )
     parser.add_argument(
         "--exit-with-parent",
-        action="store_true",
+        nargs="?",
+        type=int,
+        # A parent that gives its own id is also noticed when it was gone before we looked.
+        const=os.getppid(),
+        default=None,
+        metavar="PID",
         help="drain and stop when the process that started this one is gone",
     )
     return parser.parse_args()

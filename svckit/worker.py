@@ -344,6 +344,8 @@ class Worker:
     async def _handle(self, turn: _Turn) -> Outcome:
         public = turn.public
         turn.handler = asyncio.create_task(_call(self._handler, public))
+        if turn.stopping.is_set():
+            turn.handler.cancel()
         try:
             if not await turn.handler_ended():
                 _log.error("handler does not stop", seconds=STOP_SECONDS)
