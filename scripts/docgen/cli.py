@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from typing import Any
 
-import click
+import typer
 import typer.main
 
-from conveyor_client.cli import app
+from conveyor_client.cli.app import app
 from docgen import NOTE, cell
 
 INTRO = """# Command line
@@ -21,8 +22,11 @@ def render() -> str:
     """The document."""
     root = typer.main.get_command(app)
     parts = [NOTE, INTRO]
-    context = click.Context(root, info_name="conveyor")
-    parts.append("\n## Options of all commands\n\nThey come before the command.\n\n" + _options(root, context))
+    context = typer.Context(root, info_name="conveyor")
+    parts.append(
+        "\n## Options of all commands\n\nThey come before the command.\n\n"
+        + _options(root, context)
+    )
     for command, path in _commands(root, context):
         usage = " ".join(command.collect_usage_pieces(path))
         hidden = "" if not command.deprecated else " (deprecated)"
@@ -34,15 +38,15 @@ def render() -> str:
     return "".join(parts)
 
 
-def _commands(group: click.Command, context: click.Context) -> Iterator[tuple[click.Command, click.Context]]:
-    if not isinstance(group, click.Group):
+def _commands(group: Any, context: typer.Context) -> Iterator[tuple[Any, typer.Context]]:
+    if not hasattr(group, "list_commands"):
         return
     for name in group.list_commands(context):
         command = group.get_command(context, name)
         if command is None or command.hidden:
             continue
-        below = click.Context(command, info_name=name, parent=context)
-        if isinstance(command, click.Group):
+        below = typer.Context(command, info_name=name, parent=context)
+        if hasattr(command, "list_commands"):
             yield from _commands(command, below)
         else:
             yield command, below
@@ -53,7 +57,7 @@ def _text(text: str) -> str:
     return re.sub(r"\[/?(?:bold|dim|green|red|cyan)\]", "", text.partition("\f")[0]).strip()
 
 
-def _options(command: click.Command, context: click.Context) -> str:
+def _options(command: Any, context: typer.Context) -> str:
     rows = []
     for parameter in command.get_params(context):
         record = parameter.get_help_record(context)

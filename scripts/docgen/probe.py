@@ -1,0 +1,152 @@
+"""Finds out what is not there yet, by calling every RPC of every service."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib
+import socket
+import tempfile
+from pathlib import Path
+
+import grpc
+from google.protobuf import descriptor_pool
+from google.protobuf.descriptor import Descriptor, FieldDescriptor
+from google.protobuf.message import Message
+from google.protobuf.message_factory import GetMessageClass
+from grpc import aio
+
+from svckit.errors import BY_REASON
+from svckit.grpc.channel import make_channel
+from svckit.grpc.status import from_rpc_error
+from svckit.service import running
+from svckit.settings import Settings
+
+# Service -> its process, and the address it listens on. The order is that of starting.
+PROCESSES = {
+    "scheduler_svc": (
+        "conveyor.scheduler.v1.SchedulerService",
+        "conveyor.scheduler.v1.WorkerService",
+        "conveyor.scheduler.v1.FlowService",
+        "conveyor.scheduler.v1.LimitService",
+        "conveyor.events.v1.EventLogService",
+    ),
+    "agent_svc": ("conveyor.agent.v1.AgentService",),
+    "acp_svc": ("conveyor.acp.v1.AcpService",),
+    "gateway_svc": ("conveyor.gateway.v1.GatewayService",),
+}
+NOT_IMPLEMENTED = BY_REASON["NOT_IMPLEMENTED"]
+SECONDS = 3.0
+
+
+def missing() -> dict[str, str]:
+    """`/package.Service/Method` of each RPC that answers `NOT_IMPLEMENTED`, and what it says."""
+    return asyncio.run(_missing())
+
+
+async def _missing() -> dict[str, str]:
+    found: dict[str, str] = {}
+    async with contextlib.AsyncExitStack() as stack:
+        directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        addresses = dict(zip([*PROCESSES, "http"], _free_addresses(5), strict=True))
+        settings = _settings(directory, addresses)
+        for process, services in PROCESSES.items():
+            build = importlib.import_module(f"{process}.app").build
+            service = await stack.enter_async_context(
+                running(process, build, settings, addresses[process])
+            )
+            channel = await stack.enter_async_context(make_channel(service.address))
+            for name in services:
+                found.update(await _probe(channel, name))
+    return found
+
+
+def _settings(directory: Path, addresses: dict[str, str]) -> Settings:
+    return Settings.model_validate(
+        {
+            "store": {"url": f"sqlite:///{directory}"},
+            "services": {
+                "scheduler": addresses["scheduler_svc"],
+                "agent": addresses["agent_svc"],
+                "acp": addresses["acp_svc"],
+            },
+            "gateway": {"grpc": addresses["gateway_svc"], "http": addresses["http"]},
+            "log": {"level": "error"},
+        }
+    )
+
+
+def _free_addresses(count: int) -> list[str]:
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for sock in sockets:
+            sock.bind(("127.0.0.1", 0))
+        return [f"127.0.0.1:{sock.getsockname()[1]}" for sock in sockets]
+
+
+async def _probe(channel: aio.Channel, service: str) -> list[tuple[str, str]]:
+    module = service.rpartition(".")[0].removesuffix(".v1").removeprefix("conveyor.")
+    snake = "".join(f"_{c.lower()}" if c.isupper() else c for c in service.rpartition(".")[2])
+    importlib.import_module(f"conveyor.{module}.v1.{snake.removeprefix('_')}_pb2")
+    found = []
+    for method in descriptor_pool.Default().FindServiceByName(service).methods:
+        path = f"/{service}/{method.name}"
+        # An empty request may be refused for what it lacks before anybody looks whether the call is
+        # there; a filled one gets further.
+        for request in (GetMessageClass(method.input_type)(), _filled(method.input_type)):
+            answer = await _call(channel, path, request, streams=bool(method.server_streaming))
+            if answer is not None:
+                found.append((path, answer))
+                break
+    return found
+
+
+async def _call(channel: aio.Channel, path: str, request: Message, *, streams: bool) -> str | None:
+    body = request.SerializeToString()
+    try:
+        async with asyncio.timeout(SECONDS):
+            if streams:
+                method: aio.UnaryStreamMultiCallable[bytes, bytes] = channel.unary_stream(path)
+                call = method(body)
+                try:
+                    await call.read()
+                    await call.code()
+                finally:
+                    call.cancel()
+            else:
+                unary: aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(path)
+                await unary(body, timeout=SECONDS)
+    except TimeoutError:
+        return None  # it is at work, so it is there
+    except aio.AioRpcError as err:
+        problem = from_rpc_error(err)
+        if isinstance(problem, NOT_IMPLEMENTED):
+            return problem.message
+        if err.code() is grpc.StatusCode.UNIMPLEMENTED:
+            raise SystemExit(f"{path} is not served at all") from err
+    return None
+
+
+def _filled(descriptor: Descriptor, depth: int = 3) -> Message:
+    """A request in which every text, message and enum says something."""
+    message = GetMessageClass(descriptor)()
+    for field in descriptor.fields:
+        if field.message_type is not None and field.message_type.GetOptions().map_entry:
+            continue
+        if field.message_type is not None and not field.message_type.full_name.startswith(
+            "conveyor."
+        ):
+            continue
+        values = {
+            FieldDescriptor.TYPE_STRING: "probe",
+            FieldDescriptor.TYPE_ENUM: 1,
+        }
+        if field.type == FieldDescriptor.TYPE_MESSAGE and depth and field.message_type is not None:
+            inner = _filled(field.message_type, depth - 1)
+            if field.is_repeated:
+                getattr(message, field.name).add().CopyFrom(inner)
+            else:
+                getattr(message, field.name).CopyFrom(inner)
+        elif field.type in values and not field.is_repeated:
+            setattr(message, field.name, values[field.type])
+    return message
