@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
 import os
 import signal
 import time
@@ -15,42 +14,23 @@ from grpc import aio
 from bench import load
 from bench.processes import Workspace, descendants, process, serving, workspace
 from bench.report import Row
-from conveyor.common.v1 import content_pb2
 from conveyor.events.v1 import event_log_service_pb2 as els
 from conveyor.events.v1.event_log_service_pb2_grpc import EventLogServiceStub
-from conveyor.gateway.v1 import gateway_service_pb2 as gs
-from conveyor.gateway.v1.gateway_service_pb2_grpc import GatewayServiceStub
 from conveyor.scheduler.v1 import run_pb2
+from conveyor_client import ConveyorClient
 from svckit.grpc.channel import make_channel
 
 CLASSIC = "Do three things: research a market trend, analyse competitors, draft a summary"
 WIDTH = 8
 
 
-class _Chats:
-    def __init__(self, channel: aio.Channel) -> None:
-        self._stub = GatewayServiceStub(channel)
-        self._ids = itertools.count()
-
-    async def ask(self, text: str, customer: int) -> gs.ChatResponse:
-        """Sends a message and reads the stream to its end. Fails unless the run succeeded."""
-        i = next(self._ids)
-        message = content_pb2.Message(
-            message_id=f"bench-{i}",
-            role=content_pb2.ROLE_USER,
-            parts=[content_pb2.ContentPart(text=text)],
-        )
-        key = f"agent:main:grpc:direct:bench-{customer}"
-        inbound = gs.InboundMessage(session_key=key, customer_key=key, message=message)
-        last = gs.ChatResponse()
-        request_id, token = f"bench-{os.getpid()}-{i}", ""
-        while not last.HasField("ended"):  # an OK end before the run's means "reconnect"
-            request = gs.ChatRequest(inbound=inbound, request_id=request_id, resume_token=token)
-            async for last in self._stub.Chat(request):
-                token = last.resume_token or token
-        if last.ended.state != run_pb2.RUN_STATE_SUCCEEDED:
-            raise RuntimeError(f"a run ended as {run_pb2.RunState.Name(last.ended.state)}")
-        return last
+async def _ask(client: ConveyorClient, text: str, customer: int) -> None:
+    """Sends a message and follows it to its end. Fails unless the run succeeded."""
+    key = f"agent:main:grpc:direct:bench-{customer}"
+    async with contextlib.aclosing(client.chat(text, session_key=key, customer_key=key)) as items:
+        async for item in items:
+            if item.HasField("ended") and item.ended.state != run_pb2.RUN_STATE_SUCCEEDED:
+                raise RuntimeError(f"a run ended as {run_pb2.RunState.Name(item.ended.state)}")
 
 
 @contextlib.asynccontextmanager
@@ -65,14 +45,13 @@ async def _suite() -> AsyncIterator[tuple[Workspace, int, float]]:
 
 async def measure_suite(turns: int, requests: int) -> list[Row]:
     """Plain turns and delegated requests, as a client of the gateway sees them."""
-    async with _suite() as (place, _, up), make_channel(place.gateway) as channel:
-        chats = _Chats(channel)
+    async with _suite() as (place, _, up), ConveyorClient(place.gateway) as client:
 
         async def turn(i: int) -> None:
-            await chats.ask("[[reply: done]]", i % WIDTH)
+            await _ask(client, "[[reply: done]]", i % WIDTH)
 
         async def delegated(i: int) -> None:
-            await chats.ask(CLASSIC, i % WIDTH)
+            await _ask(client, CLASSIC, i % WIDTH)
 
         await load.one_by_one(turn, 10)
         single = await load.one_by_one(turn, turns // 5)
@@ -92,15 +71,14 @@ async def measure_restart(times: int) -> list[Row]:
     gaps = []
     async with (
         _suite() as (place, pid, _),
-        make_channel(place.gateway) as channel,
+        ConveyorClient(place.gateway) as client,
         make_channel(place.scheduler, own_connection=True) as scheduler,
     ):
-        chats = _Chats(channel)
         stop = asyncio.Event()
 
         async def customer(i: int) -> None:
             while not stop.is_set():
-                await chats.ask("[[sleep: 0.5s]]", i)
+                await _ask(client, "[[sleep: 0.5s]]", i)
 
         customers = [asyncio.create_task(customer(i)) for i in range(WIDTH)]
         for _ in range(times):

@@ -47,6 +47,8 @@ def _commands(group: Any, context: typer.Context) -> Iterator[tuple[Any, typer.C
             continue
         below = typer.Context(command, info_name=name, parent=context)
         if hasattr(command, "list_commands"):
+            if command.invoke_without_command:
+                yield command, below
             yield from _commands(command, below)
         else:
             yield command, below
