@@ -319,9 +319,7 @@ def _adopt(
     inputs = _inputs_decoder.decode(run.inputs)
     quoted = quote(inputs)
     reply = (
-        text_message(f"{run.run_id}-{what.turn}", "agent", what.text, now_us)
-        if what.text is not None
-        else None
+        text_message(f"{run.run_id}-{what.turn}", "agent", what.text, now_us) if what.text else None
     )
     _insert_exchange(
         db,
@@ -336,7 +334,9 @@ def _adopt(
         now_us=now_us,
     )
     if epoch > run.epoch:
-        outcome = "failed" if reply is None else f"was answered: «{_cut(reply.text)}»"
+        outcome = f"was answered: «{_cut(reply.text)}»" if reply is not None else "ended"
+        if what.kind == "failed":
+            outcome = "got no answer: its run failed"
         _insert_exchange(
             db,
             session_key=run.session_key,

@@ -1,0 +1,98 @@
+"""The configured agents, as the rest of the service asks for them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from agent_svc.domain.tools import SESSION_TOOLS, ToolRules
+from svckit.errors import AgentNotFound
+from svckit.settings import Settings
+from svckit.settings_model import AgentSettings
+
+DEFAULT_PROMPT = (
+    "You are {agent_id}, an assistant. Answer the newest message, in its language, briefly and "
+    "completely."
+)
+DELEGATION = (
+    "You may delegate: sessions_spawn starts a sub-agent. When a request has several independent "
+    "parts, start one sub-agent per part, all in one reply, so that they work in parallel; then "
+    "join their results into one answer. Never claim that you are not allowed to, and never invent "
+    "a result."
+)
+CHILD = (
+    "You are a sub-agent: another agent gave you this task and reads your reply. Do only this task "
+    "and reply with its result."
+)
+
+
+@dataclass(frozen=True)
+class Agent:
+    """One configured agent."""
+
+    agent_id: str
+    settings: AgentSettings
+    # Agents it may spawn, itself included when allowed.
+    spawnable: tuple[str, ...]
+
+    def system_prompt(self, *, depth: int, may_delegate: bool) -> str:
+        """What the model is told before anything else."""
+        own = self.settings.prompt or DEFAULT_PROMPT.format(agent_id=self.agent_id)
+        parts = [own, CHILD if depth else "", DELEGATION if may_delegate else ""]
+        return "\n\n".join(part for part in parts if part)
+
+    def tool_rules(self, *, depth: int, max_depth: int, ceiling: Sequence[str]) -> ToolRules:
+        """What decides the tools of a run of this agent."""
+        return ToolRules(
+            depth=depth,
+            max_depth=max_depth,
+            agent_tools=self.settings.tools,
+            ceiling=ceiling,
+            spawnable=self.spawnable,
+            wait_default=self.settings.subagents.wait,
+        )
+
+    def tools(self) -> list[str]:
+        """Names of the tools it may use where spawning is allowed."""
+        return [
+            name for name in SESSION_TOOLS if not self.settings.tools or name in self.settings.tools
+        ]
+
+    def models(self, override: str = "") -> list[str]:
+        """Models to ask, in order: the run's own, or the agent's, then the fallbacks."""
+        chosen = override or self.settings.model
+        return [chosen, *(name for name in self.settings.fallback_models if name != chosen)]
+
+
+class Agents:
+    """All configured agents, in the order of the file."""
+
+    def __init__(self, settings: Settings) -> None:
+        ids = settings.agents.ids()
+        self._agents: dict[str, Agent] = {}
+        for agent_id in ids:
+            own = settings.agents.get(agent_id)
+            if own is not None:
+                self._agents[agent_id] = Agent(agent_id, own, _spawnable(agent_id, own, ids))
+
+    def all(self) -> list[Agent]:
+        """Every agent."""
+        return list(self._agents.values())
+
+    def get(self, agent_id: str) -> Agent:
+        """One agent. Raises `AgentNotFound`."""
+        try:
+            return self._agents[agent_id]
+        except KeyError:
+            raise AgentNotFound(
+                f"there is no agent {agent_id!r}; [agents.list] names: {', '.join(self._agents)}",
+                metadata={"agentId": agent_id},
+            ) from None
+
+
+def _spawnable(agent_id: str, own: AgentSettings, ids: Sequence[str]) -> tuple[str, ...]:
+    if not own.allow_agents:
+        return (agent_id,)
+    if "*" in own.allow_agents:
+        return tuple(ids)
+    return tuple(name for name in ids if name in own.allow_agents)

@@ -1,0 +1,182 @@
+"""Between the contract's messages and ours."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+
+import msgspec
+from google.protobuf import struct_pb2
+
+from agent_svc.domain import steps as s
+from agent_svc.domain.content import Input, Message, Part, Role
+from agent_svc.domain.reconcile import EndState
+from conveyor.agent.v1 import task_pb2 as task_pb
+from conveyor.common.v1 import content_pb2, usage_pb2
+from conveyor.scheduler.v1 import announcement_pb2 as ann
+from conveyor.scheduler.v1 import run_pb2
+
+PART_BYTES = 256 * 1024
+MESSAGE_BYTES = 1024 * 1024
+EVENT_BYTES = 8 * 1024
+
+_ROLES: dict[content_pb2.Role.ValueType, Role] = {
+    content_pb2.ROLE_USER: "user",
+    content_pb2.ROLE_AGENT: "agent",
+    content_pb2.ROLE_SYSTEM: "system",
+}
+_ROLE_VALUES = {name: value for value, name in _ROLES.items()}
+_REASONS: dict[int, s.StartReason] = {
+    ann.RESUME_REASON_CHILDREN_SETTLED: "children_settled",
+    ann.RESUME_REASON_CHILD_UNTOLD: "child_untold",
+    ann.RESUME_REASON_ANSWERED: "answered",
+    ann.RESUME_REASON_LIMIT_GRANTED: "limit_granted",
+    ann.RESUME_REASON_TIMED_OUT: "timed_out",
+    ann.RESUME_REASON_STEERED: "steered",
+}
+END_STATES: dict[int, EndState] = {
+    run_pb2.RUN_STATE_SUCCEEDED: "succeeded",
+    run_pb2.RUN_STATE_FAILED: "failed",
+    run_pb2.RUN_STATE_CANCELLED: "cancelled",
+    run_pb2.RUN_STATE_EXPIRED: "expired",
+}
+_STOP_REASONS = {
+    "end_turn": task_pb.STOP_REASON_END_TURN,
+    "max_tokens": task_pb.STOP_REASON_MAX_TOKENS,
+    "refusal": task_pb.STOP_REASON_REFUSAL,
+}
+
+
+def message_from_proto(message: content_pb2.Message) -> Message:
+    """Read a message."""
+    parts = tuple(_part(part) for part in message.parts)
+    role = _ROLES.get(message.role, "user")
+    return Message(message.message_id, role, parts, message.create_time.ToMicroseconds())
+
+
+def message_to_proto(message: Message) -> content_pb2.Message:
+    """Write a message as it was stored."""
+    out = content_pb2.Message(message_id=message.message_id, role=_ROLE_VALUES[message.role])
+    for part in message.parts:
+        if part.data:
+            out.parts.add(blob=content_pb2.Blob(media_type=part.media_type, data=part.data))
+        elif part.uri:
+            out.parts.add(resource=content_pb2.Resource(uri=part.uri, media_type=part.media_type))
+        else:
+            out.parts.add(text=part.text)
+    if message.create_us:
+        out.create_time.FromMicroseconds(message.create_us)
+    return out
+
+
+def spoken(
+    message_id: str, text: str, role: content_pb2.Role.ValueType = content_pb2.ROLE_AGENT
+) -> content_pb2.Message:
+    """Build a message of text within the limits of the contract; what is over is cut."""
+    parts = list(_pieces(text.encode()[:MESSAGE_BYTES]))
+    return content_pb2.Message(
+        message_id=message_id,
+        role=role,
+        parts=[content_pb2.ContentPart(text=part) for part in parts],
+    )
+
+
+def inputs_from_proto(inputs: Iterable[run_pb2.RunInput]) -> tuple[Input, ...]:
+    """Read the messages among some inputs; answers to questions are left out."""
+    return tuple(
+        Input(
+            item.request_id,
+            msgspec.structs.replace(
+                message_from_proto(item.message), create_us=item.create_time.ToMicroseconds()
+            ),
+        )
+        for item in inputs
+        if item.HasField("message")
+    )
+
+
+def began_from_proto(resumption: ann.Resumption | None) -> s.Began:
+    """Read why a turn began. The store adds what it alone knows."""
+    if resumption is None:
+        return s.Began("first")
+    return s.Began(
+        reason=_REASONS.get(resumption.reason, "children_settled"),
+        lane_released=resumption.lane_released,
+        told=tuple(_told(child) for child in resumption.children),
+    )
+
+
+def result_details(steps: Iterable[s.Step], last: s.Replied) -> task_pb.AgentResult:
+    """Sum up a run for `RunResult.details`."""
+    calls = sum(1 for step in steps if isinstance(step.record, s.Replied))
+    return task_pb.AgentResult(
+        stop_reason=_STOP_REASONS[last.stop_reason],
+        steps=calls,
+        requested_model=last.requested_model,
+        effective_model=last.effective_model,
+    )
+
+
+def usage_to_proto(usage: s.Usage, *, priced: bool) -> usage_pb2.Usage:
+    """Write the usage of one model call."""
+    return usage_pb2.Usage(
+        model_calls=1,
+        input_tokens=usage.read,
+        cached_input_tokens=usage.cached,
+        output_tokens=usage.written,
+        unpriced_calls=0 if priced else 1,
+    )
+
+
+def arguments_struct(arguments: str) -> struct_pb2.Struct:
+    """Write a call's arguments for an event, cut to 8 KiB."""
+    out = struct_pb2.Struct()
+    try:
+        raw = json.loads(arguments or "{}")
+    except ValueError:
+        raw = None
+    if isinstance(raw, dict) and len(arguments.encode()) <= EVENT_BYTES:
+        out.update(raw)
+    else:
+        out.update({"text": cut(arguments, EVENT_BYTES)})
+    return out
+
+
+def cut(text: str, limit: int) -> str:
+    """Cut a text to at most `limit` bytes of UTF-8."""
+    raw = text.encode()
+    return text if len(raw) <= limit else raw[:limit].decode(errors="ignore")
+
+
+def _part(part: content_pb2.ContentPart) -> Part:
+    kind = part.WhichOneof("part")
+    if kind == "blob":
+        return Part(media_type=part.blob.media_type, data=part.blob.data)
+    if kind == "resource":
+        return Part(media_type=part.resource.media_type, uri=part.resource.uri)
+    return Part(text=part.text)
+
+
+def _told(child: ann.ChildResult) -> s.ToldChild:
+    usage = child.usage
+    return s.ToldChild(
+        run_id=child.run_id,
+        call_id=child.tool_call_id,
+        status=END_STATES.get(child.status, "live"),
+        label=child.label,
+        text=child.text,
+        truncated=child.text_truncated,
+        error=child.error.message if child.HasField("error") else "",
+        tokens=usage.input_tokens + usage.output_tokens,
+        duration_ms=child.duration.ToMilliseconds(),
+    )
+
+
+def _pieces(raw: bytes) -> Iterable[str]:
+    """Split UTF-8 into parts that stay within the limit, never inside a character."""
+    while raw:
+        piece = raw[:PART_BYTES].decode(errors="ignore")
+        if not piece:
+            return
+        yield piece
+        raw = raw[len(piece.encode()) :]

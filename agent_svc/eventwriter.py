@@ -1,0 +1,148 @@
+"""Writes a turn's events under its lease, and shows text while it is written.
+
+Text is merged for 50 ms. Pieces and events go out one request at a time, in order. A lost piece
+does no harm, since the complete message replaces all pieces; an event is repeated until it is
+stored or the lease is lost.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from google.rpc import status_pb2
+
+from agent_svc import convert
+from agent_svc.domain import steps as s
+from conveyor.events.v1 import event_log_service_pb2 as log_pb
+from conveyor.events.v1 import event_pb2
+from svckit import tracecontext
+from svckit.backoff import full_jitter
+from svckit.clock import Clock
+from svckit.errors import NotLeader, ServiceError, ShuttingDown, StoreUnavailable, Unreachable
+from svckit.grpc.client import call
+from svckit.logging import get_logger
+
+if TYPE_CHECKING:
+    from conveyor.events.v1.event_log_service_pb2_grpc import EventLogServiceAsyncStub
+
+MERGE_SECONDS = 0.05
+PASSING = (Unreachable, StoreUnavailable, ShuttingDown, NotLeader)
+
+_log = get_logger("agent.events")
+
+
+class EventWriter:
+    """The events of one attempt. Leave it as a context manager: nothing is sent after that."""
+
+    def __init__(
+        self, stub: EventLogServiceAsyncStub, lease_id: str, message_id: str, clock: Clock
+    ) -> None:
+        self._stub = stub
+        self._lease_id = lease_id
+        self._message_id = message_id
+        self._clock = clock
+        self._text = ""
+        self._offset = 0
+        self._lock = asyncio.Lock()
+        self._merging: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> EventWriter:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._merging is not None:
+            self._merging.cancel()
+            await asyncio.gather(self._merging, return_exceptions=True)
+
+    def text(self, piece: str) -> None:
+        """Show a piece of the reply soon."""
+        self._text += piece
+        if self._merging is None or self._merging.done():
+            self._merging = asyncio.create_task(self._merge(), name="deltas")
+
+    async def new_message(self) -> None:
+        """Begin the text anew: the pieces that follow replace what was shown."""
+        await self.flush()
+        self._offset = 0
+
+    async def flush(self) -> None:
+        """Show now what was said."""
+        async with self._lock:
+            if (delta := self._take()) is not None:
+                await self._show(delta)
+
+    async def write(self, *events: event_pb2.Event) -> None:
+        """Store events, after the text so far was shown. Raises `LeaseLost`."""
+        if not events:
+            return
+        async with self._lock:
+            request = log_pb.AppendEventsRequest(lease_id=self._lease_id, events=events)
+            if (delta := self._take()) is not None:
+                request.deltas.append(delta)
+            pauses = full_jitter(0.1, 2.0)
+            while True:
+                try:
+                    await call(self._stub.AppendEvents(request), service="scheduler")
+                    return
+                except PASSING:
+                    # The worker cancels the turn when its lease runs out meanwhile.
+                    await self._clock.sleep(next(pauses))
+
+    async def _merge(self) -> None:
+        while self._text:
+            await self._clock.sleep(MERGE_SECONDS)
+            await self.flush()
+
+    def _take(self) -> event_pb2.MessageDelta | None:
+        if not self._text:
+            return None
+        text, self._text = self._text, ""
+        delta = event_pb2.MessageDelta(message_id=self._message_id, text=text, offset=self._offset)
+        self._offset += len(text)
+        return delta
+
+    async def _show(self, delta: event_pb2.MessageDelta) -> None:
+        request = log_pb.AppendEventsRequest(lease_id=self._lease_id, deltas=[delta])
+        try:
+            await call(self._stub.AppendEvents(request), service="scheduler")
+        except ServiceError as err:
+            _log.debug("text was not shown", reason=err.reason)
+
+
+def call_started(run_id: str, tool_call: s.ToolCall) -> event_pb2.Event:
+    """A tool call began."""
+    return event_pb2.Event(
+        event_id=f"{run_id}-{tool_call.id}-started",
+        trace=tracecontext.current(),
+        tool_call_started=event_pb2.ToolCallStarted(
+            tool_call_id=tool_call.id,
+            tool_name=tool_call.name[:64],
+            arguments=convert.arguments_struct(tool_call.arguments),
+        ),
+    )
+
+
+def call_ended(
+    run_id: str, call_id: str, output: str, error: status_pb2.Status | None = None
+) -> event_pb2.Event:
+    """A tool call ended; `output` is what the model sees."""
+    ended = event_pb2.ToolCallEnded(tool_call_id=call_id, error=error)
+    if output:
+        ended.output.add(text=convert.cut(output, convert.EVENT_BYTES))
+    return event_pb2.Event(
+        event_id=f"{run_id}-{call_id}-ended", trace=tracecontext.current(), tool_call_ended=ended
+    )
+
+
+def said_between(run_id: str, turn: int, step: int, text: str) -> event_pb2.Event:
+    """Text that the model wrote beside its tool calls. It is not delivered."""
+    message_id = f"{run_id}-{turn}.{step}"
+    return event_pb2.Event(
+        event_id=f"{message_id}-said",
+        trace=tracecontext.current(),
+        message_completed=event_pb2.MessageCompleted(
+            message=convert.spoken(message_id, text),
+            kind=event_pb2.MESSAGE_KIND_INTERNAL,
+        ),
+    )

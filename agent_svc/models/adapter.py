@@ -1,0 +1,230 @@
+"""Between our prompt and pydantic-ai. The only module that imports it; loaded on first use.
+
+Our tool call ids (`turn.step.index`) are written with underscores on the wire, since some providers
+take no dots. The ids a provider makes up are dropped here: they may repeat, within a reply too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+
+from pydantic_ai import exceptions as failures
+from pydantic_ai import messages as wire
+from pydantic_ai.direct import model_request_stream
+from pydantic_ai.models import Model as WireModel
+from pydantic_ai.models import ModelRequestParameters
+from pydantic_ai.settings import ModelSettings
+from pydantic_ai.tools import ToolDefinition
+
+from agent_svc.domain.prompt import Answered, Prompt, Said, ToolAnswer
+from agent_svc.models.base import Outcome
+
+
+@dataclass(frozen=True)
+class Built:
+    """A model that can be asked, and how its connections are closed."""
+
+    model: WireModel
+    close: Callable[[], Awaitable[None]]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A whole reply, taken apart."""
+
+    text: str
+    calls: tuple[tuple[str, str], ...]
+    read: int
+    cached: int
+    written: int
+    finish_reason: str
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What an exception of the library means. `why` is ours: the provider's text stays inside."""
+
+    outcome: Outcome
+    why: str
+    http_status: int = 0
+    retry_after: float | None = None
+
+
+def build(*, kind: str, provider_id: str, model: str, base_url: str, api_key: str) -> Built:
+    """Make the model of a provider. The SDK's own retries are off."""
+    if kind == "anthropic":
+        from anthropic import AsyncAnthropic
+        from pydantic_ai.models.anthropic import AnthropicModel
+        from pydantic_ai.providers.anthropic import AnthropicProvider
+
+        claude = AsyncAnthropic(api_key=api_key, base_url=base_url or None, max_retries=0)
+        return Built(
+            AnthropicModel(model, provider=AnthropicProvider(anthropic_client=claude)),
+            claude.close,
+        )
+    from openai import AsyncOpenAI
+    from pydantic_ai.models.openai import OpenAIChatModel
+    from pydantic_ai.providers.openai import OpenAIProvider
+    from pydantic_ai.providers.openai_compatible import OpenAICompatibleProvider
+
+    client = AsyncOpenAI(api_key=api_key, base_url=base_url or None, max_retries=0)
+    if base_url:
+        compatible = OpenAICompatibleProvider(provider_id, openai_client=client)
+        return Built(OpenAIChatModel(model, provider=compatible), client.close)
+    own = OpenAIProvider(openai_client=client)
+    return Built(OpenAIChatModel(model, provider=own), client.close)
+
+
+async def stream(
+    built: Built,
+    prompt: Prompt,
+    on_text: Callable[[str], None],
+    on_other: Callable[[], None],
+    first_token_seconds: float,
+    whole_seconds: float,
+) -> Answer:
+    """Ask, and pass on the text as it comes. `on_other` tells that anything else came."""
+    settings = ModelSettings(
+        first_event_timeout=first_token_seconds, request_timeout=whole_seconds, max_retries=0
+    )
+    parameters = ModelRequestParameters(
+        function_tools=[
+            ToolDefinition(
+                name=tool.name,
+                description=tool.description,
+                parameters_json_schema=dict(tool.parameters),
+                # Optional arguments stay optional; strict schemas would make them all required.
+                strict=False,
+            )
+            for tool in prompt.tools
+        ]
+    )
+    async with model_request_stream(
+        built.model,
+        to_wire(prompt),
+        model_settings=settings,
+        model_request_parameters=parameters,
+        instrument=False,
+    ) as events:
+        async for event in events:
+            text = _text_of(event)
+            if text:
+                on_text(text)
+            elif isinstance(event, wire.PartStartEvent | wire.PartDeltaEvent):
+                on_other()
+        response = events.get()
+    return _take_apart(response)
+
+
+def to_wire(prompt: Prompt) -> list[wire.ModelMessage]:
+    """Write a prompt in the library's messages."""
+    found: list[wire.ModelMessage] = []
+    parts: list[wire.ModelRequestPart] = [wire.SystemPromptPart(prompt.system)]
+    for message in prompt.messages:
+        if isinstance(message, Answered):
+            if parts:
+                found.append(wire.ModelRequest(parts))
+                parts = []
+            found.append(_reply(message))
+        else:
+            parts.append(_request_part(message))
+    if parts:
+        found.append(wire.ModelRequest(parts))
+    return found
+
+
+def wire_id(call_id: str) -> str:
+    """A tool call id that every provider takes."""
+    return "call_" + call_id.replace(".", "_")
+
+
+def _reply(message: Answered) -> wire.ModelResponse:
+    parts: list[wire.ModelResponsePart] = []
+    if message.text or not message.calls:
+        parts.append(wire.TextPart(message.text or "(no text)"))
+    parts.extend(
+        wire.ToolCallPart(call.name, call.arguments or "{}", wire_id(call.id))
+        for call in message.calls
+    )
+    return wire.ModelResponse(parts)
+
+
+def _request_part(message: Said | ToolAnswer) -> wire.ModelRequestPart:
+    if isinstance(message, ToolAnswer):
+        return wire.ToolReturnPart(
+            message.tool,
+            message.content,
+            wire_id(message.call_id),
+            outcome="failed" if message.failed else "success",
+        )
+    if not message.attachments:
+        return wire.UserPromptPart(message.text)
+    content: list[wire.UserContent] = [message.text] if message.text else []
+    for part in message.attachments:
+        if part.data:
+            content.append(wire.BinaryContent(part.data, media_type=part.media_type))
+        else:
+            kind = f" ({part.media_type})" if part.media_type else ""
+            content.append(f"[attached: {part.uri}{kind}]")
+    return wire.UserPromptPart(content)
+
+
+def _text_of(event: object) -> str:
+    if isinstance(event, wire.PartStartEvent) and isinstance(event.part, wire.TextPart):
+        return event.part.content
+    if isinstance(event, wire.PartDeltaEvent) and isinstance(event.delta, wire.TextPartDelta):
+        return event.delta.content_delta
+    return ""
+
+
+def _take_apart(response: wire.ModelResponse) -> Answer:
+    texts = [part.content for part in response.parts if isinstance(part, wire.TextPart)]
+    calls = [
+        (part.tool_name, part.args_as_json_str())
+        for part in response.parts
+        if isinstance(part, wire.ToolCallPart)
+    ]
+    usage = response.usage
+    return Answer(
+        text="".join(texts),
+        calls=tuple(calls),
+        read=usage.input_tokens,
+        cached=usage.cache_read_tokens,
+        written=usage.output_tokens,
+        finish_reason=response.finish_reason or "",
+    )
+
+
+def judge(err: Exception) -> Verdict:
+    """Say what an exception of a model call means. None of its text is passed on."""
+    status = err.status_code if isinstance(err, failures.ModelHTTPError) else 0
+    http = f" (HTTP {status})" if status else ""
+    wait = err.retry_after if isinstance(err, failures.ModelAPIError) else None
+    if isinstance(err, failures.ModelRateLimitError):
+        return Verdict("throttled", f"it takes no more requests now{http}", status, wait)
+    for kind, why in _REFUSALS:
+        if isinstance(err, kind):
+            return Verdict("rejected", why + http, status)
+    if isinstance(err, failures.ModelTimeoutError | failures.ModelRequestTimeout | TimeoutError):
+        return Verdict("unavailable", "it took too long", status, wait)
+    if isinstance(err, failures.ModelConnectionError):
+        return Verdict("unavailable", "the connection failed", status, wait)
+    if isinstance(err, failures.ModelHTTPError):
+        if status in (408, 409, 425, 429) or status >= 500:
+            return Verdict("unavailable", f"it is in trouble{http}", status, wait)
+        return Verdict("rejected", f"it does not take this request{http}", status)
+    if isinstance(err, failures.ModelAPIError):
+        return Verdict("unavailable", f"it is in trouble{http}", status, wait)
+    return Verdict("unavailable", "its reply could not be read")
+
+
+_REFUSALS: Sequence[tuple[type[Exception], str]] = (
+    (failures.ModelQuotaExceededError, "its quota or credit is used up"),
+    (failures.ModelContextWindowExceededError, "the conversation is too long for the model"),
+    (failures.ModelAuthenticationError, "the credential is not accepted"),
+    (failures.ModelNotFoundError, "it does not have this model, or the base URL is wrong"),
+    (failures.ModelRequestRejectedError, "it does not take this request"),
+    (failures.ContentFilterError, "its content filter stopped the reply"),
+    (failures.UserError, "this build cannot express the request for it"),
+)

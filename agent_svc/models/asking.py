@@ -1,0 +1,77 @@
+"""Asks a model with our own retries, and its fallbacks when it stays away.
+
+The SDKs' retries are off: theirs cannot tell whether a reply had begun. Here a call is repeated
+only while no piece of a reply has come, so nothing is paid or shown twice. Pauses are short,
+because the turn holds a slot; longer trouble is the scheduler's, which retries the turn with a
+backoff.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+
+from agent_svc.domain.prompt import Prompt
+from agent_svc.models.base import CallFailed, Model, ModelReply
+from svckit.backoff import full_jitter
+from svckit.clock import Clock
+from svckit.errors import TurnFailed
+
+TRIES = 3
+FIRST_PAUSE = 0.25
+LONGEST_PAUSE = 2.0
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A reply and the model that gave it."""
+
+    reply: ModelReply
+    model: Model
+
+
+@dataclass(frozen=True)
+class FailedCall:
+    """One call that failed, for the report about the provider. `number` counts from 1."""
+
+    model: Model
+    failure: CallFailed
+    number: int
+
+
+async def ask(
+    models: Sequence[Model],
+    prompt: Prompt,
+    on_text: Callable[[str], None],
+    *,
+    clock: Clock,
+    on_failure: Callable[[FailedCall], Awaitable[None]],
+) -> Asked:
+    """Ask the first of `models` that answers. Raises the `CallFailed` of the first one.
+
+    A model that refuses the request, or stays unavailable, is followed by the next; one that broke
+    off in the middle of a reply is not, for its text was already shown.
+    """
+    first: CallFailed | None = None
+    number = 0
+    for model in models:
+        pauses = full_jitter(FIRST_PAUSE, LONGEST_PAUSE)
+        for attempt in range(1, TRIES + 1):
+            try:
+                return Asked(await model.ask(prompt, on_text), model)
+            except CallFailed as failure:
+                number += 1
+                first = first or failure
+                await on_failure(FailedCall(model, failure, number))
+                if failure.started or isinstance(failure.error, TurnFailed):
+                    raise
+                pause = next(pauses)
+                if failure.retry_after is not None:
+                    pause = max(pause, failure.retry_after)
+                last = attempt == TRIES or pause > LONGEST_PAUSE
+                if failure.outcome == "rejected" or last:
+                    break
+                await clock.sleep(pause)
+    if first is None:
+        raise ValueError("no model to ask")
+    raise first

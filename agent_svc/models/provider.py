@@ -1,0 +1,144 @@
+"""A model of a real provider, through pydantic-ai's direct request API.
+
+Nothing of pydantic-ai is imported before the first call: importing it takes about two seconds, and
+the demo models never need it. Its messages are built from ours for each call and never stored.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from agent_svc.domain.prompt import Prompt
+from agent_svc.domain.steps import StopReason, Usage
+from agent_svc.models.base import CallFailed, ModelReply
+from svckit.errors import ModelRejected, ModelUnavailable, NotImplementedYet
+from svckit.settings_model import ProviderSettings
+
+if TYPE_CHECKING:
+    from agent_svc.models import adapter
+
+FIRST_TOKEN_SECONDS = 120.0
+WHOLE_REPLY_SECONDS = 600.0
+DEFAULT_KEYS = {"openai": "OPENAI_API_KEY", "anthropic": "ANTHROPIC_API_KEY"}
+_STOP_REASONS: dict[str, StopReason] = {"length": "max_tokens", "content_filter": "refusal"}
+
+
+class ProviderModel:
+    """One model of a configured provider. Safe for concurrent calls; `close` when done."""
+
+    def __init__(self, provider_id: str, name: str, settings: ProviderSettings) -> None:
+        self.provider_id = provider_id
+        self.name = name
+        self._settings = settings
+        self._built: adapter.Built | None = None
+        self._building = asyncio.Lock()
+
+    async def ask(self, prompt: Prompt, on_text: Callable[[str], None]) -> ModelReply:
+        """Ask once, streaming. Raises `CallFailed`."""
+        built = await self._model()
+        from agent_svc.models import adapter
+
+        started = False
+
+        def show(text: str) -> None:
+            nonlocal started
+            started = True
+            on_text(text)
+
+        def note() -> None:
+            nonlocal started
+            started = True
+
+        try:
+            answer = await adapter.stream(
+                built, prompt, show, note, FIRST_TOKEN_SECONDS, WHOLE_REPLY_SECONDS
+            )
+        except Exception as err:
+            raise self._failed(adapter.judge(err), started) from err
+        usage = Usage(read=answer.read, cached=answer.cached, written=answer.written)
+        reason = _STOP_REASONS.get(answer.finish_reason, "end_turn")
+        return ModelReply(answer.text, answer.calls, usage, reason)
+
+    async def close(self) -> None:
+        """Close the connections to the provider."""
+        if self._built is not None:
+            await self._built.close()
+            self._built = None
+
+    async def _model(self) -> adapter.Built:
+        async with self._building:
+            if self._built is None:
+                key = self._key()
+                try:
+                    # In a thread: leases must be extended while two seconds of imports run.
+                    await asyncio.to_thread(_import, self._settings.kind)
+                except ImportError as err:
+                    raise self._rejected(
+                        f"provider {self.provider_id!r} needs an optional part: "
+                        f"pip install 'conveyor-suite[{self._settings.kind}]'"
+                    ) from err
+                from agent_svc.models import adapter
+
+                self._built = adapter.build(
+                    kind=self._settings.kind,
+                    provider_id=self.provider_id,
+                    model=self.name,
+                    base_url=self._settings.base_url,
+                    api_key=key,
+                )
+            return self._built
+
+    def _key(self) -> str:
+        """The credential. It lives in the client only: never in an error, a log or a span."""
+        if self._settings.kind not in DEFAULT_KEYS:
+            error = NotImplementedYet(
+                f"providers of kind {self._settings.kind!r} come in a later release",
+                metadata={"feature": f"providers.{self._settings.kind}"},
+            )
+            raise CallFailed(error, outcome="rejected")
+        variable = self._settings.api_key_env
+        if not variable and self._settings.base_url:
+            return "none"  # a local server: the SDKs insist on some key
+        where = f"named by providers.{self.provider_id}.api_key_env"
+        if not variable:
+            variable = DEFAULT_KEYS[self._settings.kind]
+            where = f"the default of providers.{self.provider_id}"
+        key = os.environ.get(variable, "")
+        if not key:
+            raise self._rejected(f"the environment variable {variable}, {where}, is not set")
+        return key
+
+    def _rejected(self, message: str, http_status: int = 0) -> CallFailed:
+        status = str(http_status) if http_status else ""
+        error = ModelRejected(message, metadata=self._facts() | {"httpStatus": status})
+        return CallFailed(error, outcome="rejected")
+
+    def _failed(self, verdict: adapter.Verdict, started: bool) -> CallFailed:
+        if verdict.outcome == "rejected":
+            failed = self._rejected(
+                f"{self.provider_id} refused the request: {verdict.why}", verdict.http_status
+            )
+            failed.started = started
+            return failed
+        error = ModelUnavailable(
+            f"{self.provider_id} did not answer: {verdict.why}",
+            metadata=self._facts(),
+            retry_after=verdict.retry_after,
+        )
+        return CallFailed(
+            error, outcome=verdict.outcome, started=started, retry_after=verdict.retry_after
+        )
+
+    def _facts(self) -> dict[str, str]:
+        return {"providerId": self.provider_id, "model": self.name}
+
+
+def _import(kind: str) -> Any:
+    import importlib
+
+    # The extra's own package first: its absence is the error that names the fix.
+    importlib.import_module(kind)
+    return importlib.import_module("agent_svc.models.adapter")

@@ -1,0 +1,195 @@
+"""Starts the children that a reply asks for: one batch, each call with its own outcome.
+
+A child's request id is the parent's run id and the tool call id, so an attempt that repeats the
+batch after a crash finds the children of the one before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from google.protobuf import any_pb2
+from google.rpc import status_pb2
+
+from agent_svc import convert
+from agent_svc.agents import Agent, Agents
+from agent_svc.domain import steps as s
+from agent_svc.domain import tools as t
+from agent_svc.models.catalog import Catalog
+from conveyor.acp.v1 import session_pb2
+from conveyor.acp.v1 import task_pb2 as acp_task_pb
+from conveyor.agent.v1 import task_pb2 as task_pb
+from conveyor.common.v1 import content_pb2
+from conveyor.scheduler.v1 import run_pb2
+from conveyor.scheduler.v1 import scheduler_service_pb2 as sched
+from svckit import tracecontext
+from svckit.errors import (
+    AgentNotFound,
+    LeaseLost,
+    ModelNotFound,
+    ServiceError,
+    invalid_field,
+)
+from svckit.grpc.client import call
+from svckit.grpc.status import from_proto, to_proto
+
+if TYPE_CHECKING:
+    from conveyor.scheduler.v1.scheduler_service_pb2_grpc import SchedulerServiceAsyncStub
+
+NO_LIMIT_SECONDS = 366 * 86_400
+
+
+@dataclass(frozen=True)
+class Parent:
+    """The run that spawns."""
+
+    run: run_pb2.Run
+    lease_id: str
+    agent: Agent
+    task: task_pb.AgentTask
+
+
+@dataclass(frozen=True)
+class SpawnOutcome:
+    """What came of one call. `error` is set when no child was started."""
+
+    call: s.ToolCall
+    record: s.Spawned | s.Returned
+    error: status_pb2.Status | None = None
+
+
+class Spawner:
+    """Turns `sessions_spawn` calls into child runs."""
+
+    def __init__(self, stub: SchedulerServiceAsyncStub, agents: Agents, catalog: Catalog) -> None:
+        self._stub = stub
+        self._agents = agents
+        self._catalog = catalog
+
+    async def spawn(self, parent: Parent, calls: Sequence[s.ToolCall]) -> list[SpawnOutcome]:
+        """Start a child per call. A refusal is the result of its call; `LeaseLost` is raised."""
+        outcomes: dict[str, SpawnOutcome] = {}
+        items: list[tuple[s.ToolCall, t.SpawnArgs, sched.EnqueueItem]] = []
+        for tool_call in calls:
+            try:
+                args = t.read_spawn(tool_call.arguments)
+                items.append((tool_call, args, self._item(parent, tool_call, args)))
+            except t.BadArguments as err:
+                outcomes[tool_call.id] = _refused(tool_call, str(err))
+            except (AgentNotFound, ModelNotFound) as err:
+                outcomes[tool_call.id] = _refused(tool_call, err.message, to_proto(err))
+        if items:
+            request = sched.EnqueueRunsRequest(items=[item for _, _, item in items])
+            response = await call(self._stub.EnqueueRuns(request), service="scheduler")
+            for (tool_call, args, _), result in zip(items, response.results, strict=True):
+                outcomes[tool_call.id] = self._outcome(parent, tool_call, args, result)
+        return [outcomes[tool_call.id] for tool_call in calls]
+
+    def _outcome(
+        self,
+        parent: Parent,
+        tool_call: s.ToolCall,
+        args: t.SpawnArgs,
+        result: sched.EnqueueResult,
+    ) -> SpawnOutcome:
+        if result.WhichOneof("result") == "error":
+            error = from_proto(result.error)
+            if isinstance(error, LeaseLost):
+                raise error
+            return _refused(tool_call, _explain(error), result.error)
+        child = result.accepted.run
+        wait = parent.agent.settings.subagents.wait if args.wait is None else args.wait
+        record = s.Spawned(
+            tool_call.id, child.run_id, child.spec.session_key, t.label_of(args), wait
+        )
+        return SpawnOutcome(tool_call, record)
+
+    def _item(self, parent: Parent, tool_call: s.ToolCall, args: t.SpawnArgs) -> sched.EnqueueItem:
+        spec = run_pb2.RunSpec(
+            queue="acp" if args.runtime == "acp" else "agent",
+            task=self._acp_task(args) if args.runtime == "acp" else self._task(parent, args),
+            label=t.label_of(args),
+        )
+        limit = parent.agent.settings.subagents.run_timeout_seconds or NO_LIMIT_SECONDS
+        spec.run_timeout.FromMilliseconds(round(limit * 1000))
+        if args.timeout_seconds is not None:
+            spec.wall_timeout.FromMilliseconds(round(args.timeout_seconds * 1000))
+        run_id = parent.run.run_id
+        return sched.EnqueueItem(
+            spec=spec,
+            message=convert.spoken(f"{run_id}-{tool_call.id}", args.task, content_pb2.ROLE_USER),
+            request_id=f"{run_id}/{tool_call.id}",
+            parent_lease_id=parent.lease_id,
+            tool_call_id=tool_call.id,
+            trace=tracecontext.current(),
+        )
+
+    def _task(self, parent: Parent, args: t.SpawnArgs) -> any_pb2.Any:
+        agent_id = args.agent_id or parent.agent.agent_id
+        if args.agent_id and agent_id not in parent.agent.spawnable:
+            allowed = ", ".join(parent.agent.spawnable)
+            raise t.BadArguments(f"agent_id {agent_id!r} may not be spawned here; use: {allowed}")
+        self._agents.get(agent_id)
+        model = args.model or parent.agent.settings.subagents.model
+        if not model and agent_id == parent.agent.agent_id:
+            model = parent.task.model
+        if model:
+            self._catalog.get(model)
+        fork = args.context == "fork"
+        task = task_pb.AgentTask(
+            agent_id=agent_id,
+            model=model,
+            context_mode=(task_pb.CONTEXT_MODE_FORK if fork else task_pb.CONTEXT_MODE_ISOLATED),
+            fork_session_key=parent.run.spec.session_key if fork else "",
+            allowed_tools=_ceiling(parent),
+        )
+        packed = any_pb2.Any()
+        packed.Pack(task)
+        return packed
+
+    def _acp_task(self, args: t.SpawnArgs) -> any_pb2.Any:
+        task = acp_task_pb.AcpTask(
+            new_session=session_pb2.AcpSessionSpec(
+                harness_id=args.agent_id,
+                cwd=args.cwd,
+                mode=session_pb2.ACP_SESSION_MODE_ONESHOT,
+                label=t.label_of(args),
+                model=args.model,
+            )
+        )
+        packed = any_pb2.Any()
+        packed.Pack(task)
+        return packed
+
+
+def _ceiling(parent: Parent) -> list[str]:
+    """What the child may use at most: what its parent may."""
+    own, above = list(parent.agent.settings.tools), list(parent.task.allowed_tools)
+    if own and above:
+        return [name for name in own if name in above]
+    return own or above
+
+
+def _refused(
+    tool_call: s.ToolCall, why: str, error: status_pb2.Status | None = None
+) -> SpawnOutcome:
+    content = f"No sub-agent was started: {why}"
+    return SpawnOutcome(
+        tool_call, s.Returned(tool_call.id, content, failed=True), error or _tool_error(why)
+    )
+
+
+def _tool_error(why: str) -> status_pb2.Status:
+    return to_proto(invalid_field("arguments", why))
+
+
+def _explain(error: ServiceError) -> str:
+    if error.reason == "BUDGET_EXCEEDED" and "budget" in error.metadata:
+        facts = error.metadata
+        return (
+            f"the budget {facts['budget']} allows {facts.get('limit', '?')} and "
+            f"{facts.get('used', '?')} are used. Do the work yourself, or wait for others to end."
+        )
+    return f"{error.message} ({error.reason})"

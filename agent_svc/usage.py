@@ -1,0 +1,115 @@
+"""Reports what model calls used. Spent is spent: reports outlive the turn, and even its lease."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from agent_svc.eventwriter import PASSING
+from agent_svc.models.base import Model
+from agent_svc.models.base import Outcome as FailedOutcome
+from conveyor.common.v1 import usage_pb2
+from conveyor.scheduler.v1 import limit_service_pb2 as limit_pb
+from svckit.backoff import full_jitter
+from svckit.clock import Clock
+from svckit.errors import ServiceError
+from svckit.grpc.client import call
+from svckit.grpc.deadline import spawn
+from svckit.grpc.status import from_proto
+from svckit.logging import get_logger
+
+if TYPE_CHECKING:
+    from conveyor.scheduler.v1.limit_service_pb2_grpc import LimitServiceAsyncStub
+
+PATIENCE_SECONDS = 2.0
+LONGEST_TRY_SECONDS = 600.0
+
+_OUTCOMES = {
+    "throttled": limit_pb.CALL_OUTCOME_THROTTLED,
+    "unavailable": limit_pb.CALL_OUTCOME_UNAVAILABLE,
+    "rejected": limit_pb.CALL_OUTCOME_REJECTED,
+}
+_log = get_logger("agent.usage")
+
+
+class UsageReporter:
+    """Tells `LimitService` about model calls. Each report has an id, so that repeating is safe."""
+
+    def __init__(self, stub: LimitServiceAsyncStub, clock: Clock) -> None:
+        self._stub = stub
+        self._clock = clock
+        self._pending: set[asyncio.Task[limit_pb.ReportResponse | None]] = set()
+
+    async def answered(
+        self,
+        run_id: str,
+        turn: int,
+        step: int,
+        provider_id: str,
+        model: str,
+        usage: usage_pb2.Usage,
+    ) -> None:
+        """Report an answered call; a turn waits for it a moment, so that totals are soon right.
+
+        Raises `BudgetExceeded` when the report passed a cap.
+        """
+        request = limit_pb.ReportRequest(
+            request_id=f"{run_id}/{turn}.{step}",
+            call=limit_pb.ModelCall(provider_id=provider_id, model=model, run_id=run_id),
+            outcome=limit_pb.CALL_OUTCOME_ANSWERED,
+            usage=usage,
+        )
+        task = self._start(request)
+        done, _ = await asyncio.wait({task}, timeout=PATIENCE_SECONDS)
+        response = task.result() if done else None
+        if response is not None and response.HasField("budget_error"):
+            raise from_proto(response.budget_error)
+
+    def failed(
+        self,
+        request_id: str,
+        run_id: str,
+        model: Model,
+        outcome: FailedOutcome,
+        retry_after: float | None,
+    ) -> None:
+        """Report a call that was refused or not answered, without waiting."""
+        request = limit_pb.ReportRequest(
+            request_id=request_id,
+            call=limit_pb.ModelCall(provider_id=model.provider_id, model=model.name, run_id=run_id),
+            outcome=_OUTCOMES[outcome],
+        )
+        if retry_after is not None:
+            request.retry_after.FromMilliseconds(round(retry_after * 1000))
+        self._start(request)
+
+    async def drain(self, seconds: float) -> None:
+        """Give open reports a last chance."""
+        if self._pending:
+            await asyncio.wait(self._pending, timeout=seconds)
+        for task in list(self._pending):
+            task.cancel()
+        await asyncio.gather(*self._pending, return_exceptions=True)
+
+    def _start(
+        self, request: limit_pb.ReportRequest
+    ) -> asyncio.Task[limit_pb.ReportResponse | None]:
+        task = spawn(self._report(request), name="usage")
+        self._pending.add(task)
+        task.add_done_callback(self._pending.discard)
+        return task
+
+    async def _report(self, request: limit_pb.ReportRequest) -> limit_pb.ReportResponse | None:
+        give_up = self._clock.now_us() + LONGEST_TRY_SECONDS * 1_000_000
+        pauses = full_jitter(0.2, 10.0)
+        while True:
+            try:
+                return await call(self._stub.Report(request), service="scheduler")
+            except PASSING:
+                if self._clock.now_us() > give_up:
+                    _log.warning("usage was not reported", request_id=request.request_id)
+                    return None
+                await self._clock.sleep(next(pauses))
+            except ServiceError as err:
+                _log.warning("usage was refused", reason=err.reason)
+                return None
