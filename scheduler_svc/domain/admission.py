@@ -54,7 +54,7 @@ def enqueue(
     """Accepts one message: as a run of its own, or for the run that holds the lane.
 
     `parent_lease` is (run id, fencing token) of the parent for a child run. Raises
-    `RequestIdReused`, `LaneNotFound`, `LaneFull`, `BudgetExceeded`, `FlowCancelling` or `LeaseLost`.
+    `RequestIdReused`, `LaneNotFound`, `LaneFull`, `BudgetExceeded`, `FlowCancelling`, `LeaseLost`.
     """
     known = k.requests.get(new.request_id)
     if known is not None:
@@ -79,7 +79,7 @@ def enqueue(
             outcome = Outcome.STEER_FELL_BACK
     if len(session.fresh) >= new.lane_cap:
         raise LaneFull(
-            f"{len(session.fresh)} messages wait in this session already; at most {new.lane_cap} may",
+            f"{len(session.fresh)} messages wait in this session; at most {new.lane_cap} may",
             metadata={
                 "sessionKey": new.session_key,
                 "waiting": str(len(session.fresh)),

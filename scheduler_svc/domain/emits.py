@@ -1,7 +1,7 @@
 """What the rules write into the event log.
 
-The kernel numbers these; the engine turns them into `conveyor.events.v1.Event` messages. `bytes` are
-serialised messages that the rules pass on without looking.
+The kernel numbers these; the engine turns them into `conveyor.events.v1.Event` messages. `bytes`
+are serialised messages that the rules pass on without looking.
 """
 
 from __future__ import annotations

@@ -164,7 +164,7 @@ class Kernel:
             run.suspended += max(0, now - run.state_time)
             self.lanes[run.lane].suspended -= 1
         elif previous is RunState.QUEUED:
-            # Ready means that only the global lane was missing; before, it stood in its session lane.
+            # Ready means that only the global lane was missing; before, it stood in its session.
             ready_since = run.ready_since or now
             run.session_wait += max(0, ready_since - run.state_time)
             run.global_wait += max(0, now - ready_since)
@@ -276,9 +276,20 @@ class Kernel:
         self.event_ids.clear()
         return changes
 
-    def known(self, found: Mapping[str, KnownRequest], ended: Iterable[Run]) -> None:
-        """Takes in what the store knows about the commands at hand."""
-        self.requests.update(found)
+    def take_in(
+        self,
+        requests: Mapping[str, KnownRequest],
+        ended: Iterable[Run],
+        sessions: Iterable[Session],
+        event_ids: Iterable[tuple[str, str]],
+    ) -> None:
+        """Takes in what the store knows about the commands at hand, until the next commit."""
+        self.requests.update(requests)
+        self.event_ids.update(event_ids)
         for run in ended:
             if run.run_id not in self.runs:
                 self.ended[run.run_id] = run
+        for session in sessions:
+            if session.key not in self.sessions:
+                self.sessions[session.key] = session
+                self._maybe_idle.add(session.key)

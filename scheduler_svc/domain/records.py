@@ -190,6 +190,7 @@ class Run(msgspec.Struct, kw_only=True, omit_defaults=True):
     parent_id: str = ""
     tool_call_id: str = ""
     label: str = ""
+    labels: dict[str, str] = {}
     priority: int = 0
     queue_timeout: int = 0
     run_timeout: int = 0
@@ -273,6 +274,7 @@ class NewRun(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
     queue: str
     lane: str
     label: str = ""
+    labels: dict[str, str] = {}
     priority: int = 0
     queue_timeout: int = 0
     run_timeout: int = 0

@@ -34,6 +34,7 @@ def record(k: Kernel, new: NewRun, now: int, *, session_key: str, order: int = 0
         queue=new.queue,
         lane=new.lane,
         label=new.label,
+        labels=new.labels,
         priority=new.priority,
         queue_timeout=new.queue_timeout,
         run_timeout=new.run_timeout,

@@ -43,8 +43,8 @@ def steer(
 ) -> Run:
     """Offers a message to one run, without a fallback.
 
-    Raises `RunAlreadyEnded`, `NotSteerable` or `RequestIdReused`. The caller makes sure that the run
-    is known: live, or among `Kernel.ended`.
+    Raises `RunAlreadyEnded`, `NotSteerable` or `RequestIdReused`. The caller makes sure that the
+    run is known: live, or among `Kernel.ended`.
     """
     run = k.runs.get(run_id) or k.ended[run_id]
     known = k.requests.get(request_id)

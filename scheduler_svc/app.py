@@ -1,0 +1,125 @@
+"""The composition root of the scheduler: store, engine, servicers, background tasks."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from conveyor.events.v1 import event_log_service_pb2_grpc as events_grpc
+from conveyor.scheduler.v1 import flow_service_pb2_grpc as flow_grpc
+from conveyor.scheduler.v1 import limit_service_pb2_grpc as limit_grpc
+from conveyor.scheduler.v1 import scheduler_service_pb2_grpc as scheduler_grpc
+from conveyor.scheduler.v1 import worker_service_pb2_grpc as worker_grpc
+from scheduler_svc.domain.kernel import Config
+from scheduler_svc.domain.records import SECOND, RetryPolicy
+from scheduler_svc.engine import Engine
+from scheduler_svc.retention import keep_tidy
+from scheduler_svc.rpc.events import EventLogServicer
+from scheduler_svc.rpc.flow import FlowServicer
+from scheduler_svc.rpc.limits import LimitServicer
+from scheduler_svc.rpc.scheduler import SchedulerServicer
+from scheduler_svc.rpc.validate import NewRunDefaults
+from scheduler_svc.rpc.worker import WorkerServicer
+from scheduler_svc.store.base import LaneStore
+from svckit.service import App, Context, Registered, StartError
+from svckit.settings import Settings
+
+
+@asynccontextmanager
+async def build(context: Context) -> AsyncIterator[App]:
+    """Opens the store and yields the scheduler; closes the store at the end."""
+    settings = context.settings
+    engine = Engine(make_store(settings), config(settings), context.clock, context.set_serving)
+    await engine.start()
+
+    async def drain() -> None:
+        engine.drain()
+
+    async def retention() -> None:
+        await keep_tidy(engine.store, settings.retention, context.clock)
+
+    try:
+        yield App(
+            services=[
+                Registered(
+                    "conveyor.scheduler.v1.SchedulerService",
+                    lambda server: scheduler_grpc.add_SchedulerServiceServicer_to_server(
+                        SchedulerServicer(engine, defaults(settings)), server
+                    ),
+                ),
+                Registered(
+                    "conveyor.scheduler.v1.WorkerService",
+                    lambda server: worker_grpc.add_WorkerServiceServicer_to_server(
+                        WorkerServicer(engine), server
+                    ),
+                ),
+                Registered(
+                    "conveyor.scheduler.v1.FlowService",
+                    lambda server: flow_grpc.add_FlowServiceServicer_to_server(
+                        FlowServicer(engine), server
+                    ),
+                ),
+                Registered(
+                    "conveyor.scheduler.v1.LimitService",
+                    lambda server: limit_grpc.add_LimitServiceServicer_to_server(
+                        LimitServicer(engine), server
+                    ),
+                ),
+                Registered(
+                    "conveyor.events.v1.EventLogService",
+                    lambda server: events_grpc.add_EventLogServiceServicer_to_server(
+                        EventLogServicer(engine), server
+                    ),
+                ),
+            ],
+            tasks=[("engine", engine.run), ("retention", retention)],
+            drain=drain,
+        )
+    finally:
+        await asyncio.shield(engine.close())
+
+
+def make_store(settings: Settings) -> LaneStore:
+    """The store that `store.url` names."""
+    url = settings.store.url
+    if url.startswith("memory:"):
+        from scheduler_svc.store.memory import MemoryStore
+
+        return MemoryStore()
+    if url.startswith("sqlite:"):
+        from scheduler_svc.store.sqlite import SqliteStore
+
+        return SqliteStore(settings.store.file("scheduler"))
+    raise StartError("store.url: PostgreSQL is not in this release; use sqlite:///<directory>")
+
+
+def config(settings: Settings) -> Config:
+    """What the configuration says about the rules."""
+    subagents = settings.agents.defaults.subagents
+    limits = {name: lane.limit for name, lane in settings.lanes.all().items()}
+    if subagents.max_concurrent is not None:  # another name for the same limit
+        limits["subagent"] = subagents.max_concurrent
+    return Config(
+        lanes=limits,
+        lease_ttl=round(settings.runs.lease_seconds * SECOND),
+        max_depth=subagents.max_spawn_depth,
+        max_children=subagents.max_children_per_agent,
+        max_descendants=subagents.max_descendants,
+    )
+
+
+def defaults(settings: Settings) -> NewRunDefaults:
+    """What the configuration fills into a new run."""
+    runs = settings.runs
+    return NewRunDefaults(
+        RetryPolicy(
+            max_attempts=runs.max_attempts,
+            initial_backoff=round(runs.backoff.initial_seconds * SECOND),
+            max_backoff=round(runs.backoff.max_seconds * SECOND),
+            multiplier=runs.backoff.multiplier,
+        ),
+        queue_timeout=round(runs.queue_timeout_seconds * SECOND),
+        run_timeout=round(runs.run_timeout_seconds * SECOND),
+        lane_cap=settings.lanes.session.cap,
+    )

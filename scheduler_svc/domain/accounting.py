@@ -1,0 +1,42 @@
+"""What model calls consumed: counted for the run and, in the same commit, for all its ancestors."""
+
+from __future__ import annotations
+
+from scheduler_svc.domain.admission import ancestors
+from scheduler_svc.domain.emits import UsageReported
+from scheduler_svc.domain.kernel import Kernel, KnownRequest
+from scheduler_svc.domain.records import Usage
+from svckit.errors import RequestIdReused
+
+
+def report(
+    k: Kernel,
+    run_id: str,
+    request_id: str,
+    body_hash: bytes,
+    usage: Usage,
+    requested_model: str,
+    effective_model: str,
+    now: int,
+) -> None:
+    """Counts one model call, once per `request_id`. Raises `RequestIdReused`.
+
+    Spent is spent: a report counts after the lease was lost and after the run ended. The caller
+    makes sure that the run and its ancestors are known: live, or among `Kernel.ended`.
+    """
+    known = k.requests.get(request_id)
+    if known is not None:
+        if known.body_hash != body_hash:
+            raise RequestIdReused(
+                f"request_id {request_id!r} was used before with another body; use a new one",
+                metadata={"requestId": request_id, "runId": known.run_id},
+            )
+        return
+    run = k.runs.get(run_id) or k.ended[run_id]
+    k.requests[request_id] = k.changes.requests[request_id] = KnownRequest(body_hash, run_id)
+    run.usage.add(usage)
+    for node in (run, *ancestors(k, run)):
+        node.tree_usage.add(usage)
+        k.touch(node)
+    k.session(run.session_key)
+    k.emit(run, UsageReported(requested_model, effective_model, usage), now)

@@ -1,0 +1,383 @@
+"""Decide in memory, commit in groups, then answer.
+
+Who does what: callers hand commands (pure functions on the kernel) to `submit` and wait. One task,
+`run`, owns the kernel. It takes all commands that have come in, reads from the store what they
+need to know, applies them in order, gives ready runs to waiting polls, commits everything that
+changed in one transaction, and only then answers, wakes the polls and tells the watchers. While
+one commit is under way the next commands gather: that is the group.
+
+If a commit fails, nothing of its group is answered but with `StoreUnavailable`; memory is rebuilt
+from the store, which is tried again until it takes writes, and meanwhile every command is refused.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from typing import Any, Generic, TypeVar
+
+from scheduler_svc import eventlog
+from scheduler_svc.domain import leasing, recovery, sweeping
+from scheduler_svc.domain.kernel import Changes, Config, Kernel
+from scheduler_svc.domain.lanes import Session
+from scheduler_svc.domain.leasing import Leased
+from scheduler_svc.hub import Hub
+from scheduler_svc.store.base import Batch, LaneStore, StoredRun
+from svckit.backoff import full_jitter
+from svckit.clock import Clock
+from svckit.errors import Internal, ServiceError, ShuttingDown, StartError, StoreUnavailable
+
+T = TypeVar("T")
+log = logging.getLogger(__name__)
+
+# Payloads of runs about to be leased, so that a lease seldom reads the store.
+PAYLOAD_CACHE_BYTES = 32 * 1024 * 1024
+# Commands of one commit at most, so that one group cannot hold the next one up for long.
+GROUP_LIMIT = 2000
+
+
+class _Command(Generic[T]):
+    __slots__ = ("apply", "event_ids", "future", "requests", "runs", "sessions")
+
+    def __init__(
+        self,
+        apply: Callable[[Kernel, int], T],
+        future: asyncio.Future[T],
+        requests: Sequence[str],
+        runs: Sequence[str],
+        sessions: Sequence[str],
+        event_ids: Sequence[tuple[str, str]],
+    ) -> None:
+        self.apply = apply
+        self.future = future
+        self.requests = requests
+        self.runs = runs
+        self.sessions = sessions
+        self.event_ids = event_ids
+
+
+class _Poll:
+    __slots__ = ("assigned", "future", "incarnation", "max_runs", "queue", "worker")
+
+    def __init__(self, queue: str, worker: str, incarnation: int, max_runs: int) -> None:
+        self.queue = queue
+        self.worker = worker
+        self.incarnation = incarnation
+        self.max_runs = max_runs
+        self.future: asyncio.Future[list[Leased]] = asyncio.get_running_loop().create_future()
+        # Runs were leased to it and their commit is under way.
+        self.assigned = False
+
+
+class Engine:
+    """The active scheduler. `start` before, `run` as long as the service lives, `close` after."""
+
+    def __init__(
+        self,
+        store: LaneStore,
+        config: Config,
+        clock: Clock,
+        on_serving: Callable[[bool], None] = lambda serving: None,
+    ) -> None:
+        self.store = store
+        self.hub = Hub()
+        self.draining = False
+        self._config = config
+        self._clock = clock
+        self._on_serving = on_serving
+        self._kernel = Kernel(config)
+        self._pending: list[_Command[Any]] = []
+        self._polls: list[_Poll] = []
+        # Polls whose leases are being committed.
+        self._handed: list[tuple[_Poll, list[Leased]]] = []
+        self._wake = asyncio.Event()
+        self._available = False
+        self._payloads: OrderedDict[str, bytes] = OrderedDict()
+        self._payload_bytes = 0
+        self._background: set[asyncio.Task[None]] = set()
+
+    # -- Life -------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Opens the store and rebuilds memory from it. Raises `StartError`."""
+        await self.store.acquire()
+        try:
+            await self._rebuild()
+        except StoreUnavailable as err:
+            raise StartError(f"the scheduler's store cannot be read: {err.message}") from err
+
+    def drain(self) -> None:
+        """Ends waiting polls and watches; commands still work."""
+        self.draining = True
+        for poll in self._polls:
+            poll.future.set_result([])
+        self._polls.clear()
+        self.hub.wake_all()
+
+    async def close(self) -> None:
+        """Closes the store, after what is under way."""
+        for command in self._pending:
+            if not command.future.done():
+                command.future.set_exception(ShuttingDown("the scheduler stops"))
+        self._pending.clear()
+        await asyncio.gather(*self._background, return_exceptions=True)
+        await self.store.close()
+
+    def now(self) -> int:
+        """The scheduler's clock, microseconds."""
+        return self._clock.now_us()
+
+    # -- Callers ----------------------------------------------------------------------------------
+
+    async def submit(
+        self,
+        apply: Callable[[Kernel, int], T],
+        *,
+        requests: Sequence[str] = (),
+        runs: Sequence[str] = (),
+        sessions: Sequence[str] = (),
+        event_ids: Sequence[tuple[str, str]] = (),
+    ) -> T:
+        """Applies a command, and answers once what it changed, or has seen, is stored.
+
+        The other arguments name what the command needs to know from the store: request ids, ended
+        runs, sessions and event ids. What `apply` returns must not be a live record. Raises what
+        `apply` raises, and `StoreUnavailable`.
+        """
+        if not self._available:
+            raise StoreUnavailable("the store takes no writes now; nothing was changed")
+        future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        self._pending.append(_Command(apply, future, requests, runs, sessions, event_ids))
+        self._wake.set()
+        return await future
+
+    async def lease(
+        self, queue: str, worker: str, incarnation: int, max_runs: int, wait: float
+    ) -> list[Leased]:
+        """Leases ready runs: at once, or as soon as one is ready, or none after `wait` seconds."""
+        poll = _Poll(queue, worker, incarnation, max_runs)
+
+        def apply(kernel: Kernel, now: int) -> None:
+            leasing.greet(kernel, queue, worker, incarnation, now)
+            if not self.draining:
+                self._polls.append(poll)
+
+        try:
+            await self.submit(apply)
+            if self.draining and not poll.assigned:
+                return []
+            return await asyncio.wait_for(asyncio.shield(poll.future), wait)
+        except TimeoutError:
+            if poll.assigned:
+                return await poll.future
+            self._forget(poll)
+            return []
+        except asyncio.CancelledError:
+            if poll.assigned:
+                self._in_background(self._give_back(poll))
+            else:
+                self._forget(poll)
+            raise
+
+    def _forget(self, poll: _Poll) -> None:
+        if poll in self._polls:
+            self._polls.remove(poll)
+
+    async def payload(self, run_id: str) -> bytes | None:
+        """What a run was asked for, from the cache or the store."""
+        payload = self._payloads.get(run_id)
+        if payload is None:
+            stored = await self.store.get_runs([run_id])
+            payload = stored[run_id].payload if run_id in stored else None
+        return payload
+
+    async def _give_back(self, poll: _Poll) -> None:
+        # Nobody hears the answer: the runs go back at once instead of after a lease time.
+        try:
+            leased = await poll.future
+        except ServiceError:
+            return
+        for item in leased:
+            run_id, token = item.run.run_id, item.lease.token
+
+            def apply(kernel: Kernel, now: int, run_id: str = run_id, token: int = token) -> None:
+                run = leasing.leased_run(kernel, run_id, token)
+                run.attempt -= 1
+                leasing.retry(kernel, run, 0, None, "the worker left", now)
+
+            try:
+                await self.submit(apply)
+            except ServiceError:
+                log.debug("run was not given back", extra={"run_id": run_id})
+
+    def _in_background(self, work: Any) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+
+    # -- The one task -----------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Applies commands and looks at what is due, until cancelled."""
+        while True:
+            await self._something_to_do()
+            group, self._pending = self._pending[:GROUP_LIMIT], self._pending[GROUP_LIMIT:]
+            try:
+                await self._turn(group)
+            except Exception as err:  # whatever happened, memory is not to be trusted any more
+                await self._recover(group, err)
+
+    async def _something_to_do(self) -> None:
+        if self._pending:
+            return
+        self._wake.clear()
+        due = self._kernel.next_time()
+        delay = None if due is None else max(0.0, (due - self._clock.now_us()) / 1e6)
+        if delay == 0.0:
+            return
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._wake.wait(), delay)
+
+    async def _turn(self, group: Sequence[_Command[Any]]) -> None:
+        await self._read_what_they_need(group)
+        kernel, now = self._kernel, self._clock.now_us()
+        sweeping.sweep(kernel, now)
+        answers: list[tuple[_Command[Any], Any, ServiceError | None]] = []
+        for command in group:
+            if command.future.cancelled():
+                continue
+            try:
+                answers.append((command, command.apply(kernel, now), None))
+            except ServiceError as err:
+                answers.append((command, None, err))
+        handed = self._handed = self._hand_out(now)
+        changes = kernel.take_changes()
+        rows = []
+        if changes:
+            batch = await self._batch(changes, now)
+            rows = batch.events
+            await self.store.commit(batch)
+            self._remember(changes.payloads)
+        for command, value, error in answers:
+            if command.future.done():
+                continue
+            if error is None:
+                command.future.set_result(value)
+            else:
+                command.future.set_exception(error)
+        for poll, leased in handed:
+            if not poll.future.done():
+                poll.future.set_result(leased)
+        self._handed = []
+        self.hub.publish(rows)
+
+    def _hand_out(self, now: int) -> list[tuple[_Poll, list[Leased]]]:
+        """Gives ready runs to waiting polls, those that wait longest first."""
+        handed = []
+        for poll in list(self._polls):
+            leased = leasing.lease_ready(
+                self._kernel, poll.queue, poll.worker, poll.incarnation, poll.max_runs, now
+            )
+            if leased:
+                poll.assigned = True
+                self._polls.remove(poll)
+                handed.append((poll, leased))
+        return handed
+
+    async def _read_what_they_need(self, group: Sequence[_Command[Any]]) -> None:
+        kernel = self._kernel
+        requests = [r for c in group for r in c.requests]
+        runs = [r for c in group for r in c.runs if r not in kernel.runs]
+        sessions = [s for c in group for s in c.sessions if s not in kernel.sessions]
+        event_ids = [e for c in group for e in c.event_ids]
+        if not (requests or runs or sessions or event_ids):
+            return
+        known = await self.store.lookup(requests, runs, sessions, event_ids)
+        kernel.take_in(
+            known.requests,
+            known.runs.values(),
+            (
+                Session(key, head=head, previous=list(previous))
+                for key, (head, previous) in known.sessions.items()
+            ),
+            known.event_ids,
+        )
+
+    async def _batch(self, changes: Changes, now: int) -> Batch:
+        announced = {child for emit in changes.emits if (child := eventlog.announced(emit))}
+        missing = [
+            child
+            for child in announced
+            if changes.runs[child].has_result and child not in changes.results
+        ]
+        stored = await self.store.get_runs(missing) if missing else {}
+        children = {
+            child: StoredRun(
+                changes.runs[child],
+                self._payloads.get(child, b""),
+                changes.results.get(child) or (stored[child].result if child in stored else None),
+            )
+            for child in announced
+        }
+        return Batch(
+            time=now,
+            runs=list(changes.runs.values()),
+            payloads=changes.payloads,
+            results=changes.results,
+            events=[eventlog.event_row(emit, children) for emit in changes.emits],
+            sessions=[(s.key, s.head, s.previous) for s in changes.sessions.values()],
+            requests=changes.requests,
+            limits=changes.lanes,
+            steers=changes.steers,
+            token=changes.token,
+        )
+
+    def _remember(self, payloads: dict[str, bytes]) -> None:
+        for run_id, payload in payloads.items():
+            self._payloads[run_id] = payload
+            self._payload_bytes += len(payload)
+        while self._payload_bytes > PAYLOAD_CACHE_BYTES:
+            _, dropped = self._payloads.popitem(last=False)
+            self._payload_bytes -= len(dropped)
+
+    # -- Trouble ----------------------------------------------------------------------------------
+
+    async def _recover(self, group: Sequence[_Command[Any]], err: Exception) -> None:
+        error: ServiceError
+        if isinstance(err, StoreUnavailable):
+            error = err
+            log.warning("the store takes no writes; waiting for it")
+        else:
+            error = Internal("internal error")
+            log.error("a command broke the rules; memory is rebuilt", exc_info=err)
+        self._available = False
+        self._on_serving(False)
+        polls = [*self._polls, *(poll for poll, _ in self._handed)]
+        self._polls, self._handed = [], []
+        refused = [*(c.future for c in (*group, *self._pending)), *(p.future for p in polls)]
+        self._pending.clear()
+        for future in refused:
+            if not future.done():
+                future.set_exception(error)
+        for pause in full_jitter(0.1, 2.0):
+            try:
+                await self._rebuild()
+            except StoreUnavailable:
+                await asyncio.sleep(pause)
+            else:
+                break
+        log.warning("the store takes writes again")
+        self._on_serving(True)
+
+    async def _rebuild(self) -> None:
+        snapshot = await self.store.load()
+        # A token of its own, so that a store that cannot be written is noticed here.
+        snapshot.last_token += 1
+        now = self._clock.now_us()
+        await self.store.commit(Batch(time=now, token=snapshot.last_token))
+        self._kernel = recovery.rebuild(self._config, snapshot, now)
+        self._available = True
+        self._wake.set()

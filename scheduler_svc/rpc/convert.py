@@ -1,0 +1,291 @@
+"""Records to messages of the contract. Total: every field the scheduler knows is filled in."""
+
+from __future__ import annotations
+
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.timestamp_pb2 import Timestamp
+from google.rpc import status_pb2
+
+from conveyor.common.v1 import usage_pb2
+from conveyor.scheduler.v1 import announcement_pb2, flow_service_pb2, lane_pb2, run_pb2
+from conveyor.scheduler.v1 import worker_service_pb2 as worker_pb2
+from scheduler_svc.domain.lanes import GlobalLane
+from scheduler_svc.domain.leasing import LeaseStatus
+from scheduler_svc.domain.records import (
+    Failure,
+    Lease,
+    PreviousRun,
+    Resumption,
+    Run,
+    RunState,
+    Usage,
+    Wait,
+    WaitKind,
+)
+from scheduler_svc.store.base import FlowFigures, StoredRun
+from svckit.errors import BY_REASON, Internal
+from svckit.grpc import status as grpc_status
+
+CHILD_TEXT_LIMIT = 32 * 1024
+
+
+def timestamp(us: int) -> Timestamp | None:
+    """A time; `None` for 0, which leaves the field unset."""
+    if not us:
+        return None
+    value = Timestamp()
+    value.FromMicroseconds(us)
+    return value
+
+
+def duration(us: int) -> Duration:
+    """A span of time, 0 included."""
+    value = Duration()
+    value.FromMicroseconds(us)
+    return value
+
+
+def optional_duration(us: int) -> Duration | None:
+    """A limit; `None` for 0, which means that there is none."""
+    return duration(us) if us else None
+
+
+def usage(value: Usage) -> usage_pb2.Usage:
+    """Totals of model calls."""
+    return usage_pb2.Usage(
+        model_calls=value.model_calls,
+        input_tokens=value.input_tokens,
+        cached_input_tokens=value.cached_input_tokens,
+        output_tokens=value.output_tokens,
+        cost_micros_usd=value.cost_micros_usd,
+        unpriced_calls=value.unpriced_calls,
+    )
+
+
+def status_of(failure: Failure) -> status_pb2.Status:
+    """A stored failure. What a worker reported comes back as it was."""
+    reported = status_pb2.Status.FromString(failure.status) if failure.status else None
+    if reported is not None and failure.reason != "ATTEMPTS_EXHAUSTED":
+        return reported
+    error = BY_REASON.get(failure.reason, Internal)(failure.message, metadata=failure.metadata)
+    status = grpc_status.to_proto(error)
+    if reported is not None:  # the last attempt's own words, beside the scheduler's
+        status.details.add().Pack(reported)
+    return status
+
+
+def wait_condition(wait: Wait) -> run_pb2.WaitCondition:
+    """What a suspended run waits for."""
+    if wait.kind is WaitKind.CHILDREN:
+        return run_pb2.WaitCondition(
+            children=run_pb2.ChildrenWait(
+                run_ids=wait.run_ids, mode=run_pb2.AnnounceMode.ValueType(int(wait.mode))
+            )
+        )
+    return run_pb2.WaitCondition(limit=run_pb2.LimitWait(name=wait.name))
+
+
+def suspension(wait: Wait, *, holds_lane: bool) -> run_pb2.Suspension:
+    """How a suspended run waits."""
+    return run_pb2.Suspension(
+        condition=wait_condition(wait),
+        holds_session_lane=holds_lane,
+        yield_time=timestamp(wait.yield_time),
+        expire_time=timestamp(wait.expire_time),
+    )
+
+
+def timing(run: Run) -> run_pb2.RunTiming:
+    """Clock times and totals; the present state is left out of the totals."""
+    return run_pb2.RunTiming(
+        create_time=timestamp(run.create_time),
+        start_time=timestamp(run.start_time),
+        state_time=timestamp(run.state_time),
+        end_time=timestamp(run.end_time),
+        session_lane_wait=duration(run.session_wait),
+        global_lane_wait=duration(run.global_wait),
+        suspended=duration(run.suspended),
+        executed=duration(run.executed),
+    )
+
+
+def run_message(
+    run: Run, payload: bytes, result: bytes | None = None, *, brief: bool = False
+) -> run_pb2.Run:
+    """A run. `payload` is what was asked for; `brief` leaves out task, inputs and result."""
+    message = run_pb2.Run.FromString(payload)
+    if brief:
+        message.spec.ClearField("task")
+        message.ClearField("inputs")
+    elif result is not None:
+        message.result.ParseFromString(result)
+    _fill_spec(message.spec, run)
+    message.MergeFrom(
+        run_pb2.Run(
+            run_id=run.run_id,
+            state=run_pb2.RunState.ValueType(int(run.state)),
+            turn=run.turn,
+            attempt=run.attempt,
+            spawn=run_pb2.SpawnLink(
+                parent_run_id=run.parent_id,
+                parent_session_key=parent_session(run),
+                flow_id=run.flow_id,
+                depth=run.depth,
+                tool_call_id=run.tool_call_id,
+            ),
+            timing=timing(run),
+            suspension=suspension(run.wait, holds_lane=run.holds_lane)
+            if run.wait and run.state is RunState.SUSPENDED
+            else None,
+            error=status_of(run.failure) if run.failure else None,
+            usage=usage(run.usage),
+            tree_usage=usage(run.tree_usage),
+            worker=run.lease.worker if run.lease else "",
+            cancel_reason=run.cancel_reason,
+            interim_sent=run.interim_sent,
+        )
+    )
+    return message
+
+
+def _fill_spec(spec: run_pb2.RunSpec, run: Run) -> None:
+    # What the sender left open, as the scheduler decided it.
+    spec.session_key, spec.customer_key = run.session_key, run.customer_key
+    spec.global_lane, spec.priority = run.lane, run.priority
+    spec.run_timeout.FromMicroseconds(run.run_timeout)
+    spec.retry_policy.CopyFrom(
+        run_pb2.RetryPolicy(
+            max_attempts=run.retry.max_attempts,
+            initial_backoff=duration(run.retry.initial_backoff),
+            max_backoff=duration(run.retry.max_backoff),
+            backoff_multiplier=run.retry.multiplier,
+        )
+    )
+    if run.caps.max_depth is not None:
+        spec.budget.max_depth = run.caps.max_depth
+    if run.caps.max_children is not None:
+        spec.budget.max_children = run.caps.max_children
+    if run.caps.max_descendants is not None:
+        spec.budget.max_descendants = run.caps.max_descendants
+
+
+def parent_session(run: Run) -> str:
+    """The session that gets a child's announcement: its key without the last two parts."""
+    return run.session_key.rsplit(":", 2)[0] if run.parent_id else ""
+
+
+def lease(value: Lease, run: Run, now: int) -> worker_pb2.Lease:
+    """A lease, with the time left by the server's clock."""
+    return worker_pb2.Lease(
+        lease_id=lease_id(run.run_id, value.token),
+        run_id=run.run_id,
+        turn=run.turn,
+        attempt=run.attempt,
+        fencing_token=value.token,
+        expire_time=timestamp(value.expire_time),
+        ttl=duration(max(0, value.expire_time - now)),
+    )
+
+
+def lease_id(run_id: str, token: int) -> str:
+    """The id that workers send back. Opaque to them."""
+    return f"{run_id}:{token}"
+
+
+def lease_status(value: LeaseStatus, now: int) -> worker_pb2.LeaseStatus:
+    """What a worker learns about one lease."""
+    if value.lease is None or value.run is None:
+        return worker_pb2.LeaseStatus(lost=True)
+    return worker_pb2.LeaseStatus(
+        lease=lease(value.lease, value.run, now),
+        cancel_requested=value.cancel_requested,
+        cancel_reason=value.cancel_reason,
+        steered=[run_pb2.RunInput.FromString(data) for data in value.steered],
+    )
+
+
+def child_result(child: Run, payload: bytes, result: bytes | None) -> announcement_pb2.ChildResult:
+    """How a child ended, or where it is. The text is the child's own: untrusted."""
+    text = ""
+    if result is not None:
+        reply = run_pb2.RunResult.FromString(result).reply
+        text = "\n".join(part.text for part in reply.parts if part.HasField("text"))
+    trace = run_pb2.Run.FromString(payload).trace.traceparent if payload else ""
+    return announcement_pb2.ChildResult(
+        run_id=child.run_id,
+        session_key=child.session_key,
+        tool_call_id=child.tool_call_id,
+        label=child.label,
+        status=run_pb2.RunState.ValueType(int(child.state)),
+        text=text[:CHILD_TEXT_LIMIT],
+        text_truncated=len(text) > CHILD_TEXT_LIMIT,
+        usage=usage(child.tree_usage),
+        duration=duration(child.end_time - child.start_time)
+        if child.start_time and child.end_time
+        else None,
+        trace_id=trace_id(trace),
+        error=status_of(child.failure) if child.failure else None,
+    )
+
+
+def trace_id(traceparent: str) -> str:
+    """The trace id of a `traceparent`; empty when not traced."""
+    parts = traceparent.split("-")
+    return parts[1] if len(parts) == 4 else ""
+
+
+def resumption(value: Resumption, children: dict[str, StoredRun]) -> announcement_pb2.Resumption:
+    """What a resumed turn starts with. `children` holds every run that it names."""
+    named = [children[child] for child in (*value.told, *value.live) if child in children]
+    return announcement_pb2.Resumption(
+        reason=announcement_pb2.ResumeReason.ValueType(int(value.reason)),
+        condition=wait_condition(value.wait) if value.wait else None,
+        children=[child_result(c.run, c.payload, c.result) for c in named],
+        lane_released=value.lane_released,
+    )
+
+
+def previous_run(value: PreviousRun) -> worker_pb2.PreviousRun:
+    """How an earlier run of the session ended."""
+    return worker_pb2.PreviousRun(
+        run_id=value.run_id, state=run_pb2.RunState.ValueType(int(value.state)), turn=value.turn
+    )
+
+
+def global_lane(lane: GlobalLane, oldest: int) -> lane_pb2.Lane:
+    """A global lane. `oldest` is when its longest waiting run became ready."""
+    customers = set[str]().union(*(queue.customers() for queue in lane.ready.values()))
+    return lane_pb2.Lane(
+        kind=lane_pb2.LANE_KIND_GLOBAL,
+        name=lane.name,
+        limit=lane.limit,
+        configured_limit=lane.configured,
+        running=lane.running,
+        suspended=lane.suspended,
+        waiting=lane.waiting,
+        waiting_customers=len(customers),
+        oldest_waiting_time=timestamp(oldest),
+    )
+
+
+def flow(root: StoredRun, figures: FlowFigures) -> flow_service_pb2.Flow:
+    """A whole spawn tree, by its root."""
+    run = root.run
+    message = run_message(run, root.payload, brief=True)
+    return flow_service_pb2.Flow(
+        flow_id=run.run_id,
+        state=message.state,
+        session_key=run.session_key,
+        customer_key=run.customer_key,
+        label=run.label,
+        timing=message.timing,
+        state_counts=[
+            flow_service_pb2.StateCount(state=run_pb2.RunState.ValueType(int(s)), runs=count)
+            for s, count in sorted(figures.states.items())
+        ],
+        depth=figures.depth,
+        budget=message.spec.budget,
+        usage=message.tree_usage,
+        error=message.error if message.HasField("error") else None,
+        trace_id=trace_id(message.trace.traceparent),
+    )

@@ -1,0 +1,292 @@
+"""`SchedulerService`: accepts runs and answers questions about them."""
+
+from __future__ import annotations
+
+import asyncio
+
+from conveyor.scheduler.v1 import lane_pb2, run_pb2
+from conveyor.scheduler.v1 import scheduler_service_pb2 as pb
+from conveyor.scheduler.v1 import scheduler_service_pb2_grpc as pb_grpc
+from scheduler_svc.domain import admission, lanes, leasing, settling, steering
+from scheduler_svc.domain.kernel import Kernel
+from scheduler_svc.domain.records import Run
+from scheduler_svc.engine import Engine
+from scheduler_svc.rpc import CallContext, convert, validate
+from scheduler_svc.rpc.pages import position, run_query, runs_page, token_after
+from svckit import tracecontext
+from svckit.errors import (
+    LaneNotFound,
+    NotImplementedYet,
+    RunNotFound,
+    ServiceError,
+    invalid_field,
+)
+from svckit.grpc import status as grpc_status
+
+
+class SchedulerServicer(pb_grpc.SchedulerServiceServicer):
+    """Translates; the rules are in `domain`."""
+
+    def __init__(self, engine: Engine, defaults: validate.NewRunDefaults) -> None:
+        self._engine = engine
+        self._defaults = defaults
+
+    async def EnqueueRuns(
+        self, request: pb.EnqueueRunsRequest, context: CallContext
+    ) -> pb.EnqueueRunsResponse:
+        """See the contract."""
+        if not 1 <= len(request.items) <= 256:
+            raise invalid_field("items", "must hold 1 to 256 items")
+        # Side by side, so that they share a commit; in order, because they are submitted in order.
+        results = await asyncio.gather(*(self._enqueue(item) for item in request.items))
+        return pb.EnqueueRunsResponse(results=results)
+
+    async def _enqueue(self, item: pb.EnqueueItem) -> pb.EnqueueResult:
+        try:
+            return pb.EnqueueResult(accepted=await self._accept(item))
+        except ServiceError as err:
+            return pb.EnqueueResult(error=grpc_status.to_proto(err))
+
+    async def _accept(self, item: pb.EnqueueItem) -> pb.AcceptedRun:
+        if not item.trace.traceparent:
+            item.trace.CopyFrom(tracecontext.current())
+        new = validate.enqueue_item(item, self._engine.now(), self._defaults)
+        parent = validate.lease_id(item.parent_lease_id) if item.parent_lease_id else None
+
+        def apply(k: Kernel, now: int) -> tuple[admission.Accepted, Run | None, _Standing]:
+            accepted = admission.enqueue(
+                k, new, now, parent_lease=parent, tool_call_id=item.tool_call_id
+            )
+            run = k.runs.get(accepted.run_id)
+            return accepted, leasing.copy(run) if run else None, _standing(k, run)
+
+        accepted, run, standing = await self._engine.submit(
+            apply,
+            requests=[new.request_id],
+            sessions=[] if parent else [new.session_key],
+            runs=[parent[0]] if parent else [],
+        )
+        if run is None:  # a repeated request whose run has ended
+            stored = await self._engine.store.get_runs([accepted.run_id])
+            found = stored[accepted.run_id]
+            message = convert.run_message(found.run, found.payload, brief=True)
+            head = await self._engine.store.session_head(found.run.session_key) or 0
+        else:
+            payload = await self._engine.payload(run.run_id)
+            message = convert.run_message(run, payload or b"", brief=True)
+            head = accepted.last_sequence
+        return pb.AcceptedRun(
+            run=message,
+            outcome=pb.EnqueueOutcome.ValueType(int(accepted.outcome)),
+            deduplicated=accepted.deduplicated,
+            estimate=_estimate(standing, self._engine.now()),
+            last_sequence=head,
+        )
+
+    async def GetRun(self, request: pb.GetRunRequest, context: CallContext) -> pb.GetRunResponse:
+        """See the contract."""
+        return pb.GetRunResponse(run=await self._run(request.run_id))
+
+    async def _run(self, run_id: str, *, brief: bool = False) -> run_pb2.Run:
+        validate.text(run_id, "run_id", 64)
+        stored = await self._engine.store.get_runs([run_id])
+        if run_id not in stored:
+            raise _not_found(run_id)
+        found = stored[run_id]
+        return convert.run_message(found.run, found.payload, found.result, brief=brief)
+
+    async def ListRuns(
+        self, request: pb.ListRunsRequest, context: CallContext
+    ) -> pb.ListRunsResponse:
+        """See the contract."""
+        size = validate.page_size(request.page_size, 50, 500)
+        page, token = await runs_page(
+            self._engine.store, run_query(request.filter), request.filter, request.page_token, size
+        )
+        runs = [convert.run_message(found.run, found.payload, brief=True) for found in page]
+        return pb.ListRunsResponse(runs=runs, next_page_token=token)
+
+    async def CancelRun(
+        self, request: pb.CancelRunRequest, context: CallContext
+    ) -> pb.CancelRunResponse:
+        """See the contract."""
+        count = await cancel(self._engine, request.run_id, request.reason)
+        return pb.CancelRunResponse(
+            run=await self._run(request.run_id, brief=True), affected_runs=count
+        )
+
+    async def SteerRun(
+        self, request: pb.SteerRunRequest, context: CallContext
+    ) -> pb.SteerRunResponse:
+        """See the contract."""
+        if request.HasField("answer"):
+            raise NotImplementedYet(
+                "questions are not in this release", metadata={"feature": "questions"}
+            )
+        validate.text(request.run_id, "run_id", 64)
+        validate.text(request.request_id, "request_id", 128)
+        validate.user_message(request.message, "message")
+        said = validate.body_hash("steer", request.run_id, request.message)
+        entry = run_pb2.RunInput(
+            request_id=request.request_id,
+            body_hash=said,
+            message=request.message,
+            trace=request.trace if request.trace.traceparent else tracecontext.current(),
+        )
+        entry.create_time.FromMicroseconds(self._engine.now())
+
+        def apply(k: Kernel, now: int) -> None:
+            if request.run_id not in k.runs and request.run_id not in k.ended:
+                raise _not_found(request.run_id)
+            steering.steer(
+                k,
+                request.run_id,
+                request.request_id,
+                said,
+                entry.SerializeToString(),
+                request.message.SerializeToString(),
+                now,
+            )
+
+        await self._engine.submit(apply, requests=[request.request_id], runs=[request.run_id])
+        return pb.SteerRunResponse(run=await self._run(request.run_id, brief=True))
+
+    async def ListLanes(
+        self, request: pb.ListLanesRequest, context: CallContext
+    ) -> pb.ListLanesResponse:
+        """See the contract."""
+        size = validate.page_size(request.page_size, 50, 500)
+        filters = pb.ListLanesRequest(kind=request.kind)
+        start = position(request.page_token, filters)
+        found = await self._engine.submit(lambda k, now: _lanes(k, request.kind))
+        page = found[start : start + size]
+        more = start + size < len(found)
+        token = token_after(start + size, filters) if more else ""
+        return pb.ListLanesResponse(lanes=page, next_page_token=token)
+
+    async def UpdateLane(
+        self, request: pb.UpdateLaneRequest, context: CallContext
+    ) -> pb.UpdateLaneResponse:
+        """See the contract."""
+        limit = request.limit if request.HasField("limit") else None
+        if limit is not None and not 0 <= limit <= 1_000_000:
+            raise invalid_field("limit", "must be 0 to 1,000,000; 0 pauses the lane")
+
+        def apply(k: Kernel, now: int) -> lane_pb2.Lane:
+            lane = k.lanes.get(request.name)
+            if lane is None:
+                raise LaneNotFound(
+                    f"no global lane is named {request.name!r}; configured are: "
+                    f"{', '.join(sorted(k.lanes))}",
+                    metadata={"lane": request.name},
+                )
+            lane.limit = lane.configured if limit is None else limit
+            k.changes.lanes[lane.name] = limit
+            return _global_lane(k, lane)
+
+        return pb.UpdateLaneResponse(lane=await self._engine.submit(apply))
+
+    async def ExplainRun(
+        self, request: pb.ExplainRunRequest, context: CallContext
+    ) -> pb.ExplainRunResponse:
+        """See the contract."""
+        raise _not_yet("ExplainRun")
+
+    async def Forecast(
+        self, request: pb.ForecastRequest, context: CallContext
+    ) -> pb.ForecastResponse:
+        """See the contract."""
+        raise _not_yet("Forecast")
+
+    async def ListQuestions(
+        self, request: pb.ListQuestionsRequest, context: CallContext
+    ) -> pb.ListQuestionsResponse:
+        """See the contract."""
+        raise _not_yet("ListQuestions")
+
+
+async def cancel(engine: Engine, run_id: str, reason: str) -> int:
+    """Cancels a run with its subtree. Returns how many runs that changed; raises `RunNotFound`."""
+    validate.text(run_id, "run_id", 64)
+    if len(reason) > 256:
+        raise invalid_field("reason", "must be at most 256 characters")
+
+    def apply(k: Kernel, now: int) -> int:
+        run = k.runs.get(run_id)
+        if run is not None:
+            return settling.cancel(k, run, reason, "request", now)
+        if run_id not in k.ended:
+            raise _not_found(run_id)
+        return 0
+
+    return await engine.submit(apply, runs=[run_id])
+
+
+def _not_found(run_id: str) -> RunNotFound:
+    return RunNotFound(f"no run has the id {run_id!r}", metadata={"runId": run_id})
+
+
+def _not_yet(feature: str) -> NotImplementedYet:
+    return NotImplementedYet(f"{feature} is not in this release", metadata={"feature": feature})
+
+
+class _Standing:
+    """Where a waiting run stands, as counts."""
+
+    def __init__(self, session_ahead: int, global_ahead: int, *, waits: bool) -> None:
+        self.session_ahead = session_ahead
+        self.global_ahead = global_ahead
+        self.waits = waits
+
+
+def _standing(k: Kernel, run: Run | None) -> _Standing:
+    if run is None:
+        return _Standing(0, 0, waits=False)
+    session, lane = k.sessions[run.session_key], k.lanes[run.lane]
+    ahead = sum(order < run.order for order, _ in session.fresh) + len(session.returning)
+    ahead += bool(session.holder and session.holder != run.run_id)
+    queued = lane.waiting - (session.ready == run.run_id)
+    # Slots that are free now start the first of them at once.
+    return _Standing(ahead, max(0, queued - lane.free), waits=run.lease is None)
+
+
+def _estimate(standing: _Standing, now: int) -> lane_pb2.QueueEstimate:
+    ahead = standing.session_ahead + standing.global_ahead
+    return lane_pb2.QueueEstimate(
+        position=1 + ahead if standing.waits else 0,
+        session_lane_ahead=standing.session_ahead,
+        global_lane_ahead=standing.global_ahead,
+        as_of_time=convert.timestamp(now),
+    )
+
+
+def _lanes(k: Kernel, kind: lane_pb2.LaneKind.ValueType) -> list[lane_pb2.Lane]:
+    found: list[lane_pb2.Lane] = []
+    if kind != lane_pb2.LANE_KIND_SESSION:
+        found += [_global_lane(k, lane) for lane in k.lanes.values()]
+    if kind != lane_pb2.LANE_KIND_GLOBAL:
+        found += [_session_lane(k, session) for session in k.sessions.values()]
+    return found
+
+
+def _global_lane(k: Kernel, lane: lanes.GlobalLane) -> lane_pb2.Lane:
+    ready = (k.runs[s.ready] for s in k.sessions.values() if s.ready)
+    oldest = min((run.ready_since for run in ready if run.lane == lane.name), default=0)
+    return convert.global_lane(lane, oldest)
+
+
+def _session_lane(k: Kernel, session: lanes.Session) -> lane_pb2.Lane:
+    holder = k.runs.get(session.holder)
+    waiting = [run_id for _, run_id in session.fresh] + session.returning
+    runs = [k.runs[run_id] for run_id in waiting]
+    return lane_pb2.Lane(
+        kind=lane_pb2.LANE_KIND_SESSION,
+        name=session.key,
+        limit=1,
+        configured_limit=1,
+        running=int(holder is not None and holder.lease is not None),
+        suspended=int(holder is not None and holder.wait is not None),
+        waiting=len(runs),
+        waiting_customers=len({run.customer_key for run in runs}),
+        oldest_waiting_time=convert.timestamp(min((r.state_time for r in runs), default=0)),
+    )

@@ -1,0 +1,287 @@
+"""`WorkerService`: hands runs to workers."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from google.rpc import error_details_pb2, status_pb2
+
+from conveyor.scheduler.v1 import run_pb2
+from conveyor.scheduler.v1 import worker_service_pb2 as pb
+from conveyor.scheduler.v1 import worker_service_pb2_grpc as pb_grpc
+from scheduler_svc.domain import leasing, turns
+from scheduler_svc.domain.kernel import Kernel
+from scheduler_svc.domain.leasing import Leased
+from scheduler_svc.domain.records import AnnounceMode, Failure, Run, Wait, WaitKind
+from scheduler_svc.engine import Engine
+from scheduler_svc.rpc import CallContext, convert, validate
+from svckit.errors import NotImplementedYet, RunNotFound, ServiceError, invalid_field
+from svckit.grpc import status as grpc_status
+
+# An answer must leave before the caller's deadline.
+POLL_MARGIN_SECONDS = 1.0
+RESPONSE_BYTES = 3_500_000
+
+
+class WorkerServicer(pb_grpc.WorkerServiceServicer):
+    """Translates; the rules are in `domain.leasing` and `domain.turns`."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    async def LeaseRuns(
+        self, request: pb.LeaseRunsRequest, context: CallContext
+    ) -> pb.LeaseRunsResponse:
+        """See the contract."""
+        _check_worker(request.worker)
+        if request.queue not in validate.QUEUES:
+            raise invalid_field("queue", "must be agent or acp")
+        if not 0 <= request.max_runs <= 64:
+            raise invalid_field("max_runs", "must be 0 to 64")
+        wait = validate.micros(request.wait, "wait") / 1e6
+        wait = min(wait, 60.0)
+        remaining = context.time_remaining()
+        if remaining is not None:
+            wait = min(wait, max(0.0, remaining - POLL_MARGIN_SECONDS))
+        leased = await self._engine.lease(
+            request.queue,
+            request.worker.name,
+            request.worker.incarnation,
+            request.max_runs,
+            wait,
+        )
+        response = pb.LeaseRunsResponse()
+        room = RESPONSE_BYTES
+        for item in leased:
+            message = await self._leased_run(item)
+            room -= message.ByteSize()
+            if room < 0 and response.leased_runs:
+                # Too much for one answer: back to the head of its lane, uncounted.
+                await self._engine.submit(_hand_back(item))
+                continue
+            response.leased_runs.append(message)
+        return response
+
+    async def _leased_run(self, item: Leased) -> pb.LeasedRun:
+        run = item.run
+        wanted = [run.run_id] if run.has_result else []
+        if item.resumption is not None:
+            wanted += [*item.resumption.told, *item.resumption.live]
+        stored = await self._engine.store.get_runs(wanted) if wanted else {}
+        own = stored.get(run.run_id)
+        payload = own.payload if own else await self._engine.payload(run.run_id)
+        message = convert.run_message(run, payload or b"", own.result if own else None)
+        links = [entry.trace for entry in message.inputs[1:] if entry.trace.traceparent]
+        return pb.LeasedRun(
+            run=message,
+            lease=convert.lease(item.lease, run, self._engine.now()),
+            resumption=convert.resumption(item.resumption, stored) if item.resumption else None,
+            steered=[run_pb2.RunInput.FromString(data) for data in item.steered],
+            previous_runs=[convert.previous_run(previous) for previous in item.previous],
+            links=links,
+        )
+
+    async def ExtendLeases(
+        self, request: pb.ExtendLeasesRequest, context: CallContext
+    ) -> pb.ExtendLeasesResponse:
+        """See the contract."""
+        _check_worker(request.worker)
+        if not 1 <= len(request.lease_ids) <= 256:
+            raise invalid_field("lease_ids", "must hold 1 to 256 leases")
+        leases = [validate.lease_id(value, "lease_ids") for value in request.lease_ids]
+        name, incarnation = request.worker.name, request.worker.incarnation
+
+        def apply(k: Kernel, now: int) -> list[pb.LeaseStatus]:
+            statuses = leasing.extend(k, name, incarnation, leases, now)
+            return [convert.lease_status(status, now) for status in statuses]
+
+        return pb.ExtendLeasesResponse(statuses=await self._engine.submit(apply))
+
+    async def SuspendRun(
+        self, request: pb.SuspendRunRequest, context: CallContext
+    ) -> pb.SuspendRunResponse:
+        """See the contract."""
+        run_id, token = validate.lease_id(request.lease_id)
+        if request.keep_lease:
+            raise NotImplementedYet(
+                "keep_lease is not in this release; it comes with ACP sessions",
+                metadata={"feature": "keep_lease"},
+            )
+        interim = b""
+        if request.HasField("interim_reply"):
+            validate.user_message(request.interim_reply, "interim_reply")
+            validate.size(request.interim_reply, "interim_reply", 16 * validate.KIB)
+            interim = request.interim_reply.SerializeToString()
+        wait = _wait(request)
+        yield_after = validate.micros(request.yield_after, "yield_after")
+        timeout = validate.micros(request.timeout, "timeout")
+        retry_after = validate.micros(request.condition.limit.retry_after, "retry_after")
+
+        def apply(k: Kernel, now: int) -> Run:
+            for span in (timeout, retry_after):
+                if span:
+                    wait.expire_time = now + span
+            if yield_after and request.hold_session_lane:
+                wait.yield_time = now + yield_after
+            return leasing.copy(
+                turns.suspend(
+                    k,
+                    run_id,
+                    token,
+                    validate.digest(request),
+                    wait=wait,
+                    hold_lane=request.hold_session_lane,
+                    interim=interim,
+                    taken=list(request.taken_request_ids),
+                    now=now,
+                )
+            )
+
+        run = await self._engine.submit(apply, runs=[run_id])
+        return pb.SuspendRunResponse(run=await self._brief(run))
+
+    async def CompleteRuns(
+        self, request: pb.CompleteRunsRequest, context: CallContext
+    ) -> pb.CompleteRunsResponse:
+        """See the contract."""
+        if not 1 <= len(request.completions) <= 256:
+            raise invalid_field("completions", "must hold 1 to 256 items")
+        # Side by side, so that they share a commit; in order, because they are submitted in order.
+        results = await asyncio.gather(*(self._complete(item) for item in request.completions))
+        return pb.CompleteRunsResponse(results=results)
+
+    async def _complete(self, completion: pb.RunCompletion) -> pb.CompletionResult:
+        try:
+            run = await self._completed(completion)
+            return pb.CompletionResult(run=await self._brief(run))
+        except ServiceError as err:
+            return pb.CompletionResult(error=grpc_status.to_proto(err))
+
+    async def _completed(self, completion: pb.RunCompletion) -> Run:
+        run_id, token = validate.lease_id(completion.lease_id)
+        result: bytes | None = None
+        reply: bytes | None = None
+        if completion.HasField("result"):
+            validate.size(completion.result.details, "result.details", 64 * validate.KIB)
+            if completion.result.HasField("reply"):
+                validate.user_message(completion.result.reply, "result.reply")
+                reply = completion.result.reply.SerializeToString()
+            result = completion.result.SerializeToString()
+        each = completion.announce_mode == run_pb2.ANNOUNCE_MODE_EACH
+
+        def apply(k: Kernel, now: int) -> Run:
+            return leasing.copy(
+                turns.complete(
+                    k,
+                    run_id,
+                    token,
+                    validate.digest(completion),
+                    result=result,
+                    reply=reply,
+                    mode=AnnounceMode.EACH if each else AnnounceMode.ALL,
+                    taken=list(completion.taken_request_ids),
+                    steered_is_next_prompt=completion.steered_is_next_prompt,
+                    now=now,
+                )
+            )
+
+        return await self._engine.submit(apply, runs=[run_id])
+
+    async def FailRun(self, request: pb.FailRunRequest, context: CallContext) -> pb.FailRunResponse:
+        """See the contract."""
+        run_id, token = validate.lease_id(request.lease_id)
+        if not request.HasField("error") or not request.error.code:
+            raise invalid_field("error", "is required, with a code other than OK")
+        validate.size(request.error, "error", 8 * validate.KIB)
+        failure, retry_after = _failure(request.error)
+
+        def apply(k: Kernel, now: int) -> Run:
+            return leasing.copy(
+                turns.fail(
+                    k,
+                    run_id,
+                    token,
+                    validate.digest(request),
+                    failure=failure,
+                    retryable=request.retryable,
+                    retry_after=retry_after,
+                    taken=list(request.taken_request_ids),
+                    now=now,
+                )
+            )
+
+        run = await self._engine.submit(apply, runs=[run_id])
+        return pb.FailRunResponse(run=await self._brief(run))
+
+    async def ReleaseRun(
+        self, request: pb.ReleaseRunRequest, context: CallContext
+    ) -> pb.ReleaseRunResponse:
+        """See the contract."""
+        run_id, token = validate.lease_id(request.lease_id)
+
+        def apply(k: Kernel, now: int) -> Run:
+            return leasing.copy(turns.release(k, run_id, token, validate.digest(request), now))
+
+        run = await self._engine.submit(apply, runs=[run_id])
+        return pb.ReleaseRunResponse(run=await self._brief(run))
+
+    async def _brief(self, run: Run) -> run_pb2.Run:
+        payload = await self._engine.payload(run.run_id)
+        if payload is None:
+            raise RunNotFound("no such run", metadata={"runId": run.run_id})
+        return convert.run_message(run, payload, brief=True)
+
+
+def _check_worker(worker: pb.Worker) -> None:
+    validate.text(worker.name, "worker.name", 64)
+    if worker.incarnation <= 0:
+        raise invalid_field("worker.incarnation", "must be above 0, greater at every start")
+
+
+def _hand_back(item: Leased) -> Callable[[Kernel, int], None]:
+    def apply(k: Kernel, now: int) -> None:
+        turns.release(k, item.run.run_id, item.lease.token, "", now)
+
+    return apply
+
+
+def _wait(request: pb.SuspendRunRequest) -> Wait:
+    match request.condition.WhichOneof("condition"):
+        case "children":
+            children = request.condition.children
+            if len(children.run_ids) > 100:
+                raise invalid_field("condition.children.run_ids", "must be at most 100")
+            each = children.mode == run_pb2.ANNOUNCE_MODE_EACH
+            return Wait(
+                kind=WaitKind.CHILDREN,
+                run_ids=list(children.run_ids),
+                mode=AnnounceMode.EACH if each else AnnounceMode.ALL,
+            )
+        case "limit":
+            if request.condition.limit.WhichOneof("limit") != "retry_after":
+                raise NotImplementedYet(
+                    "waits for a reservation are not in this release",
+                    metadata={"feature": "limit_reservations"},
+                )
+            return Wait(kind=WaitKind.LIMIT, name=request.condition.limit.name)
+        case "approval":
+            raise NotImplementedYet(
+                "waits for an approval are not in this release", metadata={"feature": "questions"}
+            )
+        case _:
+            raise invalid_field("condition", "is required")
+
+
+def _failure(status: status_pb2.Status) -> tuple[Failure, int]:
+    reason, retry_after = "INTERNAL", 0
+    for detail in status.details:
+        if detail.Is(error_details_pb2.ErrorInfo.DESCRIPTOR):
+            info = error_details_pb2.ErrorInfo()
+            detail.Unpack(info)
+            reason = info.reason or reason
+        elif detail.Is(error_details_pb2.RetryInfo.DESCRIPTOR):
+            retry = error_details_pb2.RetryInfo()
+            detail.Unpack(retry)
+            retry_after = max(0, retry.retry_delay.ToMicroseconds())
+    return Failure(reason, status.message, status=status.SerializeToString()), retry_after

@@ -1,0 +1,1 @@
+"""Where the scheduler keeps its state: one protocol, several stores, one contract suite."""

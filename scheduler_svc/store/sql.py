@@ -1,0 +1,117 @@
+"""The SQLite schema of the scheduler, and its versions.
+
+Records are JSON, so that `sqlite3` shows what is going on; payloads apart, because records change
+often and payloads never. Sessions ever seen cost one small row each.
+"""
+
+SCHEMA_VERSION = 1
+
+SCHEMA = """
+CREATE TABLE meta (key TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
+
+-- One row a run. `ord` is the order of acceptance. `record` holds the whole of `records.Run`; the
+-- other columns are what lists filter by.
+CREATE TABLE runs (
+  ord INTEGER PRIMARY KEY,
+  run_id TEXT NOT NULL UNIQUE,
+  flow_id TEXT NOT NULL,
+  parent_id TEXT NOT NULL,
+  session_key TEXT NOT NULL,
+  customer_key TEXT NOT NULL,
+  lane TEXT NOT NULL,
+  state INTEGER NOT NULL,
+  depth INTEGER NOT NULL,
+  create_time INTEGER NOT NULL,
+  record TEXT NOT NULL
+);
+CREATE INDEX runs_unfinished ON runs (ord) WHERE state < 5;
+CREATE INDEX runs_flow ON runs (flow_id, ord);
+CREATE INDEX runs_session ON runs (session_key, ord);
+CREATE INDEX runs_roots ON runs (ord) WHERE parent_id = '';
+
+-- Serialised `Run` (spec, inputs, trace) and `RunResult`.
+CREATE TABLE payloads (run_id TEXT PRIMARY KEY, payload BLOB NOT NULL, result BLOB);
+
+CREATE TABLE events (
+  position INTEGER PRIMARY KEY,
+  session_key TEXT NOT NULL,
+  sequence INTEGER NOT NULL,
+  run_id TEXT NOT NULL,
+  flow_id TEXT NOT NULL,
+  kind TEXT NOT NULL,
+  event_id TEXT,
+  data BLOB NOT NULL
+);
+CREATE UNIQUE INDEX events_sequence ON events (session_key, sequence);
+CREATE UNIQUE INDEX events_id ON events (session_key, event_id) WHERE event_id IS NOT NULL;
+CREATE INDEX events_flow ON events (flow_id, position);
+
+-- `previous`: runs that executed and ended, which no later turn of the session was told yet.
+CREATE TABLE sessions (session_key TEXT PRIMARY KEY, head INTEGER NOT NULL, previous TEXT NOT NULL)
+  WITHOUT ROWID;
+
+CREATE TABLE requests (
+  request_id TEXT PRIMARY KEY, body_hash BLOB NOT NULL, run_id TEXT NOT NULL, time INTEGER NOT NULL
+) WITHOUT ROWID;
+CREATE INDEX requests_time ON requests (time);
+
+-- Limits that were set at run time.
+CREATE TABLE limits (lane TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
+
+-- Steered messages that no turn has named as taken.
+CREATE TABLE steers (
+  run_id TEXT NOT NULL, request_id TEXT NOT NULL, offer TEXT NOT NULL,
+  PRIMARY KEY (run_id, request_id)
+) WITHOUT ROWID;
+
+-- Before which sequence the events of a session were removed.
+CREATE TABLE compacted (session_key TEXT PRIMARY KEY, sequence INTEGER NOT NULL) WITHOUT ROWID;
+"""
+
+UPSERT_RUN = """
+INSERT INTO runs (ord, run_id, flow_id, parent_id, session_key, customer_key, lane, state, depth,
+                  create_time, record)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+ON CONFLICT (ord) DO UPDATE SET state = excluded.state, record = excluded.record
+"""
+
+INSERT_EVENT = """
+INSERT INTO events (position, session_key, sequence, run_id, flow_id, kind, event_id, data)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?)
+"""
+
+UPSERT_SESSION = """
+INSERT INTO sessions (session_key, head, previous) VALUES (?, ?, ?)
+ON CONFLICT (session_key) DO UPDATE SET head = excluded.head, previous = excluded.previous
+"""
+
+# Whole flows go together, and only when their last run ended before the time.
+PRUNE_RUNS = """
+DELETE FROM runs WHERE flow_id IN (
+  SELECT run_id FROM runs WHERE parent_id = '' AND state >= 5
+  AND json_extract(record, '$.end_time') < ?
+)
+"""
+
+# Events are removed only as a prefix of their session: up to the first one whose run is kept.
+MARK_COMPACTED = """
+INSERT OR REPLACE INTO compacted
+SELECT session_key, max(sequence) FROM events e WHERE NOT EXISTS (
+  SELECT 1 FROM events f WHERE f.session_key = e.session_key AND f.sequence <= e.sequence
+  AND f.run_id IN (SELECT run_id FROM runs)
+) GROUP BY session_key
+"""
+
+KEEP_POSITION = """
+INSERT OR REPLACE INTO meta SELECT 'position', max(position) FROM events HAVING max(position) > 0
+"""
+
+MARK_COMPACTED_POSITION = """
+INSERT OR REPLACE INTO meta SELECT 'compacted', max(position) FROM events JOIN compacted c
+USING (session_key) WHERE events.sequence <= c.sequence HAVING max(position) > 0
+"""
+
+PRUNE_EVENTS = """
+DELETE FROM events WHERE sequence <=
+  (SELECT sequence FROM compacted c WHERE c.session_key = events.session_key)
+"""
