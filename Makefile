@@ -18,6 +18,7 @@ demo: .venv/.ready ## Show a delegated request from beginning to end, offline
 
 .PHONY: setup
 setup: .venv/.ready ## Only make .venv with what the suite needs
+	@:
 
 ##@ Develop
 
