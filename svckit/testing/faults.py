@@ -89,7 +89,7 @@ class FaultInjector:
         return fault
 
     async def strike(self, side: str, method: str) -> Fault | None:
-        """Count a call. Raises or waits as told; returns the fault when the answer is to be lost."""
+        """Count a call. Raises or waits as told; returns the fault that loses the answer."""
         name = method.rpartition("/")[2]
         self.seen[side, name] += 1
         number = self.seen[side, name]
