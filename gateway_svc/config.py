@@ -1,0 +1,88 @@
+"""Reads what the gateway needs from the suite's settings, and refuses what it cannot honour yet."""
+
+from __future__ import annotations
+
+from conveyor.scheduler.v1 import lane_pb2, run_pb2
+from gateway_svc.domain.routing import AgentRules, ChannelRules, RouteRule, RoutingRules
+from svckit.errors import StartError
+from svckit.settings import Settings
+from svckit.settings_model import DEFAULT_AGENT, SubagentSettings
+
+_QUEUE_MODES = {
+    "followup": lane_pb2.QUEUE_MODE_FOLLOWUP,
+    "collect": lane_pb2.QUEUE_MODE_COLLECT,
+    "steer": lane_pb2.QUEUE_MODE_STEER,
+    "interrupt": lane_pb2.QUEUE_MODE_INTERRUPT,
+}
+_OVERFLOW_RULES = {
+    "reject": lane_pb2.OVERFLOW_RULE_REJECT,
+    "drop_oldest": lane_pb2.OVERFLOW_RULE_DROP_OLDEST,
+}
+_PULL_CHANNELS = frozenset({"web", "http", "grpc"})
+
+
+def routing_rules(settings: Settings) -> RoutingRules:
+    """Return the rules for messages."""
+    ids = settings.agents.ids()
+    agents: dict[str, AgentRules] = {}
+    for agent_id in ids:
+        agent = settings.agents.get(agent_id)
+        if agent is None:
+            continue
+        agents[agent_id] = AgentRules(
+            queue_mode=_QUEUE_MODES[agent.queue_mode], caps=_caps(agent.subagents)
+        )
+    return RoutingRules(
+        agents=agents,
+        default_agent=DEFAULT_AGENT if DEFAULT_AGENT in ids else ids[0],
+        routes=[
+            RouteRule(agent_id=route.agent, channel=route.channel, peer=route.peer)
+            for route in settings.routes
+            if not route.account  # accounts belong to push channels
+        ],
+        channels={
+            name: ChannelRules(
+                agent_id=channel.agent,
+                queue_mode=_QUEUE_MODES[channel.queue_mode] if channel.queue_mode else None,
+            )
+            for name, channel in settings.channels.items()
+        },
+        lane_cap=settings.lanes.session.cap,
+        debounce_ms=settings.lanes.session.debounce_ms,
+        overflow=_OVERFLOW_RULES[settings.lanes.session.overflow],
+    )
+
+
+def refuse_unsupported(settings: Settings) -> None:
+    """Raise `StartError` for settings that promise something this release does not do.
+
+    Ignoring them would be worse than not starting: a token that nobody checks protects nothing.
+    """
+    if settings.gateway.tokens:
+        raise StartError("gateway.tokens: this release has no bearer tokens yet; remove the table")
+    tls = settings.gateway.tls
+    if tls.cert_file or tls.client_ca:
+        raise StartError("gateway.tls: this release has no TLS yet; put a proxy in front of it")
+    for name, channel in settings.channels.items():
+        if channel.kind not in _PULL_CHANNELS:
+            raise StartError(
+                f"channels.{name}.kind: this release has no channel of kind {channel.kind!r} yet"
+            )
+
+
+def _caps(subagents: SubagentSettings) -> run_pb2.Budget:
+    caps = run_pb2.Budget(
+        max_depth=subagents.max_spawn_depth,
+        max_children=subagents.max_children_per_agent,
+        max_descendants=subagents.max_descendants,
+    )
+    budget = subagents.budget
+    if budget.max_tokens is not None:
+        caps.max_tokens = budget.max_tokens
+    if budget.max_cost_usd is not None:
+        caps.max_cost_micros_usd = round(budget.max_cost_usd * 1_000_000)
+    if budget.max_wall_seconds is not None:
+        caps.max_wall_time.FromNanoseconds(round(budget.max_wall_seconds * 1_000_000_000))
+    if budget.reply_reserve is not None:
+        caps.reply_reserve = budget.reply_reserve
+    return caps

@@ -1,0 +1,180 @@
+"""Empties the outboxes: per recipient in order, recipients side by side."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Mapping
+
+from gateway_svc.delivery.channel import Channel, Delivery, DeliveryFailed, Undeliverable
+from gateway_svc.domain.deliveries import DeliveryKind
+from gateway_svc.domain.reply_route import decode_address
+from gateway_svc.store import outbox
+from gateway_svc.store.outbox import Entry, OutboxState
+from svckit.backoff import full_jitter
+from svckit.clock import Clock
+from svckit.database import Database
+from svckit.errors import StoreUnavailable
+from svckit.logging import get_logger
+
+ATTEMPT_SECONDS = 30.0
+GIVE_UP_SECONDS = 24 * 3600.0
+KEEP_SECONDS = 7 * 24 * 3600.0
+_FIRST_PAUSE = 1.0
+_LONGEST_PAUSE = 60.0
+_PRUNE_EVERY_SECONDS = 3600.0
+_STORE_PAUSE_SECONDS = 1.0
+
+log = get_logger(__name__)
+
+
+class Dispatcher:
+    """Runs for as long as the process. A crash while sending repeats that one delivery."""
+
+    def __init__(
+        self,
+        database: Database,
+        channels: Mapping[str, Channel],
+        clock: Clock,
+        *,
+        attempt_seconds: float = ATTEMPT_SECONDS,
+        give_up_seconds: float = GIVE_UP_SECONDS,
+    ) -> None:
+        self._database = database
+        self._channels = channels
+        self._clock = clock
+        self._attempt_seconds = attempt_seconds
+        self._give_up_us = round(give_up_seconds * 1_000_000)
+        self._work: dict[str, asyncio.Task[None]] = {}
+        self._wake = asyncio.Event()
+        self.delivered = 0
+        self.given_up = 0
+
+    def wake(self) -> None:
+        """Say that something was put into an outbox."""
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Deliver until cancelled. What is being sent then is sent again by the next process."""
+        self._wake.set()
+        pruned_us = 0
+        try:
+            while True:
+                try:
+                    async with asyncio.timeout(_PRUNE_EVERY_SECONDS):
+                        await self._wake.wait()
+                except TimeoutError:
+                    pass
+                self._wake.clear()
+                try:
+                    await self._start_work()
+                    if self._clock.now_us() - pruned_us > _PRUNE_EVERY_SECONDS * 1_000_000:
+                        pruned_us = self._clock.now_us()
+                        await self._prune(pruned_us)
+                except StoreUnavailable:
+                    await self._clock.sleep(_STORE_PAUSE_SECONDS)
+                    self._wake.set()
+        finally:
+            tasks = list(self._work.values())
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _start_work(self) -> None:
+        for recipient in await self._database.run(outbox.waiting_recipients):
+            if recipient not in self._work:
+                task = asyncio.create_task(self._empty(recipient), name="deliver")
+                self._work[recipient] = task
+
+    async def _empty(self, recipient: str) -> None:
+        """Deliver everything that waits for a recipient."""
+        try:
+            while True:
+                entry = await self._database.run(
+                    lambda connection: outbox.first_pending(connection, recipient)
+                )
+                if entry is None:
+                    break
+                wait_us = entry.next_us - self._clock.now_us()
+                if wait_us > 0:
+                    await self._clock.sleep(wait_us / 1_000_000)
+                await self._attempt(entry)
+        except StoreUnavailable:
+            await self._clock.sleep(_STORE_PAUSE_SECONDS)
+        except Exception as error:
+            # A fault of ours with this recipient must not stop the others.
+            log.error("delivery failed unexpectedly", exc_info=error)
+            await self._clock.sleep(_LONGEST_PAUSE)
+        finally:
+            # An entry that came after the last look is found by the next round.
+            self._work.pop(recipient, None)
+            self._wake.set()
+
+    async def _attempt(self, entry: Entry) -> None:
+        channel = self._channels.get(entry.channel)
+        address = decode_address(entry.recipient)
+        if channel is None or address is None:
+            await self._give_up(entry, "the channel is not configured any more")
+            return
+        delivery = Delivery(
+            address=address,
+            kind=DeliveryKind(entry.kind),
+            text=entry.text,
+            run_id=entry.run_id,
+            idempotency_key=entry.event_key,
+            attempt=entry.attempts + 1,
+        )
+        try:
+            async with asyncio.timeout(self._attempt_seconds):
+                await channel.deliver(delivery)
+        except Undeliverable as error:
+            await self._give_up(entry, error.problem)
+        except DeliveryFailed as error:
+            await self._postpone(entry, error.problem, error.retry_after)
+        except TimeoutError:
+            await self._postpone(entry, "the channel did not answer in time", None)
+        except Exception as error:
+            log.error("channel failed unexpectedly", channel=entry.channel, exc_info=error)
+            await self._postpone(entry, "the channel failed unexpectedly", None)
+        else:
+            now = self._clock.now_us()
+            await self._database.run(
+                lambda connection: outbox.settle(
+                    connection, entry.outbox_id, OutboxState.DELIVERED, now
+                )
+            )
+            self.delivered += 1
+
+    async def _postpone(self, entry: Entry, problem: str, retry_after: float | None) -> None:
+        now = self._clock.now_us()
+        if now - entry.create_us > self._give_up_us:
+            await self._give_up(entry, problem)
+            return
+        pause = retry_after
+        if pause is None:
+            pauses = full_jitter(_FIRST_PAUSE, _LONGEST_PAUSE)
+            pause = next(itertools.islice(pauses, min(entry.attempts, 10), None))
+        next_us = now + round(pause * 1_000_000)
+        log.warning(
+            "delivery postponed",
+            channel=entry.channel,
+            problem=problem,
+            attempts=entry.attempts + 1,
+        )
+        await self._database.run(
+            lambda connection: outbox.postpone(connection, entry.outbox_id, next_us, problem)
+        )
+
+    async def _give_up(self, entry: Entry, problem: str) -> None:
+        log.error("delivery given up", channel=entry.channel, run_id=entry.run_id, problem=problem)
+        now = self._clock.now_us()
+        await self._database.run(
+            lambda connection: outbox.settle(
+                connection, entry.outbox_id, OutboxState.GIVEN_UP, now, problem
+            )
+        )
+        self.given_up += 1
+
+    async def _prune(self, now_us: int) -> None:
+        before = now_us - round(KEEP_SECONDS * 1_000_000)
+        await self._database.run(lambda connection: outbox.prune(connection, before))

@@ -1,0 +1,104 @@
+"""What a session key says about its session.
+
+Conversations are named `agent:<agent>:<channel>:<scope>:<peer>`; a child's key is its parent's,
+then `:subagent:<run id>` or `:acp:<run id>`; an ACP session of its own is `agent:<agent>:acp:<id>`.
+Any other text without spaces is a conversation that some client named itself.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+from conveyor.gateway.v1 import session_pb2
+from svckit.errors import invalid_field
+
+MAX_KEY_LENGTH = 256
+MAX_CUSTOMER_LENGTH = 128
+DEFAULT_CHANNEL = "http"
+_SUBAGENT = ":subagent:"
+_ACP = ":acp:"
+
+
+@dataclass(frozen=True, slots=True)
+class SessionKey:
+    """A session key, taken apart. `agent_id` is empty when the key does not name one."""
+
+    text: str
+    kind: session_pb2.SessionKind.ValueType
+    agent_id: str = ""
+    channel: str = ""
+    peer: str = ""
+    parent: str = ""
+    spawned_run_id: str = ""
+
+    @property
+    def is_conversation(self) -> bool:
+        """True for what a customer may write to."""
+        return self.kind == session_pb2.SESSION_KIND_CONVERSATION
+
+
+def parse_key(text: str, field: str = "session_key") -> SessionKey:
+    """Take `text` apart; raises `InvalidField` naming `field` when it can name no session."""
+    if not 1 <= len(text) <= MAX_KEY_LENGTH:
+        raise invalid_field(field, f"must have 1 to {MAX_KEY_LENGTH} characters")
+    if not text.isprintable() or any(character.isspace() for character in text):
+        raise invalid_field(field, "must hold printable characters only, and no spaces")
+    child = _parse_child(text)
+    if child is not None:
+        return child
+    parts = text.split(":", 4)
+    if len(parts) == 5 and parts[0] == "agent" and all(parts):
+        return SessionKey(
+            text=text,
+            kind=session_pb2.SESSION_KIND_CONVERSATION,
+            agent_id=parts[1],
+            channel=parts[2],
+            peer=parts[4],
+        )
+    agent_id = parts[1] if len(parts) > 1 and parts[0] == "agent" else ""
+    return SessionKey(
+        text=text,
+        kind=session_pb2.SESSION_KIND_CONVERSATION,
+        agent_id=agent_id,
+        channel=DEFAULT_CHANNEL,
+        peer=text,
+    )
+
+
+def _parse_child(text: str) -> SessionKey | None:
+    subagent, acp = text.rfind(_SUBAGENT), text.rfind(_ACP)
+    if subagent < 0 and acp < 0:
+        return None
+    at, marker = (subagent, _SUBAGENT) if subagent > acp else (acp, _ACP)
+    kind = (
+        session_pb2.SESSION_KIND_SUBAGENT if marker == _SUBAGENT else session_pb2.SESSION_KIND_ACP
+    )
+    parent, spawned = text[:at], text[at + len(marker) :]
+    segments = parent.split(":")
+    # `agent:<agent>:acp:<id>` opened on its own: what stands before the marker is no session.
+    standalone = marker == _ACP and len(segments) == 2 and segments[0] == "agent"
+    # An agent's worker spawns with its own agent unless it says otherwise; the run knows better.
+    agent_id = segments[1] if segments[0] == "agent" and len(segments) > 1 else ""
+    return SessionKey(
+        text=text,
+        kind=kind,
+        agent_id=agent_id,
+        parent="" if standalone else parent,
+        spawned_run_id="" if standalone else spawned,
+    )
+
+
+def own_key(agent_id: str, caller: str, channel: str = DEFAULT_CHANNEL) -> str:
+    """Return the key of the caller's own session with an agent."""
+    return f"agent:{agent_id}:{channel}:direct:{caller}"
+
+
+def default_customer(key: SessionKey) -> str:
+    """Return the customer of a new session, channel and peer, when nobody named one."""
+    customer = f"{key.channel}:{key.peer}"
+    if len(customer) <= MAX_CUSTOMER_LENGTH:
+        return customer
+    # Cut, but never so that two people become one customer.
+    digest = hashlib.blake2b(customer.encode(), digest_size=8).hexdigest()
+    return f"{customer[: MAX_CUSTOMER_LENGTH - 17]}~{digest}"

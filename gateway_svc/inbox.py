@@ -1,0 +1,168 @@
+"""Takes messages in: from an inbound message to a run that the scheduler has stored."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from weakref import WeakValueDictionary
+
+from conveyor.gateway.v1 import gateway_service_pb2 as gw
+from conveyor.gateway.v1 import session_pb2
+from conveyor.scheduler.v1 import lane_pb2
+from conveyor.scheduler.v1 import scheduler_service_pb2 as ss
+from gateway_svc.auth import Principal, Scope
+from gateway_svc.domain.keys import SessionKey
+from gateway_svc.domain.reply_route import ReplyAddress
+from gateway_svc.domain.routing import (
+    KnownSession,
+    Routed,
+    RoutingRules,
+    check_request_id,
+    choose_session,
+    route,
+)
+from gateway_svc.domain.tokens import Positions, encode_token, session_subject
+from gateway_svc.store import sessions as store
+from gateway_svc.upstream import Upstream
+from svckit.clock import Clock
+from svckit.database import Database
+from svckit.errors import Internal, SessionNotFound
+from svckit.grpc.client import call
+from svckit.grpc.status import from_proto
+from svckit.logging import get_logger
+
+log = get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """A message that is stored: by which run it is held, in which session."""
+
+    session_key: str
+    accepted: ss.AcceptedRun
+
+    @property
+    def resume_token(self) -> str:
+        """Position just before the message."""
+        return encode_token(
+            session_subject(self.session_key), Positions(sequence=self.accepted.last_sequence)
+        )
+
+
+class Inbox:
+    """Accepts messages for conversations. One per process."""
+
+    def __init__(
+        self, database: Database, upstream: Upstream, rules: RoutingRules, clock: Clock
+    ) -> None:
+        self._database = database
+        self._upstream = upstream
+        self._rules = rules
+        self._clock = clock
+        self._births: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+
+    async def accept(
+        self,
+        inbound: gw.InboundMessage,
+        request_id: str,
+        principal: Principal,
+        address: ReplyAddress | None = None,
+    ) -> Accepted:
+        """Store a message as a run, idempotently per `request_id`.
+
+        `address` says where replies are pushed to; left out, they wait in the event log for whoever
+        watches. Raises what `SendMessage` is documented to fail with.
+        """
+        principal.require(Scope.SEND)
+        if inbound.customer_key:
+            principal.require(Scope.CONTROL)
+        check_request_id(request_id)
+        key = choose_session(
+            inbound, caller=principal.name, rules=self._rules, field_name="inbound.session_key"
+        )
+        address = address or ReplyAddress(channel=key.channel, peer=key.peer)
+
+        def routed(known: KnownSession | None) -> Routed:
+            return route(
+                inbound,
+                request_id=request_id,
+                key=key,
+                known=known,
+                rules=self._rules,
+                address=address,
+                caller_customer=principal.customer_key,
+            )
+
+        known = await self._known(key, principal)
+        if known is not None:
+            return await self._enqueue(routed(known), request_id)
+        # Two first messages at once must agree on the agent and the customer.
+        async with self._births.setdefault(key.text, asyncio.Lock()):
+            known = await self._known(key, principal)
+            if known is None:
+                # Before the scheduler knows of the session, so that whoever sees its first event
+                # finds its agent and customer here. Clients see it once the message was accepted.
+                known = await self._create(routed(None))
+            return await self._enqueue(routed(known), request_id)
+
+    async def _known(self, key: SessionKey, principal: Principal) -> KnownSession | None:
+        row = await self._database.run(lambda connection: store.find(connection, key.text))
+        if row is None:
+            return None
+        if not principal.may_see(row.customer_key):
+            raise not_found(row.session_key)
+        return row.known if row.active_us is not None else None
+
+    async def _create(self, routed: Routed) -> KnownSession:
+        row = store.SessionRow(
+            session_key=routed.key.text,
+            kind=session_pb2.SESSION_KIND_CONVERSATION,
+            agent_id=routed.agent_id,
+            customer_key=routed.customer_key,
+            channel=routed.key.channel,
+            parent_session_key="",
+            label="",
+            epoch=0,
+            last_run_id="",
+            create_us=self._clock.now_us(),
+            active_us=None,
+        )
+        stored = await self._database.run(lambda connection: store.replace_unborn(connection, row))
+        return stored.known
+
+    async def _enqueue(self, routed: Routed, request_id: str) -> Accepted:
+        item = ss.EnqueueItem(
+            spec=routed.spec,
+            message=routed.message,
+            request_id=request_id,
+            queue_policy=routed.policy,
+        )
+        response = await call(
+            self._upstream.scheduler.EnqueueRuns(ss.EnqueueRunsRequest(items=[item])),
+            service="scheduler",
+        )
+        if len(response.results) != 1:
+            raise Internal("the scheduler did not answer for the message")
+        result = response.results[0]
+        if result.WhichOneof("result") == "error":
+            raise from_proto(result.error)
+        accepted = result.accepted
+        key, run_id, now = routed.key.text, accepted.run.run_id, self._clock.now_us()
+        await self._database.run(
+            lambda connection: store.touch(connection, key, now, last_run_id=run_id)
+        )
+        log.info(
+            "message accepted",
+            run_id=run_id,
+            outcome=lane_pb2.EnqueueOutcome.Name(accepted.outcome),
+            deduplicated=accepted.deduplicated,
+        )
+        return Accepted(session_key=key, accepted=accepted)
+
+
+def not_found(session_key: str) -> SessionNotFound:
+    """Return the error for a session that does not exist, or not for the caller."""
+    return SessionNotFound(
+        "there is no such session; its first message creates it",
+        metadata={"sessionKey": session_key[:256]},
+    )

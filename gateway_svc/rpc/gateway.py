@@ -1,0 +1,241 @@
+"""`GatewayService`: translates between the wire and the use cases, and decides nothing."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from typing import Any
+
+import grpc.aio
+
+from conveyor.acp.v1 import acp_service_pb2 as acp
+from conveyor.agent.v1 import agent_service_pb2 as ag
+from conveyor.gateway.v1 import gateway_service_pb2 as gw
+from conveyor.gateway.v1.gateway_service_pb2_grpc import GatewayServiceServicer
+from conveyor.scheduler.v1 import flow_service_pb2 as fs
+from conveyor.scheduler.v1 import scheduler_service_pb2 as ss
+from gateway_svc.auth import Principal, authenticate
+from gateway_svc.domain.redaction import clear_run
+from gateway_svc.inbox import Accepted
+from gateway_svc.use_cases import UseCases
+from svckit.errors import NotImplementedYet
+
+FULL_NAME = "conveyor.gateway.v1.GatewayService"
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+def not_yet(feature: str, what: str) -> NotImplementedYet:
+    """Return the refusal of a call of the contract that this release does not have."""
+    return NotImplementedYet(
+        f"{feature} is not part of this release ({what} come later)", metadata={"feature": feature}
+    )
+
+
+class GatewayServicer(GatewayServiceServicer):
+    """The only service that clients outside the suite talk to."""
+
+    def __init__(self, use_cases: UseCases) -> None:
+        self._do = use_cases
+
+    async def SendMessage(
+        self, request: gw.SendMessageRequest, context: Context
+    ) -> gw.SendMessageResponse:
+        """Queue a message."""
+        principal = authenticate()
+        taken = await self._do.inbox.accept(request.inbound, request.request_id, principal)
+        return send_response(taken, principal)
+
+    async def Chat(
+        self, request: gw.ChatRequest, context: Context
+    ) -> AsyncIterator[gw.ChatResponse]:
+        """Queue a message and stream what answers it."""
+        async with aclosing(self._do.chats.chat(request, authenticate())) as responses:
+            async for response in responses:
+                yield response
+
+    async def WatchSession(
+        self, request: gw.WatchSessionRequest, context: Context
+    ) -> AsyncIterator[gw.WatchSessionResponse]:
+        """Stream a session."""
+        async with aclosing(self._do.sessions.watch(request, authenticate())) as responses:
+            async for response in responses:
+                yield response
+
+    async def WatchAnnouncements(
+        self, request: gw.WatchAnnouncementsRequest, context: Context
+    ) -> AsyncIterator[gw.WatchAnnouncementsResponse]:
+        """Stream the ends of child runs."""
+        async with aclosing(self._do.announcements.watch(request, authenticate())) as responses:
+            async for response in responses:
+                yield response
+
+    async def GetSession(
+        self, request: gw.GetSessionRequest, context: Context
+    ) -> gw.GetSessionResponse:
+        """Return a session."""
+        return await self._do.conversations.get(request.session_key, authenticate())
+
+    async def ListSessions(
+        self, request: gw.ListSessionsRequest, context: Context
+    ) -> gw.ListSessionsResponse:
+        """List sessions."""
+        return await self._do.conversations.list(request, authenticate())
+
+    async def ResetSession(
+        self, request: ag.ResetSessionRequest, context: Context
+    ) -> ag.ResetSessionResponse:
+        """Make a session forget."""
+        return await self._do.conversations.reset(request, authenticate())
+
+    async def ListMessages(
+        self, request: ag.ListMessagesRequest, context: Context
+    ) -> ag.ListMessagesResponse:
+        """List messages of a session."""
+        return await self._do.conversations.messages(request, authenticate())
+
+    async def ListRuns(self, request: ss.ListRunsRequest, context: Context) -> ss.ListRunsResponse:
+        """List runs."""
+        return await self._do.operations.list_runs(request, authenticate())
+
+    async def GetRun(self, request: ss.GetRunRequest, context: Context) -> ss.GetRunResponse:
+        """Return a run."""
+        return await self._do.operations.get_run(request, authenticate())
+
+    async def ListFlows(
+        self, request: fs.ListFlowsRequest, context: Context
+    ) -> fs.ListFlowsResponse:
+        """List flows."""
+        return await self._do.operations.list_flows(request, authenticate())
+
+    async def GetFlow(self, request: fs.GetFlowRequest, context: Context) -> fs.GetFlowResponse:
+        """Return a flow with its tree."""
+        return await self._do.operations.get_flow(request, authenticate())
+
+    async def CancelFlow(
+        self, request: fs.CancelFlowRequest, context: Context
+    ) -> fs.CancelFlowResponse:
+        """Stop every run of a flow."""
+        return await self._do.operations.cancel_flow(request, authenticate())
+
+    async def CancelRun(
+        self, request: ss.CancelRunRequest, context: Context
+    ) -> ss.CancelRunResponse:
+        """Stop a run and what it spawned."""
+        return await self._do.operations.cancel_run(request, authenticate())
+
+    async def SteerRun(self, request: gw.SteerRunRequest, context: Context) -> gw.SteerRunResponse:
+        """Give a run a message."""
+        return await self._do.operations.steer_run(request, authenticate())
+
+    async def ListLanes(
+        self, request: ss.ListLanesRequest, context: Context
+    ) -> ss.ListLanesResponse:
+        """List lanes with their use."""
+        return await self._do.operations.list_lanes(request, authenticate())
+
+    async def UpdateLane(
+        self, request: ss.UpdateLaneRequest, context: Context
+    ) -> ss.UpdateLaneResponse:
+        """Change the limit of a global lane."""
+        return await self._do.operations.update_lane(request, authenticate())
+
+    async def ListAgents(
+        self, request: ag.ListAgentsRequest, context: Context
+    ) -> ag.ListAgentsResponse:
+        """List the configured agents."""
+        return await self._do.operations.list_agents(request, authenticate())
+
+    async def ListModels(
+        self, request: ag.ListModelsRequest, context: Context
+    ) -> ag.ListModelsResponse:
+        """List the configured models."""
+        return await self._do.operations.list_models(request, authenticate())
+
+    async def ListHarnesses(
+        self, request: acp.ListHarnessesRequest, context: Context
+    ) -> acp.ListHarnessesResponse:
+        """List the harnesses."""
+        return await self._do.operations.list_harnesses(request, authenticate())
+
+    async def AcpDoctor(
+        self, request: gw.AcpDoctorRequest, context: Context
+    ) -> gw.AcpDoctorResponse:
+        """Examine the harnesses."""
+        return await self._do.operations.acp_doctor(request, authenticate())
+
+    async def ExecuteCommand(
+        self, request: gw.ExecuteCommandRequest, context: Context
+    ) -> gw.ExecuteCommandResponse:
+        """Not in this release."""
+        raise not_yet("ExecuteCommand", "slash commands")
+
+    async def ExplainRun(
+        self, request: ss.ExplainRunRequest, context: Context
+    ) -> ss.ExplainRunResponse:
+        """Not in this release."""
+        raise not_yet("ExplainRun", "explaining runs")
+
+    async def Forecast(self, request: ss.ForecastRequest, context: Context) -> ss.ForecastResponse:
+        """Not in this release."""
+        raise not_yet("Forecast", "forecasts")
+
+    async def SpawnAcpSession(
+        self, request: gw.SpawnAcpSessionRequest, context: Context
+    ) -> gw.SpawnAcpSessionResponse:
+        """Not in this release."""
+        raise not_yet("SpawnAcpSession", "ACP sessions")
+
+    async def ListAcpSessions(
+        self, request: gw.ListAcpSessionsRequest, context: Context
+    ) -> gw.ListAcpSessionsResponse:
+        """Not in this release."""
+        raise not_yet("ListAcpSessions", "ACP sessions")
+
+    async def PromptAcpSession(
+        self, request: gw.PromptAcpSessionRequest, context: Context
+    ) -> gw.PromptAcpSessionResponse:
+        """Not in this release."""
+        raise not_yet("PromptAcpSession", "ACP sessions")
+
+    async def ConfigureAcpSession(
+        self, request: gw.ConfigureAcpSessionRequest, context: Context
+    ) -> gw.ConfigureAcpSessionResponse:
+        """Not in this release."""
+        raise not_yet("ConfigureAcpSession", "ACP sessions")
+
+    async def CancelAcpTurn(
+        self, request: gw.CancelAcpTurnRequest, context: Context
+    ) -> gw.CancelAcpTurnResponse:
+        """Not in this release."""
+        raise not_yet("CancelAcpTurn", "ACP sessions")
+
+    async def CloseAcpSession(
+        self, request: gw.CloseAcpSessionRequest, context: Context
+    ) -> gw.CloseAcpSessionResponse:
+        """Not in this release."""
+        raise not_yet("CloseAcpSession", "ACP sessions")
+
+    async def ListQuestions(
+        self, request: gw.ListQuestionsRequest, context: Context
+    ) -> gw.ListQuestionsResponse:
+        """Not in this release."""
+        raise not_yet("ListQuestions", "questions")
+
+    async def AnswerQuestion(
+        self, request: gw.AnswerQuestionRequest, context: Context
+    ) -> gw.AnswerQuestionResponse:
+        """Not in this release."""
+        raise not_yet("AnswerQuestion", "questions")
+
+    def ProbeModel(
+        self, request: ag.ProbeModelRequest, context: Context
+    ) -> AsyncIterator[ag.ProbeModelResponse]:
+        """Not in this release."""
+        raise not_yet("ProbeModel", "delegation probes")
+
+
+def send_response(taken: Accepted, principal: Principal) -> gw.SendMessageResponse:
+    """Return what the sender of a message is told."""
+    clear_run(taken.accepted.run, for_admin=principal.is_admin)
+    return gw.SendMessageResponse(accepted=taken.accepted, resume_token=taken.resume_token)

@@ -1,0 +1,55 @@
+"""Tables of the gateway's own database. Times are microseconds since 1970."""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+
+metadata = sa.MetaData()
+
+sessions = sa.Table(
+    "sessions",
+    metadata,
+    sa.Column("session_key", sa.String(256), primary_key=True),
+    sa.Column("kind", sa.Integer, nullable=False),
+    sa.Column("agent_id", sa.String(128), nullable=False),
+    sa.Column("customer_key", sa.String(128), nullable=False),
+    sa.Column("channel", sa.String(64), nullable=False),
+    sa.Column("parent_session_key", sa.String(256), nullable=False),
+    sa.Column("label", sa.String(64), nullable=False),
+    sa.Column("epoch", sa.BigInteger, nullable=False),
+    sa.Column("last_run_id", sa.String(64), nullable=False),
+    sa.Column("create_us", sa.BigInteger, nullable=False),
+    # Null until the scheduler accepted the first message: such a session does not exist yet.
+    sa.Column("active_us", sa.BigInteger, nullable=True),
+    sa.Index("sessions_by_activity", "active_us", "session_key"),
+)
+
+cursors = sa.Table(
+    "cursors",
+    metadata,
+    sa.Column("name", sa.String(64), primary_key=True),
+    sa.Column("position", sa.BigInteger, nullable=False),
+)
+
+outbox = sa.Table(
+    "outbox",
+    metadata,
+    sa.Column("outbox_id", sa.Integer, primary_key=True, autoincrement=True),
+    sa.Column("recipient", sa.String(1024), nullable=False),
+    # Session key, sequence and run id: unique over all sessions, also when a log begins anew.
+    sa.Column("event_key", sa.String(400), nullable=False),
+    sa.Column("channel", sa.String(64), nullable=False),
+    sa.Column("kind", sa.String(16), nullable=False),
+    sa.Column("text", sa.Text, nullable=False),
+    sa.Column("run_id", sa.String(64), nullable=False),
+    sa.Column("state", sa.Integer, nullable=False),
+    sa.Column("attempts", sa.Integer, nullable=False),
+    sa.Column("create_us", sa.BigInteger, nullable=False),
+    sa.Column("next_us", sa.BigInteger, nullable=False),
+    sa.Column("end_us", sa.BigInteger, nullable=True),
+    sa.Column("problem", sa.String(256), nullable=False),
+    sa.UniqueConstraint("recipient", "event_key", name="outbox_once_per_event"),
+    sa.Index("outbox_pending", "state", "recipient", "outbox_id"),
+    # Ids never come back, so that their order stays the order of the events.
+    sqlite_autoincrement=True,
+)

@@ -1,0 +1,135 @@
+"""Reads and writes of the sessions table, each inside the caller's transaction."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import sqlalchemy as sa
+
+from conveyor.gateway.v1 import session_pb2
+from gateway_svc.domain.routing import KnownSession
+from gateway_svc.store.schema import sessions
+
+
+@dataclass(frozen=True, slots=True)
+class SessionRow:
+    """A stored session. `active_us` is `None` until its first message was accepted."""
+
+    session_key: str
+    kind: int
+    agent_id: str
+    customer_key: str
+    channel: str
+    parent_session_key: str
+    label: str
+    epoch: int
+    last_run_id: str
+    create_us: int
+    active_us: int | None
+
+    @property
+    def known(self) -> KnownSession:
+        """What routing needs of it."""
+        return KnownSession(self.agent_id, self.customer_key, self.epoch)
+
+
+@dataclass(frozen=True, slots=True)
+class SessionQuery:
+    """Chooses sessions; empty fields choose all. `after` is the last (active time, key) seen."""
+
+    kinds: Sequence[int] = ()
+    customer_key: str = ""
+    agent_id: str = ""
+    channel: str = ""
+    after: tuple[int, str] | None = None
+    limit: int = 50
+
+
+def find(connection: sa.Connection, session_key: str) -> SessionRow | None:
+    """Return a session, also one whose first message is still on its way."""
+    row = connection.execute(
+        sa.select(sessions).where(sessions.c.session_key == session_key)
+    ).one_or_none()
+    return None if row is None else SessionRow(**row._mapping)
+
+
+def find_active(connection: sa.Connection, session_key: str) -> SessionRow | None:
+    """Return a session that exists for clients."""
+    row = find(connection, session_key)
+    return row if row is not None and row.active_us is not None else None
+
+
+def list_active(connection: sa.Connection, query: SessionQuery) -> list[SessionRow]:
+    """Return sessions, last used first."""
+    statement = sa.select(sessions).where(sessions.c.active_us.is_not(None))
+    kinds = query.kinds or (session_pb2.SESSION_KIND_CONVERSATION,)
+    statement = statement.where(sessions.c.kind.in_(list(kinds)))
+    for column, value in (
+        (sessions.c.customer_key, query.customer_key),
+        (sessions.c.agent_id, query.agent_id),
+        (sessions.c.channel, query.channel),
+    ):
+        if value:
+            statement = statement.where(column == value)
+    if query.after is not None:
+        active_us, key = query.after
+        statement = statement.where(
+            sa.or_(
+                sessions.c.active_us < active_us,
+                sa.and_(sessions.c.active_us == active_us, sessions.c.session_key > key),
+            )
+        )
+    statement = statement.order_by(sessions.c.active_us.desc(), sessions.c.session_key).limit(
+        query.limit
+    )
+    return [SessionRow(**row._mapping) for row in connection.execute(statement)]
+
+
+def create(connection: sa.Connection, row: SessionRow) -> SessionRow:
+    """Store a session unless it is there, and return the one that is there."""
+    existing = find(connection, row.session_key)
+    if existing is not None:
+        return existing
+    connection.execute(sa.insert(sessions).values(**_values(row)))
+    return row
+
+
+def replace_unborn(connection: sa.Connection, row: SessionRow) -> SessionRow:
+    """As `create`, but takes the place of a session whose first message was never accepted."""
+    connection.execute(
+        sa.delete(sessions).where(
+            sessions.c.session_key == row.session_key, sessions.c.active_us.is_(None)
+        )
+    )
+    return create(connection, row)
+
+
+def touch(
+    connection: sa.Connection, session_key: str, active_us: int, last_run_id: str = ""
+) -> bool:
+    """Move the time of the last message on, never back. False when there is no such session."""
+    values: dict[str, object] = {
+        "active_us": sa.case(
+            (sessions.c.active_us >= active_us, sessions.c.active_us), else_=active_us
+        )
+    }
+    if last_run_id:
+        values["last_run_id"] = last_run_id
+    result = connection.execute(
+        sa.update(sessions).where(sessions.c.session_key == session_key).values(values)
+    )
+    return result.rowcount > 0
+
+
+def raise_epoch(connection: sa.Connection, session_key: str, epoch: int) -> None:
+    """Remember that a session was reset. Epochs only grow, however answers overtake each other."""
+    connection.execute(
+        sa.update(sessions)
+        .where(sessions.c.session_key == session_key, sessions.c.epoch < epoch)
+        .values(epoch=epoch)
+    )
+
+
+def _values(row: SessionRow) -> dict[str, object]:
+    return {name: getattr(row, name) for name in SessionRow.__slots__}

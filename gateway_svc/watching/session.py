@@ -1,0 +1,257 @@
+"""`WatchSession`: everything that happens in a session and, when asked, below it.
+
+The session itself is one stream. What its runs spawned lives in other sessions, so for each spawn
+tree with children a second stream follows the tree, from the first word of a child until its root
+has ended. A token holds the sequence of the session and the position of each tree that is followed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Iterable
+from contextlib import aclosing
+
+from conveyor.events.v1 import event_log_service_pb2 as ev
+from conveyor.events.v1 import event_pb2
+from conveyor.gateway.v1 import gateway_service_pb2 as gw
+from conveyor.scheduler.v1 import flow_service_pb2 as fs
+from gateway_svc.auth import Principal, Scope
+from gateway_svc.conversations import Conversations
+from gateway_svc.domain.redaction import clear_event
+from gateway_svc.domain.sessions import LIVE_STATES, ended_run
+from gateway_svc.domain.tokens import Positions, decode_token, encode_token, session_subject
+from gateway_svc.upstream import Upstream
+from gateway_svc.watching.log import FROM_NOW, OLDEST, EventLog, Start
+from gateway_svc.watching.merge import Draining, Ended, Idle, Merge
+from svckit.errors import FlowNotFound, invalid_field
+from svckit.grpc.client import call
+
+HEARTBEAT_SECONDS = 15.0
+_SESSION = "session"
+_TREE_PAYLOADS = ("child_spawned", "child_announced", "run_state_changed")
+_LIVE_PAYLOADS = ("delta", "lane_position")
+PAYLOADS = frozenset(
+    field.name for field in event_pb2.Event.DESCRIPTOR.oneofs_by_name["payload"].fields
+) | frozenset(_LIVE_PAYLOADS)
+# Trees that have ended but whose events are still being read: beyond this the session waits, so
+# that replaying a long history does not open a stream for every tree it ever had.
+_MAX_ENDED_TREES = 8
+
+
+class SessionWatcher:
+    """Opens session watches. One per process."""
+
+    def __init__(
+        self,
+        log: EventLog,
+        upstream: Upstream,
+        conversations: Conversations,
+        draining: asyncio.Event,
+        heartbeat: float = HEARTBEAT_SECONDS,
+    ) -> None:
+        self._log = log
+        self._upstream = upstream
+        self._conversations = conversations
+        self._draining = draining
+        self._heartbeat = heartbeat
+
+    async def watch(
+        self, request: gw.WatchSessionRequest, principal: Principal
+    ) -> AsyncGenerator[gw.WatchSessionResponse, None]:
+        """Stream a session; ends when the gateway drains."""
+        principal.require(Scope.READ)
+        check_payloads(request.payloads)
+        row = await self._conversations.require(request.session_key, principal)
+        subject = session_subject(row.session_key)
+        positions = decode_token(subject, request.resume_token)
+        async with Merge[ev.WatchEventsResponse](self._draining, self._heartbeat) as merge:
+            view = _View(self._log, merge, row.session_key, positions, request)
+            await view.open(await self._live_trees(row.session_key, request))
+            async with aclosing(view.responses()) as responses:
+                async for response in responses:
+                    yield response
+
+    async def _live_trees(self, session_key: str, request: gw.WatchSessionRequest) -> list[str]:
+        if not request.include_descendants:
+            return []
+        filters = fs.FlowFilter(session_key=session_key, states=LIVE_STATES, with_children=True)
+        answer = await call(
+            self._upstream.flows.ListFlows(fs.ListFlowsRequest(filter=filters, page_size=500)),
+            service="scheduler",
+        )
+        return [flow.flow_id for flow in answer.flows]
+
+
+class _View:
+    """One watch: which streams are open, and how far each is."""
+
+    def __init__(
+        self,
+        log: EventLog,
+        merge: Merge[ev.WatchEventsResponse],
+        session_key: str,
+        positions: Positions,
+        request: gw.WatchSessionRequest,
+    ) -> None:
+        self._log = log
+        self._merge = merge
+        self._key = session_key
+        self._request = request
+        self._wanted = frozenset(request.payloads)
+        self._sequence = positions.sequence
+        self._trees: dict[str, int | None] = dict(positions.flows)
+        self._ended_trees: set[str] = set()
+        self._closed_trees: set[str] = set()
+        self._room = asyncio.Event()
+        self._room.set()
+        self._live = False
+
+    async def open(self, live_trees: list[str]) -> None:
+        """Start the streams."""
+        from_now = self._request.from_now and self._sequence is None
+        start = (
+            Start(after=self._sequence)
+            if self._sequence is not None
+            else FROM_NOW
+            if from_now
+            else OLDEST
+        )
+        payloads: list[str] = []
+        if self._wanted:
+            extra = _TREE_PAYLOADS if self._request.include_descendants else ()
+            payloads = sorted(self._wanted.union(extra))
+        self._payloads = payloads
+        self._merge.add(_SESSION, self._gated(self._log.session(self._key, start, payloads)))
+        if not self._request.include_descendants:
+            self._trees.clear()
+            return
+        for flow_id, position in list(self._trees.items()):
+            self._open_tree(flow_id, Start(after=position))
+        for flow_id in live_trees:
+            if flow_id not in self._trees:
+                self._open_tree(flow_id, FROM_NOW if from_now else OLDEST)
+
+    async def responses(self) -> AsyncGenerator[gw.WatchSessionResponse, None]:
+        """Yield what the client gets."""
+        while True:
+            got = await self._merge.next()
+            if isinstance(got, Draining):
+                yield self._response(progress=gw.WatchProgress(live=self._live))
+                return
+            if isinstance(got, Idle):
+                yield self._response(progress=gw.WatchProgress(live=self._live))
+            elif isinstance(got, Ended):
+                if got.source != _SESSION and (
+                    got.error is None or isinstance(got.error, FlowNotFound)
+                ):
+                    await self._close_tree(got.source)
+                elif got.error is not None:
+                    raise got.error
+                else:
+                    return
+            elif got.source == _SESSION:
+                response = self._from_session(got.value)
+                if response is not None:
+                    yield response
+            elif got.source in self._trees:
+                response = await self._from_tree(got.source, got.value)
+                if response is not None:
+                    yield response
+
+    def _from_session(self, message: ev.WatchEventsResponse) -> gw.WatchSessionResponse | None:
+        kind = message.WhichOneof("message")
+        if kind == "progress":
+            self._sequence = message.progress.sequence
+            self._live = message.progress.live
+            return self._response(progress=gw.WatchProgress(live=self._live))
+        if kind == "event":
+            self._sequence = message.event.sequence
+            self._note_tree(message.event)
+        return self._passed_on(message)
+
+    async def _from_tree(
+        self, flow_id: str, message: ev.WatchEventsResponse
+    ) -> gw.WatchSessionResponse | None:
+        kind = message.WhichOneof("message")
+        if kind == "progress":
+            self._trees[flow_id] = message.progress.position
+            return None
+        if kind == "event":
+            self._trees[flow_id] = message.event.position
+            if ended_run(message.event) and message.event.run_id == flow_id:
+                await self._close_tree(flow_id)
+                return None
+        # The root's own session is the first stream.
+        own = getattr(message, kind).session_key == self._key if kind else True
+        return None if own else self._passed_on(message)
+
+    def _note_tree(self, event: event_pb2.Event) -> None:
+        if not self._request.include_descendants:
+            return
+        flow_id = event.flow_id
+        if event.WhichOneof("payload") in ("child_spawned", "child_announced"):
+            if flow_id not in self._trees and flow_id not in self._closed_trees:
+                self._open_tree(flow_id, OLDEST)
+        elif ended_run(event) and event.run_id == flow_id and flow_id in self._trees:
+            self._ended_trees.add(flow_id)
+            if len(self._ended_trees) >= _MAX_ENDED_TREES:
+                self._room.clear()
+
+    def _open_tree(self, flow_id: str, start: Start) -> None:
+        self._trees[flow_id] = start.after
+        self._merge.add(flow_id, self._log.flow(flow_id, start, self._payloads))
+
+    async def _close_tree(self, flow_id: str) -> None:
+        self._trees.pop(flow_id, None)
+        self._closed_trees.add(flow_id)
+        self._ended_trees.discard(flow_id)
+        if len(self._ended_trees) < _MAX_ENDED_TREES:
+            self._room.set()
+        await self._merge.remove(flow_id)
+
+    async def _gated(
+        self, stream: AsyncGenerator[ev.WatchEventsResponse, None]
+    ) -> AsyncGenerator[ev.WatchEventsResponse, None]:
+        async with aclosing(stream) as messages:
+            async for message in messages:
+                await self._room.wait()
+                yield message
+
+    def _passed_on(self, message: ev.WatchEventsResponse) -> gw.WatchSessionResponse | None:
+        kind = message.WhichOneof("message")
+        if kind == "event":
+            if self._wanted and message.event.WhichOneof("payload") not in self._wanted:
+                return None
+            return self._response(event=clear_event(message.event))
+        if kind == "delta" and (not self._wanted or "delta" in self._wanted):
+            return self._response(delta=message.delta)
+        if kind == "lane_position" and (not self._wanted or "lane_position" in self._wanted):
+            return self._response(lane_position=message.lane_position)
+        return None
+
+    def _response(
+        self,
+        *,
+        event: event_pb2.Event | None = None,
+        progress: gw.WatchProgress | None = None,
+        delta: event_pb2.MessageDelta | None = None,
+        lane_position: event_pb2.LanePositionUpdated | None = None,
+    ) -> gw.WatchSessionResponse:
+        positions = Positions(
+            sequence=self._sequence,
+            flows={flow: at for flow, at in self._trees.items() if at is not None},
+        )
+        return gw.WatchSessionResponse(
+            event=event,
+            progress=progress,
+            delta=delta,
+            lane_position=lane_position,
+            resume_token=encode_token(session_subject(self._key), positions),
+        )
+
+
+def check_payloads(names: Iterable[str]) -> None:
+    """Refuse payload names that no event has."""
+    for name in names:
+        if name not in PAYLOADS:
+            raise invalid_field("payloads", f"knows no {name[:64]!r}")
