@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from google.rpc import status_pb2
 from opentelemetry import trace
 
 from agent_svc import convert, spans
@@ -18,6 +19,7 @@ from agent_svc.agents import Agent, Agents
 from agent_svc.domain import plan, results
 from agent_svc.domain import steps as s
 from agent_svc.domain import tools as t
+from agent_svc.domain.content import excerpt
 from agent_svc.domain.prompt import ToolSchema
 from agent_svc.domain.reconcile import Standing
 from agent_svc.domain.render import Exchange, RunFacts, render
@@ -31,7 +33,7 @@ from agent_svc.store.transcripts import Transcripts, TurnStart
 from agent_svc.usage import UsageReporter
 from conveyor.agent.v1 import task_pb2 as task_pb
 from svckit.clock import Clock
-from svckit.errors import ModelUnavailable, RunCancelled, ServiceError, TurnFailed, invalid_field
+from svckit.errors import ModelUnavailable, RunCancelled, ServiceError, TurnFailed
 from svckit.grpc.status import to_proto
 from svckit.logging import get_logger
 from svckit.turn import Fail, LeasedTurn, Outcome, Release
@@ -214,7 +216,8 @@ class TurnRunner:
                 if record.call_id in calls:
                     found.append(call_started(work.run_id, calls[record.call_id]))
                 if (shown := _shown(record)) is not None:
-                    found.append(call_ended(work.run_id, record.call_id, shown))
+                    ended = call_ended(work.run_id, record.call_id, shown, _error_of(record))
+                    found.append(ended)
         await work.events.write(*found)
 
     async def _go_on(self, work: _Work) -> Outcome:
@@ -349,10 +352,8 @@ class TurnRunner:
         with spans.tool(self._tracer, (call,)):
             record = self._result_of(work, call)
             await self._add(work, record)
-            error = None
-            if isinstance(record, s.Returned) and record.failed:
-                error = to_proto(invalid_field("arguments", record.content))
-            await work.events.write(call_ended(work.run_id, call.id, _shown(record) or "", error))
+            ended = call_ended(work.run_id, call.id, _shown(record) or "", _error_of(record))
+            await work.events.write(ended)
 
     def _result_of(self, work: _Work, call: s.ToolCall) -> s.Returned | s.Yielded:
         if call.name not in {tool.name for tool in work.tools}:
@@ -397,9 +398,11 @@ class TurnRunner:
             why = "Sub-agents cannot be started at this depth: do the work yourself."
             refused = [s.Returned(call.id, why, failed=True) for call in calls]
             await self._add(work, *refused)
-            error = to_proto(invalid_field("tool", why))
             await work.events.write(
-                *(call_ended(work.run_id, item.call_id, item.content, error) for item in refused)
+                *(
+                    call_ended(work.run_id, item.call_id, item.content, _error_of(item))
+                    for item in refused
+                )
             )
             return
         parent = Parent(work.turn.run, work.turn.lease_id, work.agent, work.task)
@@ -421,6 +424,12 @@ class TurnRunner:
 
     def _ending(self, work: _Work) -> Ending:
         return Ending(work.turn.run, work.number, work.agent, work.steps)
+
+
+def _error_of(record: s.Record) -> status_pb2.Status | None:
+    if isinstance(record, s.Returned) and record.failed:
+        return to_proto(TurnFailed(excerpt(record.content, 400), metadata={"cause": "tool"}))
+    return None
 
 
 def _shown(record: s.Record) -> str | None:

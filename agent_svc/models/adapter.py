@@ -108,7 +108,7 @@ async def stream(
         instrument=False,
     ) as events:
         async for event in events:
-            text = _text_of(event)
+            text = _clean(_text_of(event))
             if text:
                 on_text(text)
             elif isinstance(event, wire.PartStartEvent | wire.PartDeltaEvent):
@@ -178,16 +178,21 @@ def _text_of(event: object) -> str:
     return ""
 
 
+def _clean(text: str) -> str:
+    """Replace lone halves of surrogate pairs: servers cut emoji in two, and no store takes them."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
 def _take_apart(response: wire.ModelResponse) -> Answer:
     texts = [part.content for part in response.parts if isinstance(part, wire.TextPart)]
     calls = [
-        (part.tool_name, part.args_as_json_str())
+        (part.tool_name, _clean(part.args_as_json_str()))
         for part in response.parts
         if isinstance(part, wire.ToolCallPart)
     ]
     usage = response.usage
     return Answer(
-        text="".join(texts),
+        text=_clean("".join(texts)),
         calls=tuple(calls),
         read=usage.input_tokens,
         cached=usage.cache_read_tokens,

@@ -1,0 +1,125 @@
+"""Composition root of the agent service."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from agent_svc.agents import Agents
+from agent_svc.models.catalog import Catalog
+from agent_svc.rpc.service import AgentServicer
+from agent_svc.spawning import Spawner
+from agent_svc.standing import StandingReader
+from agent_svc.store.transcripts import Transcripts
+from agent_svc.turn import TurnRunner
+from agent_svc.usage import UsageReporter
+from conveyor.agent.v1 import agent_service_pb2_grpc as agent_grpc
+from conveyor.events.v1 import event_log_service_pb2_grpc as log_grpc
+from conveyor.scheduler.v1 import limit_service_pb2_grpc as limit_grpc
+from conveyor.scheduler.v1 import scheduler_service_pb2_grpc as sched_grpc
+from svckit.database import Database
+from svckit.errors import ModelNotFound, StartError
+from svckit.grpc.channel import make_channel
+from svckit.service import App, Context, Registered
+from svckit.settings import Settings
+from svckit.worker import Worker
+
+if TYPE_CHECKING:
+    from conveyor.events.v1.event_log_service_pb2_grpc import EventLogServiceAsyncStub
+    from conveyor.scheduler.v1.limit_service_pb2_grpc import LimitServiceAsyncStub
+    from conveyor.scheduler.v1.scheduler_service_pb2_grpc import SchedulerServiceAsyncStub
+
+SERVICE = "conveyor.agent.v1.AgentService"
+QUEUE = "agent"
+MIGRATIONS = Path(__file__).parent / "store" / "migrations"
+LAST_REPORTS_SECONDS = 1.0
+
+
+def address_of(settings: Settings) -> str:
+    """Where the service listens."""
+    return settings.services.agent
+
+
+@asynccontextmanager
+async def build(context: Context) -> AsyncIterator[App]:
+    """Open everything the service needs, and close it afterwards."""
+    settings, clock = context.settings, context.clock
+    agents = Agents(settings)
+    catalog = Catalog(settings, clock)
+    _check_models(agents, catalog)
+    database = await Database.open(_database_of(settings), migrations=MIGRATIONS, name="agent")
+    channel = make_channel(settings.services.scheduler, tracer=context.tracer)
+    try:
+        store = Transcripts(database)
+        scheduler: SchedulerServiceAsyncStub = sched_grpc.SchedulerServiceStub(channel)
+        event_log: EventLogServiceAsyncStub = log_grpc.EventLogServiceStub(channel)
+        limits: LimitServiceAsyncStub = limit_grpc.LimitServiceStub(channel)
+        usage = UsageReporter(limits, clock)
+        runner = TurnRunner(
+            store=store,
+            agents=agents,
+            catalog=catalog,
+            spawner=Spawner(scheduler, agents, catalog),
+            usage=usage,
+            event_log=event_log,
+            clock=clock,
+            tracer=context.tracer,
+        )
+        worker = Worker(
+            channel,
+            queue=QUEUE,
+            name=settings.agent.worker_name,
+            slots=settings.agent.slots,
+            handler=runner,
+            clock=clock,
+            tracer=context.tracer,
+        )
+        servicer = AgentServicer(
+            store=store,
+            agents=agents,
+            catalog=catalog,
+            standing=StandingReader(scheduler, store, clock),
+            clock=clock,
+        )
+
+        async def drain() -> None:
+            await worker.drain()
+            await usage.drain(LAST_REPORTS_SECONDS)
+
+        yield App(
+            services=[
+                Registered(
+                    SERVICE,
+                    lambda server: agent_grpc.add_AgentServiceServicer_to_server(servicer, server),
+                )
+            ],
+            tasks=[("agent worker", worker.run)],
+            drain=drain,
+        )
+    finally:
+        await catalog.close()
+        await channel.close()
+        await database.close()
+
+
+def _database_of(settings: Settings) -> str:
+    if settings.store.url.startswith("memory:"):
+        return ":memory:"
+    if settings.store.url.startswith("sqlite:///"):
+        return str(settings.store.file("agent"))
+    return settings.store.url
+
+
+def _check_models(agents: Agents, catalog: Catalog) -> None:
+    """A model that does not exist is a mistake of the configuration: say so before any turn."""
+    for agent in agents.all():
+        key = f"agents.list.{agent.agent_id}"
+        for name in [*agent.models(), agent.settings.subagents.model]:
+            if not name:
+                continue
+            try:
+                catalog.get(name)
+            except ModelNotFound as err:
+                raise StartError(f"{key} (or agents.defaults): {err.message}") from err
