@@ -1,0 +1,1 @@
+"""The harness service: finds, examines and (in a later release) drives external coding agents."""

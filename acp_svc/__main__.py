@@ -1,0 +1,17 @@
+"""Runs the service: `python -m acp_svc --config PATH`."""
+
+from __future__ import annotations
+
+from typing import NoReturn
+
+from acp_svc.app import build
+from svckit import service
+
+
+def main() -> NoReturn:
+    """Run until told to stop; see `svckit.service.main` for options and exit codes."""
+    service.main("acp", build, lambda settings: settings.services.acp)
+
+
+if __name__ == "__main__":
+    main()

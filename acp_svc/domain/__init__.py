@@ -1,0 +1,1 @@
+"""Rules about harnesses that need no process, no network and no clock."""

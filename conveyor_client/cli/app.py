@@ -1,0 +1,72 @@
+"""All verbs, with their options. What they do is in the modules that they import."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from conveyor_client.cli import later, lists, local, talk, up
+from conveyor_client.cli.context import Options
+
+app = typer.Typer(
+    name="conveyor",
+    help="Runs teams of agents for real customers: start the suite, talk to it, look into it.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(version("conveyor-suite"))
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    context: typer.Context,
+    config: Annotated[
+        Path | None,
+        typer.Option(help="Configuration file. Default: conveyor.toml here, if there is one."),
+    ] = None,
+    address: Annotated[
+        str | None,
+        typer.Option(help="Gateway to call, host:port. Default: gateway.grpc as configured."),
+    ] = None,
+    token_env: Annotated[
+        str | None,
+        typer.Option(help="Environment variable that holds the bearer token."),
+    ] = None,
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_version, is_eager=True, help="Print the version."),
+    ] = False,
+) -> None:
+    context.obj = Options(config, address, token_env)
+
+
+app.command("up")(up.up)
+app.command("demo")(up.demo)
+app.command("chat")(talk.chat)
+app.command("send")(talk.send)
+app.command("watch")(talk.watch)
+app.command("sessions")(lists.sessions)
+app.command("runs")(lists.runs)
+app.command("cancel")(lists.cancel)
+app.command("steer")(lists.steer)
+app.add_typer(lists.flow_app, name="flow")
+app.add_typer(lists.lanes_app, name="lanes")
+app.command("why")(later.why)
+app.command("forecast")(later.forecast)
+app.command("agents")(lists.agents)
+app.add_typer(lists.model_app, name="model")
+app.add_typer(local.acp_app, name="acp")
+app.command("doctor")(local.doctor)
+app.add_typer(local.config_app, name="config")
+
+later.add_to(model=lists.model_app, acp=local.acp_app)

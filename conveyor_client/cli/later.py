@@ -1,0 +1,138 @@
+"""Verbs whose call exists in the contract and is filled by a later release.
+
+They call the server all the same: the message about what is missing is the server's, and a server
+that can do it answers. The answer is then shown as JSON.
+"""
+
+from __future__ import annotations
+
+from contextlib import aclosing
+from typing import Annotated
+
+import typer
+
+from conveyor_client.cli.context import CannotRun, connect, run
+
+Id = Annotated[str, typer.Argument(help="Id of the ACP session.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def why(
+    context: typer.Context,
+    run_id: Annotated[str, typer.Argument(metavar="RUN", help="Id of the run.")],
+    json: Json = False,
+) -> None:
+    """Say why a run is where it is, and when it should start."""
+
+    async def work() -> None:
+        from conveyor_client.cli.output import print_json
+
+        async with connect(context) as client:
+            print_json(await client.explain(run_id))
+
+    run(work())
+
+
+def forecast(context: typer.Context, json: Json = False) -> None:
+    """Play a load on a virtual clock and say when whom is served."""
+
+    async def work() -> None:
+        from conveyor.scheduler.v1 import forecast_pb2
+        from conveyor_client.cli.output import print_json
+
+        async with connect(context) as client:
+            print_json(await client.forecast(forecast_pb2.ForecastInput()))
+
+    run(work())
+
+
+def probe(
+    context: typer.Context,
+    model: Annotated[str, typer.Argument(help="As provider:model, or demo.")],
+    repetitions: Annotated[int, typer.Option(help="Times each prompt is sent.")] = 1,
+    json: Json = False,
+) -> None:
+    """Measure how well a model delegates. Costs model calls."""
+
+    async def work() -> None:
+        from conveyor_client.cli.output import print_json_line
+
+        async with (
+            connect(context) as client,
+            aclosing(client.probe_model(model, repetitions=repetitions)) as results,
+        ):
+            async for result in results:
+                print_json_line(result)
+
+    run(work())
+
+
+def spawn(
+    context: typer.Context,
+    harness: Annotated[str, typer.Argument(help="Harness. Default: as configured.")] = "",
+    cwd: Annotated[str, typer.Option(help="Working directory on the server.")] = "",
+    session: Annotated[str, typer.Option(help="Conversation to point at the session.")] = "",
+    json: Json = False,
+) -> None:
+    """Open a session in a harness."""
+
+    async def work() -> None:
+        from conveyor.acp.v1 import session_pb2
+        from conveyor_client.cli.output import print_json
+
+        spec = session_pb2.AcpSessionSpec(harness_id=harness, cwd=cwd)
+        async with connect(context) as client:
+            print_json(await client.acp_spawn(spec, bind_session_key=session))
+
+    run(work())
+
+
+def prompt(context: typer.Context, session_id: Id, text: str, json: Json = False) -> None:
+    """Queue a prompt for an ACP session."""
+
+    async def work() -> None:
+        from conveyor_client.cli.output import print_json
+
+        async with connect(context) as client:
+            print_json(await client.acp_prompt(session_id, text))
+
+    run(work())
+
+
+def sessions(context: typer.Context, json: Json = False) -> None:
+    """List ACP sessions."""
+
+    async def work() -> None:
+        from conveyor_client.cli.output import print_json
+
+        async with connect(context) as client:
+            print_json(await client.acp_sessions())
+
+    run(work())
+
+
+def close(context: typer.Context, session_id: Id, json: Json = False) -> None:
+    """Close an ACP session with its process."""
+
+    async def work() -> None:
+        from conveyor_client.cli.output import print_json
+
+        async with connect(context) as client:
+            print_json(await client.acp_close(session_id))
+
+    run(work())
+
+
+def serve() -> None:
+    """Offer our agents to an ACP client over standard input and output."""
+    raise CannotRun("`conveyor acp serve` is not in this release")
+
+
+def add_to(*, model: typer.Typer, acp: typer.Typer) -> None:
+    """Add the verbs that belong to a group."""
+    model.command("probe")(probe)
+    acp.command("spawn")(spawn)
+    acp.command("prompt")(prompt)
+    acp.command("sessions")(sessions)
+    acp.command("close")(close)
+    acp.command("serve")(serve)

@@ -1,0 +1,245 @@
+"""What is said about a stream of events. Pure: messages in, utterances out.
+
+The narrator keeps what was already said about each message, so that live pieces, repeated pieces,
+a new attempt's pieces and the complete message together show every text once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import Enum
+
+from conveyor.common.v1 import question_pb2 as question_pb
+from conveyor.events.v1 import event_pb2 as event_pb
+from conveyor.gateway.v1 import gateway_service_pb2 as gateway_pb
+from conveyor.scheduler.v1 import announcement_pb2 as announcement_pb
+from conveyor.scheduler.v1 import run_pb2 as run_pb
+from conveyor.scheduler.v1 import scheduler_service_pb2 as scheduler_pb
+from conveyor_client.cli.output import (
+    seconds,
+    shorten,
+    span,
+    state_word,
+    text_of,
+    tokens,
+)
+
+
+class Voice(Enum):
+    """How an utterance is to be shown."""
+
+    NEWS = "news"
+    """A line about what happens."""
+    GOOD = "good"
+    """A line about something that went well."""
+    BAD = "bad"
+    """A line about something that went wrong."""
+    PIECE = "piece"
+    """Text to put behind what was said before, without a line break."""
+    BREAK = "break"
+    """The message shown in pieces ends here."""
+    MESSAGE = "message"
+    """A whole message of the agent."""
+
+
+@dataclass(frozen=True, slots=True)
+class Utterance:
+    """Something to show."""
+
+    voice: Voice
+    text: str = ""
+
+
+Item = gateway_pb.ChatResponse | gateway_pb.WatchSessionResponse
+
+
+class Narrator:
+    """Tells a stream of `Chat` or `WatchSession`.
+
+    `live` shows the pieces of messages as they come. `thorough` also tells state changes, tool
+    calls and what others wrote into the session, for people who watch rather than converse.
+    """
+
+    def __init__(self, *, live: bool = False, thorough: bool = False) -> None:
+        self._live = live
+        self._thorough = thorough
+        self._shown: dict[str, str] = {}
+        self._complete: set[str] = set()
+        self._open: str | None = None
+        self._labels: dict[str, str] = {}
+        self._place: tuple[int, int] | None = None
+
+    def tell(self, item: Item) -> Iterator[Utterance]:
+        """Yield what is to be shown for the next item of the stream."""
+        kind = item.WhichOneof("message")
+        if kind == "delta":
+            yield from self._piece(item.delta)
+        elif kind == "event":
+            yield from self._event(item.event)
+        elif kind == "lane_position":
+            yield from self._position(item.lane_position)
+        elif isinstance(item, gateway_pb.ChatResponse):
+            if kind == "accepted":
+                yield from self._accepted(item.accepted)
+            elif kind == "ended":
+                yield from self._ended(item.ended)
+
+    def _line(self, text: str, voice: Voice = Voice.NEWS) -> Iterator[Utterance]:
+        yield from self._close()
+        yield Utterance(voice, text)
+
+    def _close(self) -> Iterator[Utterance]:
+        if self._open is not None:
+            self._open = None
+            yield Utterance(Voice.BREAK)
+
+    def _piece(self, delta: event_pb.MessageDelta) -> Iterator[Utterance]:
+        if not self._live or delta.message_id in self._complete:
+            return
+        before = self._shown.get(delta.message_id, "")
+        now = before[: delta.offset] + delta.text
+        if self._open == delta.message_id and before.startswith(now):
+            return  # a repeated piece
+        self._shown[delta.message_id] = now
+        if self._open != delta.message_id:
+            yield from self._close()
+            self._open = delta.message_id
+            yield Utterance(Voice.PIECE, now)
+        elif now.startswith(before):
+            yield Utterance(Voice.PIECE, now[len(before) :])
+        else:
+            # A new attempt says something else. What was shown cannot be taken back.
+            yield Utterance(Voice.BREAK)
+            yield Utterance(Voice.PIECE, now)
+
+    def _whole(self, message_id: str, text: str) -> Iterator[Utterance]:
+        if message_id in self._complete or not text.strip():
+            return
+        self._complete.add(message_id)
+        shown = self._shown.pop(message_id, "")
+        if self._open == message_id and text.startswith(shown):
+            if len(text) > len(shown):
+                yield Utterance(Voice.PIECE, text[len(shown) :])
+            yield from self._close()
+        else:
+            yield from self._close()
+            yield Utterance(Voice.MESSAGE, text)
+
+    def _accepted(self, accepted: scheduler_pb.AcceptedRun) -> Iterator[Utterance]:
+        self._labels[accepted.run.run_id] = "this run"
+        ahead = accepted.estimate.position
+        if ahead > 1:
+            yield from self._line(f"queued as number {ahead}{_holder(accepted.estimate)}")
+
+    def _position(self, moved: event_pb.LanePositionUpdated) -> Iterator[Utterance]:
+        estimate = moved.estimate
+        place = (estimate.position, estimate.session_lane_ahead)
+        if place == self._place or estimate.position == 0:
+            return
+        self._place = place
+        yield from self._line(f"queued as number {estimate.position}{_holder(estimate)}")
+
+    def _ended(self, run: run_pb.Run) -> Iterator[Utterance]:
+        if run.HasField("result") and run.result.HasField("reply"):
+            yield from self._whole(run.result.reply.message_id, text_of(run.result.reply))
+        yield from self._close()
+        if run.state != run_pb.RUN_STATE_SUCCEEDED:
+            why = run.error.message or run.cancel_reason
+            yield from self._line(
+                f"the run {_ended_word(run.state)}" + (f": {why}" if why else ""), Voice.BAD
+            )
+
+    def _event(self, event: event_pb.Event) -> Iterator[Utterance]:
+        kind = event.WhichOneof("payload")
+        if kind == "message_completed":
+            yield from self._message(event.message_completed)
+        elif kind == "child_spawned":
+            child = event.child_spawned
+            name = child.label or child.child_run_id
+            self._labels[child.child_run_id] = name
+            yield from self._line(f"started {name}")
+        elif kind == "child_announced":
+            yield from self.announce(event.child_announced.announcement)
+        elif kind == "note_added":
+            if event.note_added.visible or self._thorough:
+                bad = event.note_added.level == event_pb.NOTE_LEVEL_WARNING
+                yield from self._line(event.note_added.text, Voice.BAD if bad else Voice.NEWS)
+        elif kind == "question_asked":
+            yield from self._question(event.question_asked.question)
+        elif kind == "steer_missed":
+            yield from self._line("the message was not taken by the running turn; it waits in line")
+        elif kind == "steer_accepted":
+            yield from self._line("the running turn took the message")
+        elif kind == "guard_intervened":
+            step = event_pb.GuardStep.Name(event.guard_intervened.step)
+            yield from self._line(
+                "the delegation guard stepped in: "
+                + step.removeprefix("GUARD_STEP_").lower().replace("_", " ")
+            )
+        elif self._thorough:
+            yield from self._detail(event, kind)
+
+    def _message(self, completed: event_pb.MessageCompleted) -> Iterator[Utterance]:
+        message, text = completed.message, text_of(completed.message)
+        if completed.kind in (event_pb.MESSAGE_KIND_REPLY, event_pb.MESSAGE_KIND_INTERIM):
+            yield from self._whole(message.message_id, text)
+        elif self._thorough:
+            who = "message" if completed.kind == event_pb.MESSAGE_KIND_INPUT else "thinks"
+            yield from self._line(f"{who}: {shorten(text, 400)}")
+
+    def announce(self, told: announcement_pb.Announcement) -> Iterator[Utterance]:
+        """Yield the line about the end of a child run."""
+        child = told.result
+        name = child.label or self._labels.get(child.run_id) or child.run_id
+        figures = []
+        if child.HasField("duration"):
+            figures.append(span(seconds(child.duration)))
+        if child.HasField("usage"):
+            figures.append(tokens(child.usage))
+        if told.live_siblings:
+            figures.append(f"{told.live_siblings} still at work")
+        line = f"{name} {state_word(child.status)}"
+        if figures:
+            line += f" ({', '.join(figures)})"
+        good = child.status == run_pb.RUN_STATE_SUCCEEDED
+        words = child.text if good else child.error.message or child.text
+        if words:
+            line += f": {shorten(words)}"
+        yield from self._line(line, Voice.GOOD if good else Voice.BAD)
+
+    def _question(self, question: question_pb.Question) -> Iterator[Utterance]:
+        yield from self._line(f"a question waits for an answer: {question.title}")
+
+    def _detail(self, event: event_pb.Event, kind: str | None) -> Iterator[Utterance]:
+        who = self._labels.get(event.run_id, event.run_id)
+        if kind == "run_state_changed":
+            changed = event.run_state_changed
+            voice = Voice.BAD if changed.HasField("error") else Voice.NEWS
+            words = changed.error.message or changed.cause
+            yield from self._line(
+                f"{who} {state_word(changed.state)}" + (f": {words}" if words else ""), voice
+            )
+        elif kind == "tool_call_started":
+            yield from self._line(f"{who} calls {event.tool_call_started.tool_name}")
+        elif kind == "tool_call_ended" and event.tool_call_ended.HasField("error"):
+            yield from self._line(
+                f"{who}: a tool failed: {event.tool_call_ended.error.message}", Voice.BAD
+            )
+
+
+def _ended_word(state: run_pb.RunState.ValueType) -> str:
+    word = state_word(state)
+    return f"was {word}" if state == run_pb.RUN_STATE_CANCELLED else word
+
+
+def _holder(estimate: object) -> str:
+    wait = getattr(estimate, "session_lane_wait", None)
+    if wait is None:
+        return ""
+    condition = wait.WhichOneof("condition")
+    if condition == "children":
+        return ", working on your previous message"
+    if condition == "approval":
+        return ", waiting for your approval"
+    return ""

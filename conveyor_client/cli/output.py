@@ -1,0 +1,203 @@
+"""How the command line shows things: JSON for programs, tables and words for people."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, TypeVar
+
+from google.protobuf import json_format
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import Message
+from google.protobuf.timestamp_pb2 import Timestamp
+from google.rpc import error_details_pb2  # noqa: F401  (what an `Any` holds must be known)
+
+from conveyor.acp.v1 import task_pb2 as _acp_task  # noqa: F401
+from conveyor.agent.v1 import task_pb2 as _agent_task  # noqa: F401
+from conveyor.common.v1 import content_pb2 as content_pb
+from conveyor.common.v1 import usage_pb2 as usage_pb
+from conveyor.scheduler.v1 import run_pb2 as run_pb
+
+if TYPE_CHECKING:
+    from google.protobuf.any_pb2 import Any as AnyProto
+    from rich.console import Console
+
+AnyMessage = TypeVar("AnyMessage", bound=Message)
+
+STATES = {
+    run_pb.RUN_STATE_QUEUED: ("queued", "yellow", "○"),
+    run_pb.RUN_STATE_RUNNING: ("running", "cyan", "◐"),
+    run_pb.RUN_STATE_SUSPENDED: ("waiting", "blue", "◌"),
+    run_pb.RUN_STATE_CANCELLING: ("cancelling", "magenta", "◍"),
+    run_pb.RUN_STATE_SUCCEEDED: ("succeeded", "green", "✓"),
+    run_pb.RUN_STATE_FAILED: ("failed", "red", "✗"),
+    run_pb.RUN_STATE_CANCELLED: ("cancelled", "magenta", "■"),
+    run_pb.RUN_STATE_EXPIRED: ("expired", "red", "⌛"),
+}
+"""Word, colour and sign of each run state."""
+
+TERMINAL = frozenset(
+    {
+        run_pb.RUN_STATE_SUCCEEDED,
+        run_pb.RUN_STATE_FAILED,
+        run_pb.RUN_STATE_CANCELLED,
+        run_pb.RUN_STATE_EXPIRED,
+    }
+)
+
+
+def as_json(message: Message, *, indent: int | None = None) -> str:
+    """Return the proto JSON of `message` with its snake_case names, on one line by default."""
+    try:
+        data = json_format.MessageToDict(message, preserving_proto_field_name=True)
+    except TypeError:
+        # An `Any` of a newer server: leave out what cannot be read rather than show nothing.
+        readable = type(message)()
+        readable.CopyFrom(message)
+        _drop_unknown(readable)
+        data = json_format.MessageToDict(readable, preserving_proto_field_name=True)
+    return json.dumps(data, ensure_ascii=False, indent=indent)
+
+
+def _drop_unknown(message: Message) -> None:
+    from google.protobuf import descriptor_pool
+
+    pool = descriptor_pool.Default()
+    if message.DESCRIPTOR.full_name == "google.protobuf.Any":
+        packed: AnyProto = message  # type: ignore[assignment]
+        try:
+            pool.FindMessageTypeByName(packed.type_url.rpartition("/")[2])
+        except KeyError:
+            packed.Clear()
+        return
+    for field, value in message.ListFields():
+        if field.type != field.TYPE_MESSAGE:
+            continue
+        entries: Iterable[object]
+        if field.message_type and field.message_type.GetOptions().map_entry:
+            entries = list(value.values())
+        elif isinstance(value, Message):
+            entries = [value]
+        else:
+            entries = list(value)
+        for entry in entries:
+            if isinstance(entry, Message):
+                _drop_unknown(entry)
+
+
+def print_json(message: Message) -> None:
+    """Print one JSON document: indented on a terminal, on one line elsewhere."""
+    print(as_json(message, indent=2 if sys.stdout.isatty() else None), flush=True)
+
+
+def print_json_line(message: Message) -> None:
+    """Print one JSON document on one line, at once."""
+    print(as_json(message), flush=True)
+
+
+def console() -> Console:
+    """Return a console for standard output."""
+    from rich.console import Console
+
+    # Piped tables must not be folded to the width of a terminal that is not there.
+    return Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+
+
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], empty: str) -> None:
+    """Print a table, or `empty` when there are no rows. Cells hold rich markup."""
+    from rich.table import Table
+
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for column in columns:
+        table.add_column(column, overflow="fold", no_wrap=not sys.stdout.isatty())
+    for row in rows:
+        table.add_row(*row)
+    target = console()
+    if not table.row_count:
+        target.print(empty)
+    else:
+        target.print(table, crop=False, width=None if sys.stdout.isatty() else 10_000)
+
+
+def plain(text: str) -> str:
+    """Make text from elsewhere harmless inside rich markup and on a terminal."""
+    from rich.markup import escape
+
+    return escape(printable(text))
+
+
+def printable(text: str) -> str:
+    """Drop control characters (an answer must not be able to drive the terminal)."""
+    return "".join(c for c in text if c in "\n\t" or (c >= " " and not "\x7f" <= c <= "\x9f"))
+
+
+def state_markup(state: run_pb.RunState.ValueType) -> str:
+    """Return sign and word of a run state, coloured."""
+    word, colour, sign = STATES.get(state, ("unknown", "white", "?"))
+    return f"[{colour}]{sign} {word}[/]"
+
+
+def state_word(state: run_pb.RunState.ValueType) -> str:
+    """Return the word for a run state."""
+    return STATES.get(state, ("unknown", "", ""))[0]
+
+
+def when(stamp: Timestamp) -> str:
+    """Return a point in time in local time, or a dash when unset."""
+    if not (stamp.seconds or stamp.nanos):
+        return "-"
+    from datetime import UTC
+
+    return stamp.ToDatetime(tzinfo=UTC).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+
+
+def seconds(duration: Duration) -> float:
+    """Return a duration in seconds."""
+    return duration.seconds + duration.nanos / 1e9
+
+
+def between(start: Timestamp, end: Timestamp) -> float:
+    """Return the seconds from one point in time to another."""
+    return (end.seconds - start.seconds) + (end.nanos - start.nanos) / 1e9
+
+
+def span(length: float) -> str:
+    """Return a length of time in seconds as people say it: `0.4 s`, `2 min 5 s`, `1 h 3 min`."""
+    if length < 60:
+        return f"{length:.1f} s"
+    minutes, rest = divmod(round(length), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min"
+
+
+def tokens(usage: usage_pb.Usage) -> str:
+    """Return token use as people say it, with cost when it is known."""
+    total = usage.input_tokens + usage.output_tokens
+    words = f"{total:,} tokens"
+    if usage.cost_micros_usd:
+        more = "≥ " if usage.unpriced_calls else ""
+        words += f", {more}${usage.cost_micros_usd / 1e6:.4f}"
+    return words
+
+
+def text_of(message: content_pb.Message) -> str:
+    """Return the text of a message; other parts are named."""
+    words = []
+    for part in message.parts:
+        kind = part.WhichOneof("part")
+        if kind == "text":
+            words.append(part.text)
+        elif kind == "blob":
+            words.append(f"[{part.blob.media_type}, {len(part.blob.data)} bytes]")
+        elif kind == "resource":
+            words.append(f"[{part.resource.uri}]")
+    return "\n".join(words)
+
+
+def shorten(text: str, limit: int = 100) -> str:
+    """Return the text on one line of at most `limit` characters."""
+    line = " ".join(text.split())
+    return line if len(line) <= limit else line[: limit - 1] + "…"

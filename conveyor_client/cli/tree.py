@@ -1,0 +1,77 @@
+"""A flow as a tree of lines."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from conveyor.scheduler.v1 import flow_service_pb2 as flow_pb
+from conveyor.scheduler.v1 import run_pb2 as run_pb
+from conveyor_client.cli.output import (
+    TERMINAL,
+    between,
+    plain,
+    seconds,
+    shorten,
+    span,
+    state_markup,
+    tokens,
+)
+
+if TYPE_CHECKING:
+    from rich.tree import Tree
+
+
+def flow_tree(answer: flow_pb.GetFlowResponse) -> Tree:
+    """Return the tree of a flow, roots first as they come. Needs all its nodes."""
+    from rich.tree import Tree
+
+    flow = answer.flow
+    head = f"[bold]flow {flow.flow_id}[/]  {state_markup(flow.state)}  {plain(flow.session_key)}"
+    head += f"  {_times(flow.timing, flow.state)}  {tokens(flow.usage)}"
+    tree = Tree(head)
+    branches: dict[str, Tree] = {}
+    for node in answer.nodes:
+        # Parents come before children; one that is missing hangs its child at the top.
+        parent = branches.get(node.spawn.parent_run_id, tree)
+        branches[node.run_id] = parent.add(node_line(node))
+    return tree
+
+
+def node_line(run: run_pb.Run) -> str:
+    """Return one run as a line of rich markup: state, name, times, tokens, error."""
+    name = run.spec.label or ("root" if not run.spawn.parent_run_id else run.spec.queue)
+    parts = [state_markup(run.state), f"[bold]{plain(name)}[/]", f"[dim]{run.run_id}[/]"]
+    if run.spec.queue not in ("", "agent"):
+        parts.append(plain(run.spec.queue))
+    parts.append(_times(run.timing, run.state))
+    if run.turn > 1:
+        parts.append(f"{run.turn} turns")
+    if run.attempt > 1:
+        parts.append(f"attempt {run.attempt}")
+    if run.HasField("usage"):
+        parts.append(tokens(run.usage))
+    if run.HasField("suspension"):
+        parts.append(f"[blue]{_waits_for(run.suspension)}[/]")
+    if run.error.message:
+        parts.append(f"[red]{plain(shorten(run.error.message, 200))}[/]")
+    return "  ".join(part for part in parts if part)
+
+
+def _times(timing: run_pb.RunTiming, state: run_pb.RunState.ValueType) -> str:
+    waited = seconds(timing.session_lane_wait) + seconds(timing.global_lane_wait)
+    worked = seconds(timing.executed)
+    words = []
+    if waited >= 0.05:
+        words.append(f"waited {span(waited)}")
+    if timing.HasField("start_time"):
+        words.append(f"worked {span(worked)}")
+    if state in TERMINAL and timing.HasField("end_time"):
+        words.append(f"in all {span(between(timing.create_time, timing.end_time))}")
+    return ", ".join(words)
+
+
+def _waits_for(suspension: run_pb.Suspension) -> str:
+    kind = suspension.condition.WhichOneof("condition")
+    what = {"children": "its children", "approval": "an answer", "limit": "a limit"}
+    words = f"waits for {what.get(kind or '', 'something')}"
+    return words if suspension.holds_session_lane else f"{words}, lane released"
