@@ -64,6 +64,11 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     not this server: a foreign web page tried to use the browser of somebody who may. Metadata:
     `header`.
     """
+    ERROR_REASON_SERVICE_UNREACHABLE: _ErrorReason.ValueType  # 12
+    """`UNAVAILABLE`, HTTP 503, with `google.rpc.RetryInfo`. A service behind the one that was called
+    does not answer, so whether it did something is unknown: repeat with the same request id.
+    Metadata: `service`.
+    """
     ERROR_REASON_RUN_NOT_FOUND: _ErrorReason.ValueType  # 20
     """`NOT_FOUND`, HTTP 404. Metadata: `runId`."""
     ERROR_REASON_FLOW_NOT_FOUND: _ErrorReason.ValueType  # 21
@@ -229,6 +234,11 @@ ERROR_REASON_FOREIGN_ORIGIN: ErrorReason.ValueType  # 11
 """`PERMISSION_DENIED`, HTTP 403. The Host or Origin header of an HTTP request names a site that is
 not this server: a foreign web page tried to use the browser of somebody who may. Metadata:
 `header`.
+"""
+ERROR_REASON_SERVICE_UNREACHABLE: ErrorReason.ValueType  # 12
+"""`UNAVAILABLE`, HTTP 503, with `google.rpc.RetryInfo`. A service behind the one that was called
+does not answer, so whether it did something is unknown: repeat with the same request id.
+Metadata: `service`.
 """
 ERROR_REASON_RUN_NOT_FOUND: ErrorReason.ValueType  # 20
 """`NOT_FOUND`, HTTP 404. Metadata: `runId`."""
