@@ -454,12 +454,6 @@ class AcpLimitReached(ServiceError):
     metadata_keys = ("sessions", "maxSessions")
 
 
-BY_REASON: Mapping[str, type[ServiceError]] = MappingProxyType(
-    {row.reason: row for row in ServiceError.__subclasses__()}
-)
-"""Wire value of a reason to its class, without `Unreachable` and `PeerError`."""
-
-
 class Unreachable(ServiceError):
     """A service did not answer, so whether it did something is unknown.
 
@@ -472,6 +466,12 @@ class Unreachable(ServiceError):
     http_status = 503
     metadata_keys = ("service",)
     default_retry_after = 1.0
+
+
+BY_REASON: Mapping[str, type[ServiceError]] = MappingProxyType(
+    {row.reason: row for row in ServiceError.__subclasses__()}
+)
+"""Wire value of a reason to its class; `PeerError` is no row."""
 
 
 HTTP_STATUS_BY_CODE: Mapping[str, int] = MappingProxyType(

@@ -111,8 +111,6 @@ def from_proto(status: status_pb2.Status, *, service: str = "") -> ServiceError:
     }
     if info.reason in BY_REASON:
         return BY_REASON[info.reason](status.message, **given)
-    if info.reason == Unreachable.reason:
-        return Unreachable(status.message, **given)
     return PeerError(status.message, reason=info.reason, grpc_code=_code_name(status), **given)
 
 

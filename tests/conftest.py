@@ -1,0 +1,45 @@
+"""What every test stands on: no leaked tasks, no fields left in logs, a clean environment."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Iterator
+
+import pytest
+import structlog
+
+
+@pytest.fixture(autouse=True)
+def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Settings of the developer's shell must not change what a test sees."""
+    for variable in os.environ:
+        if variable.startswith("CONVEYOR_"):
+            monkeypatch.delenv(variable)
+
+
+@pytest.fixture(autouse=True)
+def _clean_log_fields() -> Iterator[None]:
+    yield
+    structlog.contextvars.clear_contextvars()
+
+
+@pytest.fixture(autouse=True)
+async def _no_leaked_tasks() -> AsyncIterator[None]:
+    """A test that leaves a task behind fails: in a service it would be a task nobody awaits."""
+    before = asyncio.all_tasks()
+    yield
+    for _ in range(50):
+        # Done callbacks and closing transports take a few turns of the loop.
+        left = {t for t in asyncio.all_tasks() - before if not _is_library(t)}
+        if not left:
+            return
+        await asyncio.sleep(0.01)
+    raise AssertionError(f"tasks left behind: {sorted(t.get_name() for t in left)}: {left}")
+
+
+def _is_library(task: asyncio.Task[object]) -> bool:
+    """Tasks of grpc.aio and of pytest-asyncio's runner end by themselves."""
+    code = getattr(task.get_coro(), "cr_code", None)
+    filename = code.co_filename if code is not None else ""
+    return task is asyncio.current_task() or "/grpc/" in filename or not filename.endswith(".py")
