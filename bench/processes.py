@@ -72,14 +72,17 @@ def workspace(*, main_limit: int = 4) -> Iterator[Workspace]:
 async def process(
     *arguments: str, output: int | None = None
 ) -> AsyncIterator[asyncio.subprocess.Process]:
-    """Runs `python -m ARGUMENTS`; at the end asks it to stop, and ends it if it does not."""
+    """Runs `python -m ARGUMENTS`; at the end asks it to stop, and ends it if it does not.
+
+    What it prints goes to our standard error unless `output` says otherwise.
+    """
     child = await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
         *arguments,
         cwd=ROOT,
         stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL if output is None else output,
+        stdout=sys.stderr if output is None else output,
         start_new_session=True,
     )
     try:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import signal
+import subprocess
 import time
 from collections.abc import AsyncIterator
 
@@ -37,7 +38,9 @@ async def _ask(client: ConveyorClient, text: str, customer: int) -> None:
 async def _suite() -> AsyncIterator[tuple[Workspace, int, float]]:
     with workspace(main_limit=WIDTH) as place:
         begin = time.perf_counter()
-        async with process("conveyor_client", "--config", str(place.config), "up") as child:
+        async with process(
+            "conveyor_client", "--config", str(place.config), "up", output=subprocess.DEVNULL
+        ) as child:
             for address in (place.scheduler, place.agent, place.acp, place.gateway):
                 await serving(address, child)
             yield place, child.pid, time.perf_counter() - begin
