@@ -11,7 +11,7 @@ PREFIX = "ERROR_REASON_"
 COMMENT = re.compile(
     r"`(?P<code>[A-Z_]+)`, HTTP (?P<http>\d+)"
     r"(?P<retry>, with(?P<out>out)? `google\.rpc\.RetryInfo`)?"
-    r"\. (?P<text>.*?)\s*Metadata: (?P<metadata>.*)\.$",
+    r"\.\s(?P<text>.*?)\s*Metadata:\s(?P<metadata>.*)\.$",
     re.DOTALL,
 )
 
