@@ -77,7 +77,7 @@ class SchedulerServicer(pb_grpc.SchedulerServiceServicer):
             head = accepted.last_sequence
         return pb.AcceptedRun(
             run=message,
-            outcome=pb.EnqueueOutcome.ValueType(int(accepted.outcome)),
+            outcome=lane_pb2.EnqueueOutcome.ValueType(int(accepted.outcome)),
             deduplicated=accepted.deduplicated,
             estimate=_estimate(standing, self._engine.now()),
             last_sequence=head,

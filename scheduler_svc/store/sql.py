@@ -75,6 +75,10 @@ VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
 ON CONFLICT (ord) DO UPDATE SET state = excluded.state, record = excluded.record
 """
 
+SELECT_EVENTS = """
+SELECT position, session_key, sequence, run_id, flow_id, kind, event_id, data FROM events
+"""
+
 INSERT_EVENT = """
 INSERT INTO events (position, session_key, sequence, run_id, flow_id, kind, event_id, data)
 VALUES (?, ?, ?, ?, ?, ?, ?, ?)

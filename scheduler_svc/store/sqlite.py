@@ -340,10 +340,7 @@ class SqliteStore:
         where, values = _event_filter(query)
         # Within a session the order of sequences is the order of positions, and has an index.
         order = "sequence" if query.session_key else "position"
-        text = (
-            "SELECT position, session_key, sequence, run_id, flow_id, kind, event_id, data "
-            f"FROM events WHERE {' AND '.join(where)} ORDER BY {order} LIMIT ?"
-        )
+        text = f"{sql.SELECT_EVENTS} WHERE {' AND '.join(where)} ORDER BY {order} LIMIT ?"
         return await self._run(
             lambda db: [EventRow(*row) for row in db.execute(text, (*values, limit))]
         )
