@@ -1,0 +1,51 @@
+from __future__ import annotations
+
+import pytest
+
+from agent_svc.domain import tools as t
+
+
+def test_leaves_have_no_tools() -> None:
+    assert t.ToolRules(depth=0, max_depth=0).allowed() == []
+    assert t.ToolRules(depth=1, max_depth=1).allowed() == []
+    assert t.ToolRules(depth=1, max_depth=2).allowed() == list(t.SESSION_TOOLS)
+
+
+def test_configuration_and_ceiling_both_bind() -> None:
+    rules = t.ToolRules(0, 1, agent_tools=(t.SPAWN, t.YIELD), ceiling=(t.YIELD, t.AGENTS))
+    assert [tool.name for tool in t.schemas(rules)] == [t.YIELD]
+
+
+def test_the_default_of_wait_is_told_to_the_model() -> None:
+    for default in (True, False):
+        spawn = t.schemas(t.ToolRules(0, 1, wait_default=default))[0]
+        text = spawn.parameters["properties"]["wait"]["description"]
+        assert f"Default {str(default).lower()}." in text
+
+
+def test_arguments_of_weaker_models_are_taken_as_meant() -> None:
+    args = t.read_spawn('{"task": "x", "wait": "false", "label": null, "unknown": 1}')
+    assert (args.task, args.wait, args.label) == ("x", False, "")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "",
+        "{",
+        "[]",
+        '{"task": " "}',
+        '{"task": 7}',
+        '{"task": "x", "runtime": "shell"}',
+        '{"task": "x", "timeout_seconds": 0}',
+        '{"task": "x", "wait": "perhaps"}',
+    ],
+)
+def test_wrong_arguments_are_refused_with_a_text_for_the_model(arguments: str) -> None:
+    with pytest.raises(t.BadArguments, match=r"\S"):
+        t.read_spawn(arguments)
+
+
+def test_a_label_is_made_from_the_task() -> None:
+    assert t.label_of(t.read_spawn('{"task": "research\\n the market"}')) == "research the market"
+    assert len(t.label_of(t.SpawnArgs(task="x" * 100))) == t.LABEL_CHARS
