@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from conveyor.scheduler.v1 import lane_pb2, run_pb2
 from gateway_svc.domain.routing import AgentRules, ChannelRules, RouteRule, RoutingRules
 from svckit.errors import StartError
@@ -51,6 +53,16 @@ def routing_rules(settings: Settings) -> RoutingRules:
         debounce_ms=settings.lanes.session.debounce_ms,
         overflow=_OVERFLOW_RULES[settings.lanes.session.overflow],
     )
+
+
+def store_of(settings: Settings) -> Path:
+    """Return the file that the gateway keeps its state in; raises `StartError`."""
+    url = settings.store.url
+    if url.startswith("memory:"):
+        return Path(":memory:")
+    if not url.startswith("sqlite:"):
+        raise StartError("store.url: this release keeps its state in SQLite only")
+    return settings.store.file("gateway")
 
 
 def refuse_unsupported(settings: Settings) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
@@ -58,15 +58,15 @@ def upstream_of(
 
 
 @asynccontextmanager
-async def open_upstream(
-    scheduler: str, agent: str, acp: str, tracer: trace.Tracer | None = None
-) -> AsyncIterator[Upstream]:
-    """Open channels to the services at these addresses, and close them on leaving."""
-    channels = [make_channel(address, tracer=tracer) for address in (scheduler, agent, acp)]
+async def open_channels(
+    addresses: Mapping[str, str], tracer: trace.Tracer
+) -> AsyncIterator[dict[str, grpc.aio.Channel]]:
+    """Open a channel to each address, under the same names, and close them on leaving."""
+    channels = {name: make_channel(address, tracer=tracer) for name, address in addresses.items()}
     try:
-        yield upstream_of(*channels)
+        yield channels
     finally:
-        for channel in channels:
+        for channel in channels.values():
             await channel.close()
 
 

@@ -1,0 +1,148 @@
+"""Composition root of the gateway: what is built from what, in one place."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from conveyor.gateway.v1.gateway_service_pb2_grpc import add_GatewayServiceServicer_to_server
+from gateway_svc.config import refuse_unsupported, routing_rules, store_of
+from gateway_svc.conversations import Conversations
+from gateway_svc.delivery.channel import Channel
+from gateway_svc.delivery.dispatcher import Dispatcher
+from gateway_svc.delivery.follower import Follower
+from gateway_svc.domain.origin import origin_rules
+from gateway_svc.http.edge import Edge
+from gateway_svc.http.health import Readiness, build_health_router
+from gateway_svc.http.metrics import Metrics
+from gateway_svc.http.routes import build_router
+from gateway_svc.http.server import WebServer, address_of, bind_http, build_web
+from gateway_svc.http.sse import STREAMS
+from gateway_svc.inbox import Inbox
+from gateway_svc.operations import Operations
+from gateway_svc.rpc.gateway import FULL_NAME, GatewayServicer
+from gateway_svc.store import outbox
+from gateway_svc.upstream import open_channels, upstream_of
+from gateway_svc.use_cases import UseCases
+from gateway_svc.watching.announcements import AnnouncementWatcher
+from gateway_svc.watching.chat import ChatService
+from gateway_svc.watching.log import EventLog
+from gateway_svc.watching.session import SessionWatcher
+from svckit.database import Database
+from svckit.logging import get_logger
+from svckit.service import App, Build, Context, Registered
+
+MIGRATIONS = Path(__file__).parent / "store" / "migrations"
+
+log = get_logger(__name__)
+
+
+@dataclass
+class GatewayApp(App):
+    """The gateway's app. `http_address` has the port that was bound."""
+
+    http_address: str = ""
+
+
+def builder(channels: Sequence[Channel] = ()) -> Build:
+    """Return the composition root with these push channels."""
+    by_name = {channel.name: channel for channel in channels}
+
+    @asynccontextmanager
+    async def build_with_channels(context: Context) -> AsyncIterator[App]:
+        async with AsyncExitStack() as stack:
+            yield await _build(context, by_name, stack)
+
+    return build_with_channels
+
+
+build: Build = builder()
+
+
+async def _build(
+    context: Context, channels: Mapping[str, Channel], stack: AsyncExitStack
+) -> GatewayApp:
+    settings, draining, clock = context.settings, context.draining, context.clock
+    refuse_unsupported(settings)
+    bound = bind_http(settings.gateway.http)
+    stack.callback(bound.close)
+    database = await Database.open(store_of(settings), migrations=MIGRATIONS, name="gateway")
+    stack.push_async_callback(database.close)
+    services = settings.services
+    neighbours = await stack.enter_async_context(
+        open_channels(
+            {"scheduler": services.scheduler, "agent": services.agent, "acp": services.acp},
+            context.tracer,
+        )
+    )
+    upstream = upstream_of(neighbours["scheduler"], neighbours["agent"], neighbours["acp"])
+
+    rules = routing_rules(settings)
+    event_log = EventLog(upstream)
+    inbox = Inbox(database, upstream, rules, clock)
+    conversations = Conversations(database, upstream, event_log, rules)
+    use_cases = UseCases(
+        inbox=inbox,
+        chats=ChatService(inbox, event_log, upstream, draining),
+        sessions=SessionWatcher(event_log, upstream, conversations, draining),
+        announcements=AnnouncementWatcher(event_log, upstream, conversations, draining),
+        conversations=conversations,
+        operations=Operations(upstream),
+    )
+
+    dispatcher = Dispatcher(database, channels, clock)
+    follower = Follower(database, upstream, event_log, channels, dispatcher.wake)
+
+    metrics = _described(Metrics())
+
+    async def refresh() -> None:
+        metrics.set("conveyor_gateway_outbox_pending", await database.run(outbox.count_pending))
+        metrics.set("conveyor_gateway_delivered_total", dispatcher.delivered)
+        metrics.set("conveyor_gateway_given_up_total", dispatcher.given_up)
+        metrics.set("conveyor_gateway_log_position", follower.position)
+
+    origins = settings.gateway.allowed_origins
+    web = build_web(
+        [
+            build_router(use_cases, metrics),
+            build_health_router(Readiness(database, neighbours, draining), metrics, refresh),
+        ],
+        origins,
+    )
+    edge = Edge(
+        web,
+        origin_rules(settings.gateway.http, origins),
+        metrics,
+        context.tracer,
+        draining.is_set,
+    )
+    server = WebServer(edge, bound)
+    servicer = GatewayServicer(use_cases)
+    http_address = address_of(bound)
+    log.info("console", address=f"http://{http_address}/")
+    return GatewayApp(
+        services=[
+            Registered(FULL_NAME, lambda grpc: add_GatewayServiceServicer_to_server(servicer, grpc))
+        ],
+        tasks=[
+            ("http", server.run),
+            ("delivery follower", follower.run),
+            ("delivery dispatcher", dispatcher.run),
+        ],
+        drain=server.stop,
+        http_address=http_address,
+    )
+
+
+def _described(metrics: Metrics) -> Metrics:
+    for name, kind, text in (
+        (STREAMS, "gauge", "Server-sent event streams that are open."),
+        ("conveyor_gateway_outbox_pending", "gauge", "Deliveries that wait."),
+        ("conveyor_gateway_delivered_total", "counter", "Deliveries made."),
+        ("conveyor_gateway_given_up_total", "counter", "Deliveries given up."),
+        ("conveyor_gateway_log_position", "gauge", "How far the event log was followed."),
+    ):
+        metrics.describe(name, kind, text)
+    return metrics

@@ -1,0 +1,1 @@
+"""The gateway over HTTP: REST, server-sent events and the console's files."""

@@ -1,0 +1,84 @@
+"""Whether the process lives, whether it can do its work, and what it has done so far."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+import grpc.aio
+import sqlalchemy as sa
+from fastapi import APIRouter
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+
+from gateway_svc.http.metrics import Metrics
+from svckit.database import Database
+from svckit.errors import StoreUnavailable
+
+CHECK_SECONDS = 2.0
+
+
+class Readiness:
+    """Asks everything that the gateway needs."""
+
+    def __init__(
+        self, database: Database, channels: dict[str, grpc.aio.Channel], draining: asyncio.Event
+    ) -> None:
+        self._database = database
+        self._channels = channels
+        self._draining = draining
+
+    async def parts(self) -> dict[str, str]:
+        """Return each part with `ok` or what is wrong with it."""
+        names = list(self._channels)
+        found = await asyncio.gather(
+            self._store(), *(self._service(self._channels[name]) for name in names)
+        )
+        parts = dict(zip(["store", *names], found, strict=True))
+        if self._draining.is_set():
+            parts["gateway"] = "draining"
+        return parts
+
+    async def _store(self) -> str:
+        try:
+            await self._database.run(lambda connection: connection.execute(sa.text("SELECT 1")))
+        except StoreUnavailable:
+            return "unavailable"
+        return "ok"
+
+    @staticmethod
+    async def _service(channel: grpc.aio.Channel) -> str:
+        stub = health_pb2_grpc.HealthStub(channel)
+        try:
+            answer = await stub.Check(health_pb2.HealthCheckRequest(), timeout=CHECK_SECONDS)
+        except grpc.aio.AioRpcError:
+            return "unreachable"
+        serving = answer.status == health_pb2.HealthCheckResponse.SERVING
+        return "ok" if serving else "not serving"
+
+
+def build_health_router(
+    readiness: Readiness, metrics: Metrics, refresh: Callable[[], Awaitable[None]]
+) -> APIRouter:
+    """Return `/healthz`, `/readyz` and `/metrics`."""
+    router = APIRouter()
+
+    @router.get("/healthz")
+    async def healthz() -> Response:
+        return JSONResponse({"alive": True})
+
+    @router.get("/readyz")
+    async def readyz() -> Response:
+        parts = await readiness.parts()
+        # Without harnesses everything else still works.
+        ready = all(state == "ok" for name, state in parts.items() if name != "acp")
+        return JSONResponse({"ready": ready, "parts": parts}, 200 if ready else 503)
+
+    @router.get("/metrics")
+    async def show_metrics() -> Response:
+        await refresh()
+        return PlainTextResponse(
+            metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8"
+        )
+
+    return router

@@ -1,0 +1,197 @@
+"""The paths of the public interface, each translated to a use case."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+from urllib.parse import unquote
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from conveyor.acp.v1 import acp_service_pb2 as acp
+from conveyor.agent.v1 import agent_service_pb2 as ag
+from conveyor.gateway.v1 import gateway_service_pb2 as gw
+from conveyor.scheduler.v1 import flow_service_pb2 as fs
+from conveyor.scheduler.v1 import scheduler_service_pb2 as ss
+from gateway_svc.auth import authenticate
+from gateway_svc.http.bodies import (
+    from_query,
+    request_id_of,
+    send_request,
+    steer_request,
+    truth,
+)
+from gateway_svc.http.metrics import Metrics
+from gateway_svc.http.sse import event_stream
+from gateway_svc.http.wire import parse_json, respond, to_message
+from gateway_svc.rpc.gateway import not_yet, send_response
+from gateway_svc.use_cases import UseCases
+from svckit.errors import invalid_field
+
+MESSAGES = "conveyor_gateway_messages_total"
+_IDEMPOTENCY_KEY = "Idempotency-Key"
+_EVENT_PARAMETERS = frozenset({"include_descendants", "from_now", "payloads", "resume_token"})
+
+# Paths of the contract that a later release fills, and what they belong to.
+_LATER = (
+    ("GET", "/v1/runs/{run_id}/explain", "ExplainRun", "explanations"),
+    ("POST", "/v1/forecast", "Forecast", "forecasts"),
+    ("POST", "/v1/commands", "ExecuteCommand", "slash commands"),
+    ("GET", "/v1/acp/sessions", "ListAcpSessions", "ACP sessions"),
+    ("POST", "/v1/acp/sessions", "SpawnAcpSession", "ACP sessions"),
+    ("POST", "/v1/acp/sessions/{acp_id}/prompt", "PromptAcpSession", "ACP sessions"),
+    ("POST", "/v1/acp/sessions/{acp_id}/cancel", "CancelAcpTurn", "ACP sessions"),
+    ("DELETE", "/v1/acp/sessions/{acp_id}", "CloseAcpSession", "ACP sessions"),
+    ("PATCH", "/v1/acp/sessions/{acp_id}", "ConfigureAcpSession", "ACP sessions"),
+    ("GET", "/v1/questions", "ListQuestions", "questions"),
+    ("POST", "/v1/questions/{question_id}", "AnswerQuestion", "questions"),
+    ("POST", "/v1/models/probe", "ProbeModel", "delegation probes"),
+    ("POST", "/v1/chat/completions", "ChatCompletions", "OpenAI-compatible calls"),
+    ("POST", "/hooks/{name}", "Hooks", "inbound hooks"),
+    ("POST", "/channels/{rest:path}", "Channels", "push channels"),
+    ("GET", "/channels/{rest:path}", "Channels", "push channels"),
+)
+
+
+def build_router(do: UseCases, metrics: Metrics) -> APIRouter:
+    """Return the routes over the use cases."""
+    router = APIRouter()
+    metrics.describe(MESSAGES, "counter", "Messages accepted over HTTP.")
+
+    @router.post("/v1/sessions/{key}/messages")
+    async def send_message(key: str, request: Request) -> Response:
+        body = parse_json(await request.body())
+        asked = send_request(_plain(key), request.headers.get(_IDEMPOTENCY_KEY), body)
+        principal = authenticate()
+        taken = await do.inbox.accept(asked.inbound, asked.request_id, principal)
+        metrics.add(MESSAGES)
+        return respond(send_response(taken, principal), 202)
+
+    @router.get("/v1/sessions/{key}/events")
+    async def watch_session(key: str, request: Request) -> Response:
+        query = request.query_params
+        for name in query:
+            if name not in _EVENT_PARAMETERS:
+                raise invalid_field(name[:64], "is not a parameter of this stream")
+        asked = gw.WatchSessionRequest(
+            session_key=_plain(key),
+            # A browser that reconnects says where it was, whatever the address says.
+            resume_token=request.headers.get("Last-Event-ID") or query.get("resume_token", ""),
+            from_now=truth("from_now", query.get("from_now")),
+            include_descendants=truth("include_descendants", query.get("include_descendants")),
+            payloads=query.getlist("payloads"),
+        )
+        return await event_stream(do.sessions.watch(asked, authenticate()), metrics)
+
+    @router.get("/v1/sessions")
+    async def list_sessions(request: Request) -> Response:
+        asked = from_query(request.query_params.multi_items(), gw.ListSessionsRequest())
+        return respond(await do.conversations.list(asked, authenticate()))
+
+    @router.get("/v1/sessions/{key}")
+    async def get_session(key: str) -> Response:
+        return respond(await do.conversations.get(_plain(key), authenticate()))
+
+    @router.delete("/v1/sessions/{key}")
+    async def reset_session(key: str, request: Request) -> Response:
+        body = parse_json(await request.body())
+        request_id = request_id_of(request.headers.get(_IDEMPOTENCY_KEY), body)
+        asked = to_message(body, ag.ResetSessionRequest())
+        asked.session_key, asked.request_id = _plain(key), request_id
+        return respond(await do.conversations.reset(asked, authenticate()))
+
+    @router.get("/v1/sessions/{key}/messages")
+    async def list_messages(key: str, request: Request) -> Response:
+        asked = from_query(request.query_params.multi_items(), ag.ListMessagesRequest())
+        asked.session_key = _plain(key)
+        return respond(await do.conversations.messages(asked, authenticate()))
+
+    @router.get("/v1/runs")
+    async def list_runs(request: Request) -> Response:
+        asked = from_query(request.query_params.multi_items(), ss.ListRunsRequest())
+        return respond(await do.operations.list_runs(asked, authenticate()))
+
+    @router.get("/v1/runs/{run_id}")
+    async def get_run(run_id: str) -> Response:
+        asked = ss.GetRunRequest(run_id=_plain(run_id))
+        return respond(await do.operations.get_run(asked, authenticate()))
+
+    @router.post("/v1/runs/{run_id}/cancel")
+    async def cancel_run(run_id: str, request: Request) -> Response:
+        asked = to_message(parse_json(await request.body()), ss.CancelRunRequest())
+        asked.run_id = _plain(run_id)
+        return respond(await do.operations.cancel_run(asked, authenticate()))
+
+    @router.post("/v1/runs/{run_id}/steer")
+    async def steer_run(run_id: str, request: Request) -> Response:
+        body = parse_json(await request.body())
+        asked = steer_request(_plain(run_id), request.headers.get(_IDEMPOTENCY_KEY), body)
+        return respond(await do.operations.steer_run(asked, authenticate()))
+
+    @router.get("/v1/flows")
+    async def list_flows(request: Request) -> Response:
+        asked = from_query(request.query_params.multi_items(), fs.ListFlowsRequest())
+        return respond(await do.operations.list_flows(asked, authenticate()))
+
+    @router.get("/v1/flows/{flow_id}")
+    async def get_flow(flow_id: str, request: Request) -> Response:
+        asked = from_query(request.query_params.multi_items(), fs.GetFlowRequest())
+        asked.flow_id = _plain(flow_id)
+        return respond(await do.operations.get_flow(asked, authenticate()))
+
+    @router.post("/v1/flows/{flow_id}/cancel")
+    async def cancel_flow(flow_id: str, request: Request) -> Response:
+        asked = to_message(parse_json(await request.body()), fs.CancelFlowRequest())
+        asked.flow_id = _plain(flow_id)
+        return respond(await do.operations.cancel_flow(asked, authenticate()))
+
+    @router.get("/v1/lanes")
+    async def list_lanes(request: Request) -> Response:
+        asked = from_query(request.query_params.multi_items(), ss.ListLanesRequest())
+        return respond(await do.operations.list_lanes(asked, authenticate()))
+
+    @router.patch("/v1/lanes/{name}")
+    async def update_lane(name: str, request: Request) -> Response:
+        asked = to_message(parse_json(await request.body()), ss.UpdateLaneRequest())
+        asked.name = _plain(name)
+        return respond(await do.operations.update_lane(asked, authenticate()))
+
+    @router.get("/v1/agents")
+    async def list_agents(request: Request) -> Response:
+        asked = from_query(request.query_params.multi_items(), ag.ListAgentsRequest())
+        return respond(await do.operations.list_agents(asked, authenticate()))
+
+    @router.get("/v1/models")
+    async def list_models(request: Request) -> Response:
+        asked = from_query(request.query_params.multi_items(), ag.ListModelsRequest())
+        return respond(await do.operations.list_models(asked, authenticate()))
+
+    @router.get("/v1/acp/harnesses")
+    async def list_harnesses(request: Request) -> Response:
+        asked = from_query(request.query_params.multi_items(), acp.ListHarnessesRequest())
+        return respond(await do.operations.list_harnesses(asked, authenticate()))
+
+    @router.get("/v1/acp/doctor")
+    async def acp_doctor(request: Request) -> Response:
+        asked = from_query(request.query_params.multi_items(), gw.AcpDoctorRequest())
+        return respond(await do.operations.acp_doctor(asked, authenticate()))
+
+    for method, path, feature, what in _LATER:
+        router.add_api_route(path, _later(feature, what), methods=[method])
+    return router
+
+
+def _later(feature: str, what: str) -> Callable[[], Awaitable[Any]]:
+    async def refuse() -> Any:
+        raise not_yet(feature, what)
+
+    return refuse
+
+
+def _plain(segment: str) -> str:
+    """Decode a path segment, which the edge leaves as it was sent."""
+    try:
+        return unquote(segment, errors="strict")
+    except UnicodeDecodeError:
+        raise invalid_field("path", "must be UTF-8, percent-encoded") from None

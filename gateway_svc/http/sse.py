@@ -1,0 +1,76 @@
+"""A session watch as server-sent events."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
+
+from sse_starlette import EventSourceResponse, ServerSentEvent
+
+from conveyor.gateway.v1 import gateway_service_pb2 as gw
+from gateway_svc.http.metrics import Metrics
+from gateway_svc.http.wire import error_body, to_dict
+from svckit.errors import ServiceError
+
+STREAMS = "conveyor_gateway_streams"
+# An error that shows at once is an HTTP error; later ones are an event of the stream.
+FIRST_ITEM_SECONDS = 1.0
+
+
+async def event_stream(
+    responses: AsyncGenerator[gw.WatchSessionResponse, None], metrics: Metrics
+) -> EventSourceResponse:
+    """Return the response that streams a watch.
+
+    Events are named after the kind of message (`event`, `progress`, `delta`, `lane_position`), hold
+    the whole `WatchSessionResponse`, and carry the resume token as their id; what does not move the
+    token has no id. `failure` holds a typed error and is the last. Raises `ServiceError` when the
+    watch fails at once.
+    """
+    first = asyncio.ensure_future(anext(responses, None))
+    try:
+        await asyncio.wait((first,), timeout=FIRST_ITEM_SECONDS)
+        if first.done() and first.exception() is not None:
+            await first
+    except BaseException:
+        first.cancel()
+        await asyncio.gather(first, return_exceptions=True)
+        await responses.aclose()
+        raise
+    return EventSourceResponse(
+        _stream(first, responses, metrics), ping=15, sep="\n", headers={"Cache-Control": "no-store"}
+    )
+
+
+async def _stream(
+    first: asyncio.Future[gw.WatchSessionResponse | None],
+    responses: AsyncGenerator[gw.WatchSessionResponse, None],
+    metrics: Metrics,
+) -> AsyncIterator[ServerSentEvent]:
+    metrics.add(STREAMS)
+    try:
+        # A comment at once, so that the browser knows that it is connected.
+        yield ServerSentEvent(comment="connected", retry=1000)
+        async with aclosing(responses):
+            try:
+                response = await first
+                while response is not None:
+                    yield _event(response)
+                    response = await anext(responses, None)
+            except ServiceError as error:
+                yield ServerSentEvent(
+                    data=json.dumps(error_body(error), ensure_ascii=False), event="failure"
+                )
+    finally:
+        if not first.done():
+            first.cancel()
+        metrics.add(STREAMS, -1)
+
+
+def _event(response: gw.WatchSessionResponse) -> ServerSentEvent:
+    kind = response.WhichOneof("message") or "progress"
+    moves = kind in ("event", "progress")
+    data = json.dumps(to_dict(response), ensure_ascii=False, separators=(",", ":"))
+    return ServerSentEvent(data=data, event=kind, id=response.resume_token if moves else None)
