@@ -1,0 +1,635 @@
+"""The invariants of the scheduler, under random commands, faults and restarts, on every store.
+
+The machine drives the real engine, one group of commands at a time, on a fake clock. It plays a
+gateway (messages, cancellations, limits), workers (leases, every way to end a turn, silence) and
+fate (time passes, the process dies before or after a commit, the store refuses a write). After
+every step it looks at memory and at the store.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import hypothesis.strategies as st
+import msgspec
+from hypothesis import HealthCheck, settings
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from conveyor.common.v1 import content_pb2
+from conveyor.scheduler.v1 import run_pb2
+from scheduler_svc.domain import admission, leasing, settling, steering, turns
+from scheduler_svc.domain.kernel import Config, Kernel
+from scheduler_svc.domain.leasing import Leased
+from scheduler_svc.domain.records import (
+    SECOND,
+    TERMINAL,
+    AnnounceMode,
+    Failure,
+    NewRun,
+    RetryPolicy,
+    Run,
+    RunState,
+    Wait,
+    WaitKind,
+)
+from scheduler_svc.engine import Engine, _Command, _Poll
+from scheduler_svc.store.base import Batch, EventQuery, LaneStore, RunQuery
+from scheduler_svc.store.memory import MemoryStore
+from scheduler_svc.store.sqlite import SqliteStore
+from svckit.clock import FakeClock
+from svckit.errors import LeaseLost, ServiceError, StoreUnavailable
+
+SESSIONS = ["a", "b", "c"]
+MESSAGE = content_pb2.Message(
+    message_id="m", role=content_pb2.ROLE_USER, parts=[content_pb2.ContentPart(text="x")]
+).SerializeToString()
+RESULT = run_pb2.RunResult(reply=content_pb2.Message.FromString(MESSAGE)).SerializeToString()
+LEASE_TTL = 10 * SECOND
+# More examples for a longer search: PROPERTY_SCALE=20 pytest tests/property
+SCALE = int(os.environ.get("PROPERTY_SCALE", "1"))
+
+
+class Faulty:
+    """A store that refuses commits when told to."""
+
+    def __init__(self, inner: LaneStore) -> None:
+        self._inner = inner
+        self.refuse = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+    async def commit(self, batch: Batch) -> None:
+        if self.refuse and batch.events:
+            self.refuse -= 1
+            raise StoreUnavailable("full")
+        await self._inner.commit(batch)
+
+
+class Machine(RuleBasedStateMachine):
+    store_kind = "memory"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loop = asyncio.new_event_loop()
+        self.tmp = tempfile.TemporaryDirectory()
+        self.clock = FakeClock()
+        self.ids = itertools.count(1)
+        self.held: dict[str, Leased] = {}  # leases that a worker believes to hold
+        self.old: list[tuple[str, int]] = []  # leases that were ended or lost
+        self.accepted: dict[str, str] = {}  # request id -> run id
+        self.started: dict[str, list[int]] = {}  # session -> orders of first leases
+        self.cancelled: set[str] = set()  # roots that were cancelled
+        self.told: dict[str, list[str]] = {}  # parent -> children told, over all turns
+        self.incarnation = 1
+        self.lowered: set[str] = set()
+        self.store: Faulty
+
+    def do(self, work: Any) -> Any:
+        return self.loop.run_until_complete(work)
+
+    @initialize(main=st.integers(1, 3), sub=st.integers(1, 3))
+    def start(self, main: int, sub: int) -> None:
+        self.config = Config(
+            lanes={"main": main, "subagent": sub},
+            lease_ttl=LEASE_TTL,
+            max_depth=3,
+            max_children=3,
+            max_descendants=8,
+        )
+        inner: LaneStore = (
+            MemoryStore()
+            if self.store_kind == "memory"
+            else SqliteStore(Path(self.tmp.name) / "s.db")
+        )
+        self.store = Faulty(inner)
+        self.do(self._open())
+
+    async def _open(self) -> None:
+        self.engine = Engine(self.store, self.config, self.clock)  # type: ignore[arg-type]
+        await self.engine.start()
+
+    @property
+    def k(self) -> Kernel:
+        return self.engine._kernel
+
+    def submit(self, apply: Any, **needs: Any) -> Any:
+        """Applies one command as a group of its own."""
+
+        async def work() -> Any:
+            future: asyncio.Future[Any] = self.loop.create_future()
+            command = _Command(
+                apply,
+                future,
+                needs.get("requests", ()),
+                needs.get("runs", ()),
+                needs.get("sessions", ()),
+                (),
+            )
+            try:
+                await self.engine._turn([command])
+            except StoreUnavailable as err:
+                await self.engine._recover([command], err)
+            return await future
+
+        return self.do(work())
+
+    def quietly(self, apply: Any, **needs: Any) -> Any:
+        """As `submit`; a refusal by the rules is an answer too."""
+        try:
+            return self.submit(apply, **needs)
+        except StoreUnavailable:
+            return None
+        except ServiceError as err:
+            return err
+
+    # -- The gateway ------------------------------------------------------------------------------
+
+    def new(self, session: str, request_id: str, *, steer: bool = False, **more: Any) -> NewRun:
+        payload = run_pb2.Run(spec=run_pb2.RunSpec(session_key=session, queue="agent"))
+        entry = payload.inputs.add(request_id=request_id)
+        return NewRun(
+            run_id=f"r{next(self.ids):04}",
+            request_id=request_id,
+            body_hash=b"h",
+            session_key=session,
+            customer_key=session,
+            queue="agent",
+            lane=more.pop("lane", "main"),
+            retry=RetryPolicy(max_attempts=2, initial_backoff=2 * SECOND),
+            delivers_later=True,
+            steer=steer,
+            lane_cap=6,
+            payload=payload.SerializeToString(),
+            payload_input=entry.SerializeToString(),
+            message=MESSAGE,
+            **more,
+        )
+
+    def enqueue(self, new: NewRun, parent: tuple[str, int] | None = None, call: str = "") -> Any:
+        def apply(k: Kernel, now: int) -> Any:
+            return admission.enqueue(k, new, now, parent_lease=parent, tool_call_id=call)
+
+        found = self.quietly(
+            apply,
+            requests=[new.request_id],
+            sessions=[new.session_key] if new.session_key else [],
+            runs=[parent[0]] if parent else [],
+        )
+        if isinstance(found, admission.Accepted):
+            self.accepted[new.request_id] = found.run_id
+        return found
+
+    @rule(session=st.sampled_from(SESSIONS), steer=st.booleans(), timeout=st.booleans())
+    def message(self, session: str, steer: bool, timeout: bool) -> None:
+        more = {"wall_timeout": 60 * SECOND, "run_timeout": 30 * SECOND} if timeout else {}
+        self.enqueue(self.new(session, f"q{next(self.ids)}", steer=steer, **more))
+
+    @precondition(lambda self: self.accepted)
+    @rule(data=st.data())
+    def repeat_a_request(self, data: st.DataObject) -> None:
+        request_id = data.draw(st.sampled_from(sorted(self.accepted)))
+        if request_id.startswith("q"):
+            found = self.enqueue(self.new("a", request_id))
+            if isinstance(found, admission.Accepted):
+                assert found.deduplicated
+
+    @precondition(lambda self: self.k.runs)
+    @rule(data=st.data())
+    def cancel(self, data: st.DataObject) -> None:
+        run_id = data.draw(st.sampled_from(sorted(self.k.runs)))
+
+        def apply(k: Kernel, now: int) -> int:
+            return settling.cancel(k, k.runs[run_id], "stop", "request", now)
+
+        flow = self.k.runs[run_id].flow_id
+        if isinstance(self.quietly(apply), int) and flow == run_id:
+            self.cancelled.add(run_id)
+
+    @precondition(lambda self: self.k.runs)
+    @rule(data=st.data())
+    def steer_a_run(self, data: st.DataObject) -> None:
+        run_id = data.draw(st.sampled_from(sorted(self.k.runs)))
+        request_id = f"s{next(self.ids)}"
+        self.quietly(
+            lambda k, now: steering.steer(k, run_id, request_id, b"h", b"", MESSAGE, now) and None,
+            requests=[request_id],
+        )
+
+    @rule(lane=st.sampled_from(["main", "subagent"]), limit=st.integers(0, 3))
+    def change_a_limit(self, lane: str, limit: int) -> None:
+        def apply(k: Kernel, now: int) -> None:
+            k.lanes[lane].limit = limit
+            k.changes.lanes[lane] = limit
+
+        if self.k.lanes[lane].running > limit:
+            self.lowered.add(lane)
+        self.quietly(apply)
+
+    # -- Workers ----------------------------------------------------------------------------------
+
+    @rule(most=st.integers(1, 4))
+    def lease(self, most: int) -> None:
+        async def work() -> list[Leased] | None:
+            poll = _Poll("agent", "w", self.incarnation, most)
+            future: asyncio.Future[None] = self.loop.create_future()
+
+            def apply(k: Kernel, now: int) -> None:
+                leasing.greet(k, "agent", "w", self.incarnation, now)
+                self.engine._polls.append(poll)
+
+            command = _Command(apply, future, (), (), (), ())
+            try:
+                await self.engine._turn([command])
+            except StoreUnavailable as err:
+                await self.engine._recover([command], err)
+                with contextlib.suppress(StoreUnavailable):
+                    await poll.future
+                with contextlib.suppress(StoreUnavailable):
+                    await future
+                return None
+            self.engine._forget(poll)
+            return await poll.future if poll.assigned else []
+
+        leased = self.do(work())
+        if leased is None:
+            return
+        for item in leased:
+            run = item.run
+            assert run.state is RunState.RUNNING
+            self.held[run.run_id] = item
+            if (run.turn, run.attempt) == (1, 1):
+                orders = self.started.setdefault(run.session_key, [])
+                if not orders or orders[-1] != run.order:
+                    assert not orders or run.order > orders[-1], "order of a session"
+                    orders.append(run.order)
+            if item.resumption and run.attempt == 1:
+                told = self.told.setdefault(run.run_id, [])
+                assert not set(told) & set(item.resumption.told), "told twice"
+                told += item.resumption.told
+        if len(leased) < most:  # work conserving: what is ready got a slot, or none was free
+            for lane in self.k.lanes.values():
+                assert lane.free == 0 or lane.waiting == 0
+
+    def pick(self, data: st.DataObject) -> Leased:
+        return self.held[data.draw(st.sampled_from(sorted(self.held)))]
+
+    def end(self, item: Leased, apply: Any) -> Any:
+        """Ends a turn under a lease that may have been lost meanwhile."""
+        run_id, token = item.run.run_id, item.lease.token
+        alive = run_id in self.k.runs and self.k.runs[run_id].lease is not None
+        newest = alive and self.k.runs[run_id].lease.token == token  # type: ignore[union-attr]
+        found = self.quietly(apply, runs=[run_id])
+        if found is None:
+            return None
+        if not isinstance(found, ServiceError) or isinstance(found, LeaseLost):
+            assert newest == (not isinstance(found, LeaseLost)), "only the newest lease writes"
+            del self.held[run_id]
+            self.old.append((run_id, token))
+        return found
+
+    @precondition(lambda self: self.held)
+    @rule(data=st.data(), count=st.integers(1, 3))
+    def spawn(self, data: st.DataObject, count: int) -> None:
+        item = self.pick(data)
+        for index in range(count):
+            call = f"{item.run.turn}.1.{index}"
+            new = self.new("", f"{item.run.run_id}/{call}", lane="subagent")
+            found = self.enqueue(new, (item.run.run_id, item.lease.token), call)
+            if isinstance(found, admission.Accepted) and not found.deduplicated:
+                parent = self.k.runs[item.run.run_id]
+                assert not parent.stopping
+                assert self.k.runs[new.run_id].depth <= 3
+
+    @precondition(lambda self: self.held)
+    @rule(data=st.data(), each=st.booleans(), take=st.booleans())
+    def complete(self, data: st.DataObject, each: bool, take: bool) -> None:
+        item = self.pick(data)
+        run = self.k.runs.get(item.run.run_id)
+        had_children = bool(run and (run.live or run.untold))
+        taken = list(run.steered) if run and take else []
+        found = self.end(
+            item,
+            lambda k, now: leasing.copy(
+                turns.complete(
+                    k,
+                    item.run.run_id,
+                    item.lease.token,
+                    f"c{item.lease.token}",
+                    result=RESULT,
+                    reply=MESSAGE,
+                    mode=AnnounceMode.EACH if each else AnnounceMode.ALL,
+                    taken=taken,
+                    steered_is_next_prompt=False,
+                    now=now,
+                )
+            ),
+        )
+        if isinstance(found, Run) and had_children:
+            assert found.state is not RunState.SUCCEEDED, "a waiting run is never completed"
+
+    @precondition(lambda self: self.held)
+    @rule(
+        data=st.data(),
+        hold=st.booleans(),
+        each=st.booleans(),
+        after=st.sampled_from([0, 5]),
+        timeout=st.sampled_from([0, 20]),
+    )
+    def suspend(
+        self, data: st.DataObject, hold: bool, each: bool, after: int, timeout: int
+    ) -> None:
+        item = self.pick(data)
+
+        def apply(k: Kernel, now: int) -> Run:
+            wait = Wait(
+                kind=WaitKind.CHILDREN, mode=AnnounceMode.EACH if each else AnnounceMode.ALL
+            )
+            if after and hold and not item.run.depth:
+                wait.yield_time = now + after * SECOND
+            if timeout:
+                wait.expire_time = now + timeout * SECOND
+            return leasing.copy(
+                turns.suspend(
+                    k,
+                    item.run.run_id,
+                    item.lease.token,
+                    f"u{item.lease.token}",
+                    wait=wait,
+                    hold_lane=hold,
+                    interim=MESSAGE,
+                    taken=[],
+                    now=now,
+                )
+            )
+
+        self.end(item, apply)
+
+    @precondition(lambda self: self.held)
+    @rule(data=st.data(), retryable=st.booleans())
+    def fail(self, data: st.DataObject, retryable: bool) -> None:
+        item = self.pick(data)
+        self.end(
+            item,
+            lambda k, now: leasing.copy(
+                turns.fail(
+                    k,
+                    item.run.run_id,
+                    item.lease.token,
+                    f"f{item.lease.token}",
+                    failure=Failure("TURN_FAILED", "no"),
+                    retryable=retryable,
+                    retry_after=0,
+                    taken=[],
+                    now=now,
+                )
+            ),
+        )
+
+    @precondition(lambda self: self.held)
+    @rule(data=st.data())
+    def release(self, data: st.DataObject) -> None:
+        item = self.pick(data)
+        self.end(
+            item,
+            lambda k, now: leasing.copy(
+                turns.release(k, item.run.run_id, item.lease.token, f"r{item.lease.token}", now)
+            ),
+        )
+
+    @precondition(lambda self: self.old)
+    @rule(data=st.data())
+    def an_old_lease_writes(self, data: st.DataObject) -> None:
+        run_id, token = data.draw(st.sampled_from(self.old))
+        found = self.quietly(lambda k, now: turns.append(k, run_id, token, [], now), runs=[run_id])
+        assert found is None or isinstance(found, LeaseLost)
+
+    @rule()
+    def the_worker_restarts(self) -> None:
+        self.incarnation += 1
+
+        def greet(k: Kernel, now: int) -> bool:
+            leasing.greet(k, "agent", "w", self.incarnation, now)
+            return True
+
+        while self.quietly(greet) is None:  # a worker calls until it is answered
+            pass
+        self.old += [(i.run.run_id, i.lease.token) for i in self.held.values()]
+        self.held.clear()
+
+    # -- Fate -------------------------------------------------------------------------------------
+
+    @rule(seconds=st.sampled_from([1, 3, 11, 40]), extend=st.booleans())
+    def time_passes(self, seconds: int, extend: bool) -> None:
+        for _ in range(seconds):
+            self.clock.advance(1)
+            leases = [(i.run.run_id, i.lease.token) for i in self.held.values()]
+
+            def apply(k: Kernel, now: int, leases: Any = leases) -> None:
+                if extend and leases:
+                    leasing.extend(k, "w", self.incarnation, leases, now)
+
+            self.quietly(apply)
+
+    @rule()
+    def the_scheduler_dies(self) -> None:
+        self.do(self.store.close() if self.store_kind == "sqlite" else asyncio.sleep(0))
+        if self.store_kind == "sqlite":
+            self.store = Faulty(SqliteStore(Path(self.tmp.name) / "s.db"))
+        self.do(self._open())
+
+    @rule()
+    def the_store_refuses_a_commit(self) -> None:
+        self.store.refuse = 1
+
+    # -- What must hold ---------------------------------------------------------------------------
+
+    @invariant()
+    def one_executing_run_per_session(self) -> None:
+        if not hasattr(self, "store"):
+            return
+        executing = [run.session_key for run in self.k.runs.values() if run.lease is not None]
+        assert len(executing) == len(set(executing))
+
+    @invariant()
+    def lanes_keep_their_limits(self) -> None:
+        if not hasattr(self, "store"):
+            return
+        for lane in self.k.lanes.values():
+            running = sum(
+                run.lane == lane.name and run.lease is not None for run in self.k.runs.values()
+            )
+            assert running == lane.running
+            suspended = sum(
+                run.lane == lane.name and run.state is RunState.SUSPENDED
+                for run in self.k.runs.values()
+            )
+            assert suspended == lane.suspended
+            if running <= lane.limit:
+                self.lowered.discard(lane.name)
+            assert running <= lane.limit or lane.name in self.lowered
+
+    @invariant()
+    def sessions_are_in_line(self) -> None:
+        if not hasattr(self, "store"):
+            return
+        for key, session in self.k.sessions.items():
+            assert session.unfinished == sum(r.session_key == key for r in self.k.runs.values())
+            holders = [
+                r.run_id for r in self.k.runs.values() if r.session_key == key and r.holds_lane
+            ]
+            assert holders == ([session.holder] if session.holder else [])
+            standing = [r for _, r in session.fresh] + session.returning
+            assert len(standing) == len(set(standing))
+            for run in self.k.runs.values():
+                if run.session_key == key and run.state is RunState.QUEUED:
+                    assert run.holds_lane or run.run_id in standing
+
+    @invariant()
+    def trees_close_from_the_leaves(self) -> None:
+        if not hasattr(self, "store"):
+            return
+        runs = self.do(self.store.list_runs(RunQuery(), before=0, after=0, limit=10_000))
+        by_id = {stored.run.run_id: stored.run for stored in runs}
+        for run in by_id.values():
+            parent = by_id.get(run.parent_id)
+            if parent is None:
+                continue
+            assert run.depth == parent.depth + 1
+            if not run.terminal:
+                assert not parent.terminal, "a terminal run has no live descendant"
+                assert run.run_id in parent.live
+            else:
+                assert run.run_id in parent.untold + parent.told
+                if parent.state is RunState.SUCCEEDED:
+                    assert run.run_id in parent.told, "every end is told before the run succeeds"
+        for run_id in self.cancelled:
+            for run in by_id.values():
+                if run.flow_id == run_id and not run.terminal:
+                    assert run.state is RunState.CANCELLING, "nothing of a cancelled tree goes on"
+
+    @invariant()
+    def memory_is_what_the_store_says(self) -> None:
+        if not hasattr(self, "store"):
+            return
+        snapshot = self.do(self.store.load())
+        assert {r.run_id for r in snapshot.runs} == set(self.k.runs)
+        for stored in snapshot.runs:
+            run = self.k.runs[stored.run_id]
+            assert _comparable(stored) == _comparable(run)
+        for key, (head, _) in snapshot.sessions.items():
+            assert self.k.sessions[key].head == head
+
+    @invariant()
+    def sequences_have_no_gap(self) -> None:
+        if not hasattr(self, "store"):
+            return
+        rows = self.do(self.store.events(EventQuery(), 100_000))
+        seen: dict[str, int] = {}
+        position = 0
+        for row in rows:
+            assert row.position > position
+            position = row.position
+            assert row.sequence == seen.get(row.session_key, 0) + 1
+            seen[row.session_key] = row.sequence
+
+    # -- The end: faults stop, and everything ends ----------------------------------------------
+
+    def teardown(self) -> None:
+        try:
+            if hasattr(self, "store"):
+                self._finish()
+        finally:
+            with contextlib.suppress(Exception):
+                self.do(self.store.close())
+            self.loop.close()
+            self.tmp.cleanup()
+
+    def _finish(self) -> None:
+        self.store.refuse = 0
+        for lane in ("main", "subagent"):  # with every limit at one, any tree completes
+            self.change_a_limit(lane, 1)
+        self.the_worker_restarts()
+        for _ in range(2000):
+            if not self.k.runs:
+                break
+            self.lease(4)
+            for item in list(self.held.values()):
+                self.end(
+                    item,
+                    lambda k, now, item=item: leasing.copy(
+                        turns.complete(
+                            k,
+                            item.run.run_id,
+                            item.lease.token,
+                            f"e{item.lease.token}",
+                            result=RESULT,
+                            reply=MESSAGE,
+                            mode=AnnounceMode.ALL,
+                            taken=[],
+                            steered_is_next_prompt=False,
+                            now=now,
+                        )
+                    ),
+                )
+            self.clock.advance(1)
+            self.quietly(lambda k, now: None)
+        assert not self.k.runs, "every accepted run ends once faults stop"
+        runs = self.do(self.store.list_runs(RunQuery(), before=0, after=0, limit=10_000))
+        ended = {stored.run.run_id: stored.run.state for stored in runs}
+        assert all(state in TERMINAL for state in ended.values())
+        for run_id in self.accepted.values():
+            assert run_id in ended, "nothing accepted is lost"
+        assert all(not lane.running and not lane.waiting for lane in self.k.lanes.values())
+
+
+def _comparable(run: Run) -> Any:
+    data = msgspec.json.decode(msgspec.json.encode(run))
+    data.pop("ready_since", None)  # when it became ready is not worth a write
+    if data.get("lease"):
+        data["lease"].pop("expire_time")  # extensions are not stored
+    return data
+
+
+class SqliteMachine(Machine):
+    store_kind = "sqlite"
+
+
+_SLOW_IS_FINE = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much]
+
+
+def test_invariants_on_memory() -> None:
+    run_state_machine_as_test(
+        Machine,
+        settings=settings(
+            max_examples=60 * SCALE,
+            stateful_step_count=50,
+            deadline=None,
+            suppress_health_check=_SLOW_IS_FINE,
+        ),
+    )
+
+
+def test_invariants_on_sqlite() -> None:
+    run_state_machine_as_test(
+        SqliteMachine,
+        settings=settings(
+            max_examples=15 * SCALE,
+            stateful_step_count=40,
+            deadline=None,
+            suppress_health_check=_SLOW_IS_FINE,
+        ),
+    )
