@@ -6,7 +6,6 @@ import asyncio
 import itertools
 import json
 import os
-import subprocess
 import time
 from pathlib import Path
 
@@ -86,11 +85,12 @@ class _Driver:
 
     async def idle(self) -> None:
         """Returns when nothing is left to do."""
+        request = ss.ListLanesRequest(kind=lane_pb2.LANE_KIND_GLOBAL)
         while True:
-            reply = await self._stub.ListLanes(ss.ListLanesRequest(kind=lane_pb2.LANE_KIND_SESSION))
-            if not reply.lanes:
+            lanes = (await self._stub.ListLanes(request)).lanes
+            if not any(lane.waiting or lane.running for lane in lanes):
                 return
-            await asyncio.sleep(0.01)
+            await asyncio.sleep(0.02)
 
 
 async def measure_scheduler(runs: int) -> list[Row]:
@@ -103,9 +103,10 @@ async def measure_scheduler(runs: int) -> list[Row]:
 
 
 async def _phases(place: Workspace, runs: int) -> list[Row]:
+    file = place.directory / "latencies.json"
     async with (
         make_channel(place.scheduler) as channel,
-        process("bench.worker", place.scheduler, output=subprocess.PIPE) as worker,
+        process("bench.worker", place.scheduler, str(file)),
     ):
         driver = _Driver(channel)
         await load.one_by_one(lambda _: driver.send("warm"), 50)
@@ -126,9 +127,7 @@ async def _phases(place: Workspace, runs: int) -> list[Row]:
 
         half = await load.at_rate(lambda _: driver.send("half"), runs // 2, per_second=single / 2)
         await driver.idle()
-        worker.terminate()
-        assert worker.stdout is not None
-        latencies = json.loads(await worker.stdout.read())
+    latencies = json.loads(file.read_text())
 
     def milliseconds(phase: str) -> list[float]:
         return [nanoseconds / 1e6 for nanoseconds in latencies[phase]]

@@ -1,7 +1,7 @@
-"""A worker that answers at once, as a process of its own: `python -m bench.worker ADDRESS`.
+"""A worker that answers at once, as a process of its own: `python -m bench.worker ADDRESS FILE`.
 
 The message to answer is `PHASE NANOSECONDS`, the sender's monotonic clock. When it is told to stop,
-it prints how long each run took from there to here, by phase, as JSON.
+it writes how long each run took from there to here, by phase, as JSON.
 """
 
 from __future__ import annotations
@@ -12,16 +12,19 @@ import signal
 import sys
 import time
 from collections import defaultdict
+from pathlib import Path
 
 from conveyor.common.v1 import content_pb2
 from conveyor.scheduler.v1 import run_pb2
 from svckit.grpc.channel import make_channel
+from svckit.logging import setup as setup_logging
+from svckit.settings import load
 from svckit.worker import Complete, LeasedTurn, Outcome, Worker
 
 SLOTS = 64
 
 
-async def _work(address: str) -> None:
+async def _work(address: str, file: Path) -> None:
     latencies: dict[str, list[int]] = defaultdict(list)
 
     async def answer(turn: LeasedTurn) -> Outcome:
@@ -50,8 +53,9 @@ async def _work(address: str) -> None:
     await worker.drain()
     working.cancel()
     await channel.close()
-    json.dump(latencies, sys.stdout)
+    file.write_text(json.dumps(latencies))
 
 
 if __name__ == "__main__":
-    asyncio.run(_work(sys.argv[1]))
+    setup_logging("bench-worker", load(environ={"CONVEYOR_LOG__LEVEL": "error"}))
+    asyncio.run(_work(sys.argv[1], Path(sys.argv[2])))
