@@ -24,7 +24,7 @@ from svckit.worker import Complete, LeasedTurn, Outcome, Worker
 SLOTS = 64
 
 
-async def _work(address: str, file: Path) -> None:
+async def _work(address: str) -> str:
     latencies: dict[str, list[int]] = defaultdict(list)
 
     async def answer(turn: LeasedTurn) -> Outcome:
@@ -53,9 +53,9 @@ async def _work(address: str, file: Path) -> None:
     await worker.drain()
     working.cancel()
     await channel.close()
-    file.write_text(json.dumps(latencies))
+    return json.dumps(latencies)
 
 
 if __name__ == "__main__":
     setup_logging("bench-worker", load(environ={"CONVEYOR_LOG__LEVEL": "error"}))
-    asyncio.run(_work(sys.argv[1], Path(sys.argv[2])))
+    Path(sys.argv[2]).write_text(asyncio.run(_work(sys.argv[1])))
