@@ -137,6 +137,8 @@ def _filled(descriptor: Descriptor, depth: int = 3) -> Message:
             "conveyor."
         ):
             continue
+        if field.containing_oneof and message.WhichOneof(field.containing_oneof.name):
+            continue
         values = {
             FieldDescriptor.TYPE_STRING: "probe",
             FieldDescriptor.TYPE_ENUM: 1,
