@@ -34,8 +34,8 @@ class Service:
     """Changes to our own environment; None removes a variable."""
 
 
-class AddressTaken(Exception):
-    """Something else listens where a service of the suite should. The text says who and where."""
+class AddressUnusable(Exception):
+    """A service of the suite could not listen where it should. The text says which, where, why."""
 
 
 def suite(settings: Settings, config: Path | None) -> list[Service]:
@@ -66,7 +66,7 @@ def dial_address(address: str) -> str:
 
 
 def check_addresses_free(services: Sequence[Service]) -> None:
-    """Raise `AddressTaken` when a service could not listen.
+    """Raise `AddressUnusable` when a service could not listen.
 
     Asked before anything starts: a stranger on a port might answer our health checks, and four
     processes would start only to be stopped again.
@@ -74,14 +74,19 @@ def check_addresses_free(services: Sequence[Service]) -> None:
     seen: dict[str, str] = {}
     for service in services:
         for address in (service.grpc_address, *service.other_addresses):
+            if address.endswith(":0"):
+                raise AddressUnusable(
+                    f"{service.name} is to listen on {address}; give it a fixed port, so that the "
+                    "others find it"
+                )
             if address in seen:
-                raise AddressTaken(
+                raise AddressUnusable(
                     f"{service.name} and {seen[address]} are both configured to listen on {address}"
                 )
             seen[address] = service.name
             problem = cannot_listen(address)
             if problem is not None:
-                raise AddressTaken(f"{service.name} cannot listen on {address}: {problem}")
+                raise AddressUnusable(f"{service.name} cannot listen on {address}: {problem}")
 
 
 def cannot_listen(address: str) -> str | None:

@@ -1,0 +1,114 @@
+from __future__ import annotations
+
+import json
+import tomllib
+
+import pytest
+from google.protobuf.any_pb2 import Any
+from rich.console import Console
+
+from conveyor.agent.v1 import task_pb2
+from conveyor.scheduler.v1 import flow_service_pb2, run_pb2, scheduler_service_pb2
+from conveyor_client.cli.output import as_json, printable, shorten, span, tokens
+from conveyor_client.cli.tree import flow_tree
+from conveyor_client.diagnosis import flat_toml
+from svckit.settings import load
+
+
+def node(run_id: str, parent: str, label: str, state: run_pb2.RunState.ValueType) -> run_pb2.Run:
+    run = run_pb2.Run(run_id=run_id, state=state, turn=1, attempt=1)
+    run.spec.label = label
+    run.spec.queue = "agent"
+    run.spawn.parent_run_id = parent
+    run.usage.input_tokens = 1200
+    run.usage.output_tokens = 34
+    run.timing.create_time.seconds = 1000
+    run.timing.start_time.seconds = 1001
+    run.timing.executed.FromMilliseconds(2500)
+    run.timing.global_lane_wait.FromMilliseconds(1000)
+    run.timing.end_time.seconds = 1070
+    return run
+
+
+def test_a_flow_is_a_tree_with_states_times_and_tokens() -> None:
+    answer = flow_service_pb2.GetFlowResponse(
+        nodes=[
+            node("R", "", "", run_pb2.RUN_STATE_SUSPENDED),
+            node("A", "R", "research [x]", run_pb2.RUN_STATE_SUCCEEDED),
+            node("B", "R", "draft", run_pb2.RUN_STATE_FAILED),
+            node("C", "A", "deeper", run_pb2.RUN_STATE_RUNNING),
+        ]
+    )
+    answer.flow.flow_id = "R"
+    answer.flow.state = run_pb2.RUN_STATE_SUSPENDED
+    answer.flow.session_key = "agent:main:cli:direct:me"
+    answer.nodes[0].suspension.condition.children.SetInParent()
+    answer.nodes[2].error.message = "no attempt is left"
+    target = Console(width=200)
+    with target.capture() as captured:
+        target.print(flow_tree(answer))
+    lines = captured.get().splitlines()
+    # The tree's own line, then parents before children.
+    root, research, deeper, draft = lines[1:]
+    assert "◌ waiting" in root
+    assert "waits for its children, lane released" in root
+    assert "✓ succeeded  research [x]  A  waited 1.0 s, worked 2.5 s, in all 1 min 10 s" in research
+    assert "1,234 tokens" in research
+    assert deeper.index("◐") > research.index("✓") == draft.index("✗")
+    assert "no attempt is left" in draft
+
+
+def test_json_has_snake_case_names_and_known_payloads() -> None:
+    run = run_pb2.Run(run_id="r")
+    run.spec.task.Pack(task_pb2.AgentTask(agent_id="main"))
+    text = as_json(scheduler_service_pb2.GetRunResponse(run=run))
+    assert "\n" not in text
+    assert json.loads(text)["run"]["spec"]["task"] == {
+        "@type": "type.googleapis.com/conveyor.agent.v1.AgentTask",
+        "agent_id": "main",
+    }
+
+
+def test_json_leaves_out_what_a_newer_server_packed() -> None:
+    run = run_pb2.Run(run_id="r")
+    run.spec.task.CopyFrom(Any(type_url="type.googleapis.com/conveyor.new.v1.Task", value=b"x"))
+    run.spec.labels["a"] = "b"
+    document = json.loads(as_json(scheduler_service_pb2.ListRunsResponse(runs=[run])))
+    assert document["runs"][0]["run_id"] == "r"
+    assert document["runs"][0]["spec"]["labels"] == {"a": "b"}
+
+
+@pytest.mark.parametrize(
+    ("length", "words"),
+    [(0.44, "0.4 s"), (59.9, "59.9 s"), (125, "2 min 5 s"), (3780, "1 h 3 min")],
+)
+def test_lengths_of_time(length: float, words: str) -> None:
+    assert span(length) == words
+
+
+def test_cost_is_a_lower_bound_while_calls_have_no_price() -> None:
+    run = run_pb2.Run()
+    run.usage.input_tokens = 5
+    run.usage.cost_micros_usd = 1500
+    run.usage.unpriced_calls = 1
+    assert tokens(run.usage) == "5 tokens, ≥ $0.0015"
+
+
+def test_an_answer_cannot_drive_the_terminal() -> None:
+    assert printable("a\x1b[2Jb\x07\x9bc\n\td") == "a[2Jbc\n\td"
+    assert shorten("a\n b  c" + "x" * 200, 10) == "a b cxxxx…"
+
+
+def test_the_shown_configuration_is_toml_that_loads_again(tmp_path) -> None:
+    settings = load(
+        environ={
+            "CONVEYOR_LANES__MAIN__LIMIT": "7",
+            "CONVEYOR_CUSTOMERS__ANN__WEIGHT": "3",
+            "CONVEYOR_PROVIDERS__LOCAL__BASE_URL": "http://x/v1",
+        }
+    )
+    text = "\n".join(flat_toml(settings.model_dump(mode="json")))
+    assert tomllib.loads(text)["lanes"]["main"]["limit"] == 7
+    path = tmp_path / "again.toml"
+    path.write_text(text)
+    assert load(path, environ={}).model_dump() == settings.model_dump()

@@ -1,0 +1,79 @@
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from pathlib import Path
+
+import pytest
+
+from conveyor_client.supervision.plan import (
+    AddressUnusable,
+    Service,
+    accepts_connections,
+    cannot_listen,
+    check_addresses_free,
+    dial_address,
+    free_addresses,
+    suite,
+)
+from svckit.settings import load
+
+
+def test_the_suite_is_four_processes_that_know_their_parent() -> None:
+    services = suite(load(environ={}), Path("my.toml"))
+    assert [service.name for service in services] == ["scheduler", "agent", "acp", "gateway"]
+    assert services[0].argv == [
+        sys.executable,
+        "-m",
+        "scheduler_svc",
+        "--config",
+        "my.toml",
+        "--exit-with-parent",
+        str(os.getpid()),
+    ]
+    assert [service.name for service in services if service.stops_last] == ["scheduler"]
+    assert services[3].other_addresses == ("127.0.0.1:8080",)
+
+
+@pytest.mark.parametrize(
+    ("listens", "reached"),
+    [
+        ("0.0.0.0:5", "127.0.0.1:5"),
+        ("[::]:5", "[::1]:5"),
+        ("10.1.2.3:5", "10.1.2.3:5"),
+        ("unix:/run/x", "unix:/run/x"),
+    ],
+)
+def test_a_wildcard_is_reached_over_loopback(listens: str, reached: str) -> None:
+    assert dial_address(listens) == reached
+
+
+def test_a_taken_port_is_named_with_its_service() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        assert accepts_connections(address)
+        with pytest.raises(
+            AddressUnusable, match=f"agent cannot listen on {address}: the"
+        ):
+            check_addresses_free([Service("agent", (), address)])
+    assert cannot_listen(address) is None
+    assert not accepts_connections(address)
+
+
+def test_two_services_on_one_address_are_refused() -> None:
+    address, other = free_addresses(2)
+    with pytest.raises(AddressUnusable, match="b and a are both configured"):
+        check_addresses_free([Service("a", (), address), Service("b", (), other, (address,))])
+
+
+def test_an_address_of_another_machine_is_refused() -> None:
+    with pytest.raises(AddressUnusable, match=r"a cannot listen on 192\.0\.2\.1:5005"):
+        check_addresses_free([Service("a", (), "192.0.2.1:5005")])
+
+
+def test_the_suite_needs_fixed_ports() -> None:
+    with pytest.raises(AddressUnusable, match="give it a fixed port"):
+        check_addresses_free([Service("a", (), "127.0.0.1:0")])
