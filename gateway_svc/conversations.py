@@ -13,7 +13,7 @@ from gateway_svc.auth import Principal, Scope
 from gateway_svc.domain.keys import parse_key
 from gateway_svc.domain.routing import RoutingRules, check_request_id, queue_mode_of
 from gateway_svc.domain.sessions import LIVE_STATES, LaneUse, lane_use
-from gateway_svc.domain.tokens import Positions, encode_token, session_subject
+from gateway_svc.domain.tokens import encode_token, session_subject
 from gateway_svc.inbox import not_found
 from gateway_svc.store import sessions as store
 from gateway_svc.upstream import Upstream
@@ -52,9 +52,9 @@ class Conversations:
         """Return a session and the position after its newest event."""
         principal.require(Scope.READ)
         row = await self.require(session_key, principal)
-        sequence = await self._log.newest_sequence(row.session_key)
+        newest = await self._log.newest(row.session_key)
         use = await self._use(run_pb2.RunFilter(session_key=row.session_key))
-        token = encode_token(session_subject(row.session_key), Positions(sequence=sequence))
+        token = encode_token(session_subject(row.session_key), newest)
         return gw.GetSessionResponse(session=self._shown(row, use), resume_token=token)
 
     async def list(

@@ -80,7 +80,7 @@ class Follower:
             try:
                 cursor = await self._database.run(outbox.read_cursor)
                 self.position = cursor or 0
-                start = OLDEST if cursor is None else Start(after=cursor)
+                start = OLDEST if cursor is None else Start(position=cursor)
                 await self._follow(start)
             except EventsCompacted as error:
                 await self._skip_compacted(error)

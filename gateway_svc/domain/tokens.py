@@ -27,6 +27,19 @@ class Positions:
     position: int | None = None
     flows: Mapping[str, int] = field(default_factory=dict)
 
+    @property
+    def begun(self) -> bool:
+        """True when something of the main stream has been read."""
+        return self.sequence is not None or self.position is not None
+
+    def advanced(self, *, sequence: int = 0, position: int = 0) -> Positions:
+        """Return where a watcher is that read on to these numbers; 0 says nothing."""
+        return Positions(
+            sequence=max(sequence, self.sequence or 0) or self.sequence,
+            position=max(position, self.position or 0) or self.position,
+            flows=self.flows,
+        )
+
 
 def session_subject(session_key: str) -> str:
     """Name a session as what a token is for."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import logging
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -72,6 +73,7 @@ class WebServer:
     """Listens from its construction, serves in `run`, ends its streams and stops in `stop`."""
 
     def __init__(self, app: ASGIApp, bound: socket.socket) -> None:
+        logging.getLogger("uvicorn.error").setLevel(logging.WARNING)  # it has no news for us
         config = uvicorn.Config(
             app,
             log_config=None,

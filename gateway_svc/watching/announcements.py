@@ -13,14 +13,13 @@ from gateway_svc.auth import Principal, Scope
 from gateway_svc.conversations import Conversations
 from gateway_svc.domain.tokens import (
     ALL_SESSIONS_SUBJECT,
-    Positions,
     decode_token,
     encode_token,
     flow_subject,
     session_subject,
 )
 from gateway_svc.upstream import Upstream
-from gateway_svc.watching.log import FROM_NOW, OLDEST, EventLog, Start
+from gateway_svc.watching.log import EventLog, passed, start_after
 from gateway_svc.watching.merge import Draining, Ended, Idle, Merge
 from svckit.errors import FlowNotFound, invalid_field
 from svckit.grpc.client import call
@@ -53,7 +52,6 @@ class AnnouncementWatcher:
         """Stream announcements; ends when the gateway drains."""
         principal.require(Scope.READ)
         scope = request.WhichOneof("scope")
-        by_sequence = scope == "session_key"
         if scope == "session_key":
             row = await self._conversations.require(request.session_key, principal)
             subject = session_subject(row.session_key)
@@ -66,8 +64,7 @@ class AnnouncementWatcher:
         else:
             raise invalid_field("scope", "must be session_key, flow_id, or all_sessions = true")
         positions = decode_token(subject, request.resume_token)
-        at = positions.sequence if by_sequence else positions.position
-        start = Start(after=at) if at is not None else FROM_NOW if request.from_now else OLDEST
+        start = start_after(positions, from_now=request.from_now)
         if scope == "session_key":
             stream = self._log.session(request.session_key, start, _PAYLOADS)
         elif scope == "flow_id":
@@ -88,18 +85,14 @@ class AnnouncementWatcher:
                 if not isinstance(got, Draining | Idle):
                     message = got.value
                     kind = message.WhichOneof("message")
+                    positions = passed(positions, message)
                     if kind == "event":
-                        event = message.event
-                        at = event.sequence if by_sequence else event.position
-                        announcement = event.child_announced.announcement
+                        announcement = message.event.child_announced.announcement
                     elif kind == "progress":
                         live = message.progress.live
-                        progress = message.progress
-                        at = progress.sequence if by_sequence else progress.position
                     else:
                         continue
-                now = Positions(sequence=at) if by_sequence else Positions(position=at)
-                token = encode_token(subject, now)
+                token = encode_token(subject, positions)
                 if announcement is not None:
                     yield gw.WatchAnnouncementsResponse(
                         announcement=announcement, resume_token=token

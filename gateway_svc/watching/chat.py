@@ -133,7 +133,7 @@ class _Answer:
 
     def open(self) -> None:
         """Follow the spawn tree of the run."""
-        start = OLDEST if self._position is None else Start(after=self._position)
+        start = OLDEST if self._position is None else Start(position=self._position)
         self._merge.add(self._flow_id, self._log.flow(self._flow_id, start))
 
     def first(self) -> gw.ChatResponse:
@@ -172,7 +172,7 @@ class _Answer:
         if kind == "event":
             return await self.take_event(message.event)
         if kind == "progress":
-            self._position = message.progress.position
+            self._position = max(message.progress.position, self._position or 0)
             self._live = message.progress.live
             # Ended before this call: everything stored was sent, and nothing more will come.
             self.finished = self._live and self._was_terminal

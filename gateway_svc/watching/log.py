@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from typing import cast
 
 from conveyor.events.v1 import event_log_service_pb2 as ev
+from gateway_svc.domain.tokens import Positions
 from gateway_svc.upstream import Upstream
 from svckit.errors import Unreachable
 from svckit.grpc import methods
@@ -16,9 +17,14 @@ from svckit.grpc.watch import follow
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """Where a stream starts: after a number, or with what comes next, or with the oldest kept."""
+    """Where a stream starts: after a number, or with what comes next, or with the oldest kept.
 
-    after: int | None = None
+    A position beats a sequence. Positions say where something is among all events, sequences where
+    it is in one session; a stream of one session can start after either.
+    """
+
+    sequence: int | None = None
+    position: int | None = None
     from_now: bool = False
 
 
@@ -35,39 +41,25 @@ class EventLog:
     def session(
         self, session_key: str, start: Start, payloads: Sequence[str] = ()
     ) -> AsyncGenerator[ev.WatchEventsResponse, None]:
-        """Follow one session; `start` counts sequences."""
-
-        def request(at: Start) -> ev.WatchEventsRequest:
-            built = ev.WatchEventsRequest(session_key=session_key, payloads=payloads)
-            if at.after is not None:
-                built.after_sequence = at.after
-            elif at.from_now:
-                built.from_now = True
-            return built
-
-        return _closable(
-            follow(
-                lambda at: self._upstream.events.WatchEvents(request(at)),
-                _sequence_of,
-                start,
-                service="scheduler",
-            )
+        """Follow one session."""
+        return self._follow(
+            ev.WatchEventsRequest(session_key=session_key, payloads=payloads), start
         )
 
     def flow(
         self, flow_id: str, start: Start, payloads: Sequence[str] = ()
     ) -> AsyncGenerator[ev.WatchEventsResponse, None]:
-        """Follow one spawn tree; `start` counts positions."""
-        return self._by_position(ev.WatchEventsRequest(flow_id=flow_id, payloads=payloads), start)
+        """Follow one spawn tree."""
+        return self._follow(ev.WatchEventsRequest(flow_id=flow_id, payloads=payloads), start)
 
     def everything(
         self, start: Start, payloads: Sequence[str] = ()
     ) -> AsyncGenerator[ev.WatchEventsResponse, None]:
-        """Follow all sessions; `start` counts positions."""
-        return self._by_position(ev.WatchEventsRequest(all_sessions=True, payloads=payloads), start)
+        """Follow all sessions."""
+        return self._follow(ev.WatchEventsRequest(all_sessions=True, payloads=payloads), start)
 
-    async def newest_sequence(self, session_key: str) -> int:
-        """Return the sequence of a session's newest event; 0 when it has none."""
+    async def newest(self, session_key: str) -> Positions:
+        """Return the place after a session's newest event."""
         request = ev.WatchEventsRequest(session_key=session_key, from_now=True)
         stream = self._upstream.events.WatchEvents(request, timeout=methods.DEFAULT_TIMEOUT)
         try:
@@ -75,56 +67,57 @@ class EventLog:
                 async for message in stream:
                     kind = message.WhichOneof("message")
                     if kind == "progress":
-                        return message.progress.sequence
+                        return passed(Positions(), message)
                     if kind == "event":
-                        # Appended just after the stream began: what is before it is older.
-                        return message.event.sequence - 1
+                        # Appended just after the stream began: everything before it is older.
+                        return Positions(sequence=message.event.sequence - 1)
         finally:
             stream.cancel()
         raise Unreachable("the scheduler did not say how far the session is")
 
-    def _by_position(
+    def _follow(
         self, base: ev.WatchEventsRequest, start: Start
     ) -> AsyncGenerator[ev.WatchEventsResponse, None]:
         def request(at: Start) -> ev.WatchEventsRequest:
             built = ev.WatchEventsRequest()
             built.CopyFrom(base)
-            if at.after is not None:
-                built.after_position = at.after
+            if at.position is not None:
+                built.after_position = at.position
+            elif at.sequence is not None:
+                built.after_sequence = at.sequence
             elif at.from_now:
                 built.from_now = True
             return built
 
-        return _closable(
-            follow(
-                lambda at: self._upstream.events.WatchEvents(request(at)),
-                _position_of,
-                start,
-                service="scheduler",
-            )
+        stream = follow(
+            lambda at: self._upstream.events.WatchEvents(request(at)),
+            _reached,
+            start,
+            service="scheduler",
         )
+        # What `follow` returns is a generator, although it promises less.
+        return cast("AsyncGenerator[ev.WatchEventsResponse, None]", stream)
 
 
-def _closable(
-    stream: AsyncIterator[ev.WatchEventsResponse],
-) -> AsyncGenerator[ev.WatchEventsResponse, None]:
-    # What `follow` returns is a generator, although it promises less.
-    return cast("AsyncGenerator[ev.WatchEventsResponse, None]", stream)
+def start_after(positions: Positions, *, from_now: bool) -> Start:
+    """Return where the main stream of a watcher starts again."""
+    if positions.begun:
+        return Start(sequence=positions.sequence, position=positions.position)
+    return FROM_NOW if from_now else OLDEST
 
 
-def _sequence_of(message: ev.WatchEventsResponse) -> Start | None:
+def passed(positions: Positions, message: ev.WatchEventsResponse) -> Positions:
+    """Return where a watcher is that has read a message."""
     kind = message.WhichOneof("message")
     if kind == "event":
-        return Start(after=message.event.sequence)
+        return positions.advanced(sequence=message.event.sequence, position=message.event.position)
     if kind == "progress":
-        return Start(after=message.progress.sequence)
-    return None
+        return positions.advanced(
+            sequence=message.progress.sequence, position=message.progress.position
+        )
+    return positions
 
 
-def _position_of(message: ev.WatchEventsResponse) -> Start | None:
-    kind = message.WhichOneof("message")
-    if kind == "event":
-        return Start(after=message.event.position)
-    if kind == "progress":
-        return Start(after=message.progress.position)
-    return None
+def _reached(message: ev.WatchEventsResponse) -> Start | None:
+    at = passed(Positions(), message)
+    return Start(sequence=at.sequence, position=at.position) if at.begun else None

@@ -21,7 +21,7 @@ from gateway_svc.domain.redaction import clear_event
 from gateway_svc.domain.sessions import LIVE_STATES, ended_run
 from gateway_svc.domain.tokens import Positions, decode_token, encode_token, session_subject
 from gateway_svc.upstream import Upstream
-from gateway_svc.watching.log import FROM_NOW, OLDEST, EventLog, Start
+from gateway_svc.watching.log import FROM_NOW, OLDEST, EventLog, Start, passed, start_after
 from gateway_svc.watching.merge import Draining, Ended, Idle, Merge
 from svckit.errors import FlowNotFound, invalid_field
 from svckit.grpc.client import call
@@ -98,7 +98,7 @@ class _View:
         self._key = session_key
         self._request = request
         self._wanted = frozenset(request.payloads)
-        self._sequence = positions.sequence
+        self._at = Positions(sequence=positions.sequence, position=positions.position)
         self._trees: dict[str, int | None] = dict(positions.flows)
         self._ended_trees: set[str] = set()
         self._closed_trees: set[str] = set()
@@ -108,14 +108,8 @@ class _View:
 
     async def open(self, live_trees: list[str]) -> None:
         """Start the streams."""
-        from_now = self._request.from_now and self._sequence is None
-        start = (
-            Start(after=self._sequence)
-            if self._sequence is not None
-            else FROM_NOW
-            if from_now
-            else OLDEST
-        )
+        from_now = self._request.from_now and not self._at.begun
+        start = start_after(self._at, from_now=from_now)
         payloads: list[str] = []
         if self._wanted:
             extra = _TREE_PAYLOADS if self._request.include_descendants else ()
@@ -126,7 +120,7 @@ class _View:
             self._trees.clear()
             return
         for flow_id, position in list(self._trees.items()):
-            self._open_tree(flow_id, Start(after=position))
+            self._open_tree(flow_id, Start(position=position))
         for flow_id in live_trees:
             if flow_id not in self._trees:
                 self._open_tree(flow_id, FROM_NOW if from_now else OLDEST)
@@ -159,13 +153,12 @@ class _View:
                     yield response
 
     def _from_session(self, message: ev.WatchEventsResponse) -> gw.WatchSessionResponse | None:
+        self._at = passed(self._at, message)
         kind = message.WhichOneof("message")
         if kind == "progress":
-            self._sequence = message.progress.sequence
             self._live = message.progress.live
             return self._response(progress=gw.WatchProgress(live=self._live))
         if kind == "event":
-            self._sequence = message.event.sequence
             self._note_tree(message.event)
         return self._passed_on(message)
 
@@ -174,7 +167,7 @@ class _View:
     ) -> gw.WatchSessionResponse | None:
         kind = message.WhichOneof("message")
         if kind == "progress":
-            self._trees[flow_id] = message.progress.position
+            self._trees[flow_id] = max(message.progress.position, self._trees[flow_id] or 0)
             return None
         if kind == "event":
             self._trees[flow_id] = message.event.position
@@ -198,7 +191,7 @@ class _View:
                 self._room.clear()
 
     def _open_tree(self, flow_id: str, start: Start) -> None:
-        self._trees[flow_id] = start.after
+        self._trees[flow_id] = start.position
         self._merge.add(flow_id, self._log.flow(flow_id, start, self._payloads))
 
     async def _close_tree(self, flow_id: str) -> None:
@@ -238,7 +231,8 @@ class _View:
         lane_position: event_pb2.LanePositionUpdated | None = None,
     ) -> gw.WatchSessionResponse:
         positions = Positions(
-            sequence=self._sequence,
+            sequence=self._at.sequence,
+            position=self._at.position,
             flows={flow: at for flow, at in self._trees.items() if at is not None},
         )
         return gw.WatchSessionResponse(
