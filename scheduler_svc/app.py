@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 
 from conveyor.events.v1 import event_log_service_pb2_grpc as events_grpc
 from conveyor.scheduler.v1 import flow_service_pb2_grpc as flow_grpc
@@ -32,6 +33,15 @@ async def build(context: Context) -> AsyncIterator[App]:
     settings = context.settings
     engine = Engine(make_store(settings), config(settings), context.clock, context.set_serving)
     await engine.start()
+    try:
+        yield make_app(engine, context)
+    finally:
+        await asyncio.shield(engine.close())
+
+
+def make_app(engine: Engine, context: Context) -> App:
+    """The servicers over an engine, and the tasks that keep it going."""
+    settings = context.settings
 
     async def drain() -> None:
         engine.drain()
@@ -39,45 +49,37 @@ async def build(context: Context) -> AsyncIterator[App]:
     async def retention() -> None:
         await keep_tidy(engine.store, settings.retention, context.clock)
 
-    try:
-        yield App(
-            services=[
-                Registered(
-                    "conveyor.scheduler.v1.SchedulerService",
-                    lambda server: scheduler_grpc.add_SchedulerServiceServicer_to_server(
-                        SchedulerServicer(engine, defaults(settings)), server
-                    ),
+    return App(
+        services=[
+            Registered(
+                "conveyor.scheduler.v1.SchedulerService",
+                partial(
+                    scheduler_grpc.add_SchedulerServiceServicer_to_server,
+                    SchedulerServicer(engine, defaults(settings)),
                 ),
-                Registered(
-                    "conveyor.scheduler.v1.WorkerService",
-                    lambda server: worker_grpc.add_WorkerServiceServicer_to_server(
-                        WorkerServicer(engine), server
-                    ),
+            ),
+            Registered(
+                "conveyor.scheduler.v1.WorkerService",
+                partial(worker_grpc.add_WorkerServiceServicer_to_server, WorkerServicer(engine)),
+            ),
+            Registered(
+                "conveyor.scheduler.v1.FlowService",
+                partial(flow_grpc.add_FlowServiceServicer_to_server, FlowServicer(engine)),
+            ),
+            Registered(
+                "conveyor.scheduler.v1.LimitService",
+                partial(limit_grpc.add_LimitServiceServicer_to_server, LimitServicer(engine)),
+            ),
+            Registered(
+                "conveyor.events.v1.EventLogService",
+                partial(
+                    events_grpc.add_EventLogServiceServicer_to_server, EventLogServicer(engine)
                 ),
-                Registered(
-                    "conveyor.scheduler.v1.FlowService",
-                    lambda server: flow_grpc.add_FlowServiceServicer_to_server(
-                        FlowServicer(engine), server
-                    ),
-                ),
-                Registered(
-                    "conveyor.scheduler.v1.LimitService",
-                    lambda server: limit_grpc.add_LimitServiceServicer_to_server(
-                        LimitServicer(engine), server
-                    ),
-                ),
-                Registered(
-                    "conveyor.events.v1.EventLogService",
-                    lambda server: events_grpc.add_EventLogServiceServicer_to_server(
-                        EventLogServicer(engine), server
-                    ),
-                ),
-            ],
-            tasks=[("engine", engine.run), ("retention", retention)],
-            drain=drain,
-        )
-    finally:
-        await asyncio.shield(engine.close())
+            ),
+        ],
+        tasks=[("engine", engine.run), ("retention", retention)],
+        drain=drain,
+    )
 
 
 def make_store(settings: Settings) -> LaneStore:

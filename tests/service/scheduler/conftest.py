@@ -24,9 +24,11 @@ from conveyor.scheduler.v1 import scheduler_service_pb2 as pb
 from conveyor.scheduler.v1 import scheduler_service_pb2_grpc as pb_grpc
 from conveyor.scheduler.v1 import worker_service_pb2 as ws
 from conveyor.scheduler.v1 import worker_service_pb2_grpc as ws_grpc
-from scheduler_svc.app import build
+from scheduler_svc import app
+from scheduler_svc.engine import Engine
 from svckit.errors import ServiceError
 from svckit.grpc.status import to_proto
+from svckit.service import App, Context
 from svckit.settings import Settings, load
 from svckit.testing import in_process
 
@@ -42,7 +44,10 @@ def message(text: str, message_id: str = "", role: int = content_pb2.ROLE_USER) 
 class Driver:
     """Talks to a scheduler as gateway and as worker."""
 
+    engine: Engine
+
     def __init__(self, channel: aio.Channel) -> None:
+        self.channel = channel
         self.scheduler: Any = pb_grpc.SchedulerServiceStub(channel)
         self.worker: Any = ws_grpc.WorkerServiceStub(channel)
         self.flows: Any = flow_grpc.FlowServiceStub(channel)
@@ -191,9 +196,28 @@ def settings(directory: Path, store: str = "sqlite", **env: str) -> Settings:
 
 
 @asynccontextmanager
-async def driver(config: Settings) -> AsyncIterator[Driver]:
+async def driver(config: Settings, **faults: Any) -> AsyncIterator[Driver]:
+    """A driver of a scheduler of its own; `engine` is that scheduler's, for what no RPC shows.
+
+    `wrap` puts something between the engine and its store.
+    """
+    engines: list[Engine] = []
+
+    @asynccontextmanager
+    async def build(context: Context) -> AsyncIterator[App]:
+        store = faults.get("wrap", lambda inner: inner)(app.make_store(config))
+        engine = Engine(store, app.config(config), context.clock, context.set_serving)
+        await engine.start()
+        engines.append(engine)
+        try:
+            yield app.make_app(engine, context)
+        finally:
+            await engine.close()
+
     async with in_process(build, config, name="scheduler") as service:
-        yield Driver(service.channel)
+        found = Driver(service.channel)
+        found.engine = engines[0]
+        yield found
 
 
 @pytest.fixture(params=["memory", "sqlite"])

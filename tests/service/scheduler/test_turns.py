@@ -269,7 +269,7 @@ async def test_a_new_incarnation_voids_the_leases_of_the_one_before_at_once(s: D
     again = await s.lease_one()
     assert again.lease.attempt == 2
     s.me = old
-    with pytest.raises(Exception) as caught:  # noqa: PT011
+    with pytest.raises(Exception) as caught:
         await s.lease()
     assert from_rpc_error(caught.value).reason == "WORKER_REPLACED"  # type: ignore[arg-type]
 
@@ -298,7 +298,7 @@ async def test_ending_a_turn_twice_is_harmless_and_another_way_is_refused(s: Dri
     await s.send("a")
     leased = await s.lease_one()
     assert (await s.complete(leased)).state == (await s.complete(leased)).state
-    with pytest.raises(Exception) as caught:  # noqa: PT011
+    with pytest.raises(Exception) as caught:
         await s.fail(leased, TurnFailed("late"))
     assert from_rpc_error(caught.value).reason == "LEASE_LOST"  # type: ignore[arg-type]
     replies = [k for k in await s.kinds("a") if k == "message_completed"]
@@ -416,7 +416,7 @@ async def test_run_timeout_expires_what_executes_too_long(s: Driver) -> None:
 async def test_a_steered_run_that_ended_refuses(s: Driver) -> None:
     accepted = await s.send("a")
     await s.complete(await s.lease_one())
-    with pytest.raises(Exception) as caught:  # noqa: PT011
+    with pytest.raises(Exception) as caught:
         await s.scheduler.SteerRun(
             pb.SteerRunRequest(
                 run_id=accepted.run.run_id, message=message("late"), request_id="late"

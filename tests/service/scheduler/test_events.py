@@ -1,0 +1,247 @@
+"""The event log: numbered without a gap, followed without a gap, live pieces on top."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from grpc import aio
+
+from conveyor.events.v1 import event_log_service_pb2 as pb
+from conveyor.events.v1 import event_pb2
+from scheduler_svc import hub
+from scheduler_svc.rpc import events as servicer
+from svckit.errors import ServiceError
+from svckit.grpc.status import from_rpc_error
+from svckit.testing import eventually
+
+from .conftest import Driver, driver, settings
+
+
+@asynccontextmanager
+async def watching(s: Driver, **request: Any) -> AsyncIterator[aio.UnaryStreamCall]:
+    call = s.events.WatchEvents(pb.WatchEventsRequest(**request))
+    try:
+        yield call
+    finally:
+        call.cancel()
+
+
+async def read(call: Any, kind: str, count: int) -> list[Any]:
+    found: list[Any] = []
+    async with asyncio.timeout(10):
+        async for response in call:
+            if response.WhichOneof("message") == kind:
+                found.append(getattr(response, kind))
+                if len(found) == count:
+                    return found
+    raise AssertionError(f"the stream ended after {len(found)} of {count}")
+
+
+def tool(event_id: str) -> event_pb2.Event:
+    return event_pb2.Event(
+        event_id=event_id,
+        tool_call_started=event_pb2.ToolCallStarted(tool_call_id="1.1.0", tool_name="x"),
+    )
+
+
+async def refusal(call: Any) -> ServiceError:
+    with pytest.raises(aio.AioRpcError) as caught:
+        async for _ in call:
+            pass
+    return from_rpc_error(caught.value)
+
+
+async def test_a_watch_sends_what_is_stored_and_then_what_comes(s: Driver) -> None:
+    await s.send("a", "one")
+    async with watching(s, session_key="a") as call:
+        stored = await read(call, "event", 2)
+        assert (await read(call, "progress", 1))[0].live
+        await s.send("a", "two")
+        live = await read(call, "event", 2)
+    assert [event.sequence for event in (*stored, *live)] == [1, 2, 3, 4]
+
+
+async def test_a_watch_goes_on_after_a_sequence(s: Driver) -> None:
+    for n in range(3):
+        await s.send("a", f"message {n}")
+    async with watching(s, session_key="a", after_sequence=4) as call:
+        assert [e.sequence for e in await read(call, "event", 2)] == [5, 6]
+
+
+async def test_a_watch_of_all_sessions_goes_on_after_a_position(s: Driver) -> None:
+    for name in ("a", "b", "c"):
+        await s.send(name)
+    async with watching(s, all_sessions=True) as call:
+        before = await read(call, "event", 6)
+    async with watching(s, all_sessions=True, after_position=before[3].position) as call:
+        assert [e.position for e in await read(call, "event", 2)] == [
+            e.position for e in before[4:]
+        ]
+
+
+async def test_a_flow_is_watched_in_all_its_sessions(s: Driver) -> None:
+    await s.send("other")
+    await s.complete(await s.lease_one())
+    await s.send("a")
+    parent = await s.lease_one()
+    async with watching(s, flow_id=parent.run.run_id, from_now=True) as call:
+        await read(call, "progress", 1)
+        [child] = await s.spawn(parent, "x")
+        found = await read(call, "event", 3)
+    assert {event.run_id for event in found} == {parent.run.run_id, child}
+
+
+async def test_payloads_choose_what_comes(s: Driver) -> None:
+    await s.send("a")
+    await s.send("a")
+    async with watching(s, session_key="a", payloads=["run_state_changed"]) as call:
+        assert [e.sequence for e in await read(call, "event", 2)] == [2, 4]
+    async with watching(s, session_key="a", payloads=["nonsense"]) as call:
+        assert (await refusal(call)).metadata["field"] == "payloads"
+
+
+async def test_events_of_a_worker_are_stored_once_per_id(s: Driver) -> None:
+    await s.send("a")
+    leased = await s.lease_one()
+    request = pb.AppendEventsRequest(lease_id=leased.lease.lease_id, events=[tool("t1")])
+    first = await s.events.AppendEvents(request)
+    again = await s.events.AppendEvents(request)
+    assert first.last_sequence == again.last_sequence
+    both = pb.AppendEventsRequest(
+        lease_id=leased.lease.lease_id, events=[tool("t1"), tool("t2"), tool("t2")]
+    )
+    assert (await s.events.AppendEvents(both)).last_sequence == first.last_sequence + 1
+    [one, two] = [e for e in await s.log("a") if e.HasField("tool_call_started")]
+    assert (one.turn, one.attempt, one.run_id) == (1, 1, leased.run.run_id)
+    assert [one.event_id, two.event_id] == ["t1", "t2"]
+
+
+async def test_a_worker_cannot_write_what_the_scheduler_writes(s: Driver) -> None:
+    await s.send("a")
+    leased = await s.lease_one()
+    event = event_pb2.Event(event_id="x", run_state_changed=event_pb2.RunStateChanged())
+    with pytest.raises(aio.AioRpcError) as caught:
+        await s.events.AppendEvents(
+            pb.AppendEventsRequest(lease_id=leased.lease.lease_id, events=[event])
+        )
+    assert from_rpc_error(caught.value).metadata["field"] == "events[0].payload"
+
+
+async def test_pieces_reach_watchers_and_a_late_one_gets_the_message_so_far(s: Driver) -> None:
+    await s.send("a")
+    leased = await s.lease_one()
+
+    async def write(text: str, offset: int) -> None:
+        piece = event_pb2.MessageDelta(message_id="m", text=text, offset=offset)
+        await s.events.AppendEvents(
+            pb.AppendEventsRequest(lease_id=leased.lease.lease_id, deltas=[piece])
+        )
+
+    async with watching(s, session_key="a") as early:
+        await read(early, "progress", 1)
+        await write("Hel", 0)
+        [first] = await read(early, "delta", 1)
+        assert (first.text, first.offset) == ("Hel", 0)
+        await write("lo", 3)
+        [second] = await read(early, "delta", 1)
+        assert (second.text, second.offset) == ("lo", 3)
+        async with watching(s, session_key="a") as late:
+            [whole] = await read(late, "delta", 1)
+            assert (whole.text, whole.offset) == ("Hello", 0)
+        # A new attempt writes from the start.
+        await write("Bye", 0)
+        [third] = await read(early, "delta", 1)
+        assert (third.text, third.offset) == ("Bye", 0)
+        await s.complete(leased, "Bye")
+        await read(early, "event", 2)
+    async with watching(s, session_key="a") as after:
+        async with asyncio.timeout(10):
+            async for response in after:
+                assert not response.HasField("delta")
+                if response.HasField("progress"):
+                    break
+
+
+async def test_a_slow_watcher_misses_no_event(s: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub, "INBOX_EVENTS", 3)
+    monkeypatch.setattr(servicer, "READ_EVENTS", 4)
+    await s.send("a")
+    leased = await s.lease_one()
+    async with watching(s, session_key="a") as call:
+        await read(call, "progress", 1)
+        for n in range(40):
+            await s.events.AppendEvents(
+                pb.AppendEventsRequest(
+                    lease_id=leased.lease.lease_id, events=[tool(f"t{n}-{i}") for i in range(10)]
+                )
+            )
+        found = await read(call, "event", 400)
+    assert [e.sequence for e in found] == list(range(4, 404))
+
+
+async def test_an_old_position_says_what_retention_left(tmp_path: Path, store: str) -> None:
+    config = settings(tmp_path, store)
+    async with driver(config) as s:
+        await s.send("a", "old")
+        await s.complete(await s.lease_one())
+        await s.send("a", "new")
+        await s.engine.store.prune(requests_before=2**62, ended_before=2**62)
+        async with watching(s, session_key="a", after_sequence=2) as call:
+            error = await refusal(call)
+        assert error.reason == "EVENTS_COMPACTED"
+        assert error.metadata["oldestSequence"] == "6"
+        async with watching(s, session_key="a") as call:
+            assert [e.sequence for e in await read(call, "event", 2)] == [6, 7]
+        again = await s.send("a", "another")
+        assert again.last_sequence == 7
+
+
+async def test_watches_end_with_ok_when_the_scheduler_drains(tmp_path: Path) -> None:
+    async def follow(call: Any) -> list[Any]:
+        return [response async for response in call]
+
+    async with driver(settings(tmp_path)) as s:
+        call = s.events.WatchEvents(pb.WatchEventsRequest(session_key="a"))
+        task = asyncio.create_task(follow(call))
+        await s.send("a")
+        s.engine.drain()
+        responses = await asyncio.wait_for(task, 10)
+        assert responses[-1].HasField("progress")
+        assert await call.code() == 0 or (await call.code()).name == "OK"
+
+
+async def test_usage_is_counted_once_and_rolls_up(s: Driver) -> None:
+    from conveyor.common.v1 import usage_pb2
+    from conveyor.scheduler.v1 import limit_service_pb2 as limits
+
+    root = await s.send("a")
+    parent = await s.lease_one()
+    [child] = await s.spawn(parent, "x")
+    report = limits.ReportRequest(
+        request_id="u1",
+        call=limits.ModelCall(provider_id="demo", run_id=child),
+        outcome=limits.CALL_OUTCOME_ANSWERED,
+        usage=usage_pb2.Usage(model_calls=1, input_tokens=10, output_tokens=5),
+    )
+    await s.limits.Report(report)
+    await s.limits.Report(report)
+    await s.complete(parent)
+    await s.complete(await s.lease_one())
+
+    async def closed() -> bool:
+        for leased in await s.lease(5):
+            await s.complete(leased)
+        return await s.state(root.run.run_id) == "SUCCEEDED"
+
+    await eventually(closed)
+    report.request_id = "late"  # after everything ended: spent is spent
+    await s.limits.Report(report)
+    run = await s.run(root.run.run_id)
+    assert run.usage.model_calls == 0
+    assert (run.tree_usage.model_calls, run.tree_usage.input_tokens) == (2, 20)
+    assert (await s.run(child)).usage.output_tokens == 10
