@@ -186,7 +186,11 @@ def _clean(text: str) -> str:
 def _take_apart(response: wire.ModelResponse) -> Answer:
     texts = [part.content for part in response.parts if isinstance(part, wire.TextPart)]
     calls = [
-        (part.tool_name, _clean(part.args_as_json_str()))
+        # Text that is no JSON is kept as it came: the model is told what is wrong with it.
+        (
+            part.tool_name,
+            _clean(part.args if isinstance(part.args, str) else part.args_as_json_str()),
+        )
         for part in response.parts
         if isinstance(part, wire.ToolCallPart)
     ]
