@@ -20,6 +20,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from svckit.grpc.channel import make_channel
 
 ROOT = Path(__file__).resolve().parents[1]
+PYTHON = (sys.executable, "-m")
+CONVEYOR = str(Path(sys.executable).with_name("conveyor"))
 START_SECONDS = 30
 STOP_SECONDS = 15
 
@@ -70,16 +72,14 @@ def workspace(*, main_limit: int = 4) -> Iterator[Workspace]:
 
 @contextlib.asynccontextmanager
 async def process(
-    *arguments: str, output: int | None = None
+    *command: str, output: int | None = None
 ) -> AsyncIterator[asyncio.subprocess.Process]:
-    """Runs `python -m ARGUMENTS`; at the end asks it to stop, and ends it if it does not.
+    """Runs a command; at the end asks it to stop, and ends it if it does not.
 
     What it prints goes to our standard error unless `output` says otherwise.
     """
     child = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        *arguments,
+        *command,
         cwd=ROOT,
         stdin=subprocess.DEVNULL,
         stdout=sys.stderr if output is None else output,

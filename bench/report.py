@@ -22,6 +22,8 @@ class Row:
     rate: float | None = None
     milliseconds: Sequence[float] = ()
     note: str = ""
+    # False where a ratio to an echo would say nothing.
+    compare: bool = True
 
 
 def _cells(row: Row, baseline: Row) -> list[str]:
@@ -29,12 +31,14 @@ def _cells(row: Row, baseline: Row) -> list[str]:
         return f"{value:,.0f}" if value >= 100 else f"{value:.2f}" if value < 10 else f"{value:.1f}"
 
     rate = number(row.rate) if row.rate else ""
-    share = f"1 : {baseline.rate / row.rate:.1f}" if row.rate and baseline.rate else ""
+    share = (
+        f"1 : {baseline.rate / row.rate:.1f}" if row.rate and baseline.rate and row.compare else ""
+    )
     p50 = p99 = times = ""
     if row.milliseconds:
         p50 = number(percentile(row.milliseconds, 0.5))
         p99 = number(percentile(row.milliseconds, 0.99))
-        if baseline.milliseconds:
+        if baseline.milliseconds and row.compare:
             ratio = percentile(row.milliseconds, 0.5) / percentile(baseline.milliseconds, 0.5)
             times = f"{ratio:.1f} x"
     return [row.name, rate, share, p50, p99, times, row.note]
