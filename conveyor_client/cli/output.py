@@ -100,8 +100,8 @@ def console() -> Console:
     """Return a console for standard output."""
     from rich.console import Console
 
-    # Piped tables must not be folded to the width of a terminal that is not there.
-    return Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+    # Into a pipe nothing is folded to the width of a terminal that is not there.
+    return Console(highlight=False, width=None if sys.stdout.isatty() else 10_000)
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], empty: str) -> None:
@@ -117,7 +117,7 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], empty: st
     if not table.row_count:
         target.print(empty)
     else:
-        target.print(table, crop=False, width=None if sys.stdout.isatty() else 10_000)
+        target.print(table)
 
 
 def plain(text: str) -> str:

@@ -37,7 +37,7 @@ def up(
     """Start the four services, keep them alive, stop them together on Ctrl-C."""
     chosen = options(context)
     settings = chosen.settings()
-    run(_up(settings, _services(chosen, settings, verbose)))
+    run(run_suite(_services(chosen, settings, verbose), console=settings.gateway.http))
 
 
 def _services(chosen: Options, settings: Settings, verbose: bool) -> list[Service]:
@@ -57,7 +57,11 @@ def _log_env(settings: Settings, verbose: bool) -> dict[str, str]:
     return env
 
 
-async def _up(settings: Settings, services: Sequence[Service]) -> None:
+async def run_suite(services: Sequence[Service], *, console: str) -> None:
+    """Run `services` until a signal comes. `console` is where the web page is, `host:port`.
+
+    Raises `SuiteFailed` when they cannot start or go on; no process is left then either.
+    """
     from conveyor_client.supervision.suite import running_suite
 
     print("starting " + ", ".join(service.name for service in services), flush=True)
@@ -67,7 +71,7 @@ async def _up(settings: Settings, services: Sequence[Service]) -> None:
             if await stop.unless(suite.until_ready()):
                 for service in services:
                     print(f"  {service.name:<10} {service.grpc_address}")
-                print(f"  {'console':<10} http://{settings.gateway.http}")
+                print(f"  {'console':<10} http://{console}")
                 print(f"ready in {since_start():.1f} s; Ctrl-C stops all", flush=True)
                 await stop.unless(suite.until_failed())
             print("stopping", flush=True)

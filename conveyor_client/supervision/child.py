@@ -67,9 +67,13 @@ class Child:
         for line in held or ():
             self._relay(self.service.name, line)
 
-    def last_words(self) -> str:
+    def take_last_words(self) -> str:
         """Return the last line held back: the reason, when the process says it cannot start."""
-        return next((line for line in reversed(self._held or ()) if line.strip()), "")
+        while self._held:
+            line = self._held.pop()
+            if line.strip():
+                return line
+        return ""
 
     def terminate(self) -> None:
         """Ask the process to drain and end."""

@@ -86,7 +86,7 @@ class Suite:
                     keeper.result()  # raises: a keeper ends only by giving up
         finally:
             wanted.cancel()
-            await asyncio.wait([wanted])
+            await asyncio.gather(wanted, return_exceptions=True)
 
     async def _keep(self, service: Service) -> None:
         life = Life(lambda: full_jitter(0.1, 5.0), self._limits)
@@ -111,7 +111,7 @@ class Suite:
                 return
             verdict = life.ended(code, time.monotonic())
             if isinstance(verdict, GiveUp):
-                words = child.last_words()
+                words = child.take_last_words()
                 child.show_output()
                 raise SuiteFailed(_farewell(service.name, verdict.why, words), verdict.exit_code)
             child.show_output()
@@ -207,6 +207,7 @@ async def running_suite(
 
 
 def _farewell(name: str, why: str, words: str) -> str:
+    words = words.removeprefix(f"{name}: ")
     if not words:
         return f"{name} {why}"
     if why == describe_end(2):

@@ -1,0 +1,358 @@
+"""The command line as people call it, against a scripted gateway."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from conveyor.acp.v1 import acp_service_pb2 as acp_pb
+from conveyor.acp.v1 import doctor_pb2
+from conveyor.agent.v1 import agent_service_pb2 as agent_pb
+from conveyor.common.v1 import content_pb2
+from conveyor.gateway.v1 import gateway_service_pb2 as gateway_pb
+from conveyor.gateway.v1 import session_pb2
+from conveyor.scheduler.v1 import flow_service_pb2, lane_pb2, run_pb2
+from conveyor.scheduler.v1 import scheduler_service_pb2 as scheduler_pb
+from conveyor_client.cli import main
+from svckit.errors import FlowNotFound, NotImplementedYet
+
+from .conftest import Gateway
+from .items import SESSION, accepted, announced, ended, replied
+
+Run = Callable[..., "asyncio.Future[int]"]
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A configuration file of the developer must not matter."""
+    monkeypatch.chdir(tmp_path)
+
+
+async def conveyor(*arguments: str) -> int:
+    """Run the command in a thread (it has a loop of its own) and return its exit code."""
+
+    def run() -> int:
+        with pytest.raises(SystemExit) as exited:
+            main(arguments)
+        return int(exited.value.code or 0)
+
+    return await asyncio.to_thread(run)
+
+
+async def test_send_prints_where_the_message_is(
+    gateway: Gateway, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gateway.script.always(
+        "SendMessage", gateway_pb.SendMessageResponse(accepted=accepted().accepted)
+    )
+    code = await conveyor(
+        "--address", gateway.address, "send", "--session", SESSION, "--queue-mode", "steer", "hello"
+    )
+    assert code == 0
+    assert capsys.readouterr().out == f"run R queued\nsession {SESSION}\n"
+    (request,) = gateway.script.calls["SendMessage"]
+    assert request.inbound.queue_mode == lane_pb2.QUEUE_MODE_STEER
+
+
+async def test_send_wait_tells_announcements_then_the_joined_answer(
+    gateway: Gateway, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gateway.script.queue(
+        "Chat",
+        [accepted(), announced("one", 1), announced("two", 2), replied("Both.", 3), ended()],
+    )
+    assert await conveyor("--address", gateway.address, "send", "--wait", "do two things") == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "✓ one succeeded: one done",
+        "✓ two succeeded: two done",
+        "Both.",
+    ]
+
+
+async def test_send_wait_as_json_is_one_document_per_line(
+    gateway: Gateway, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gateway.script.queue("Chat", [accepted(), announced("one", 1), ended()])
+    assert await conveyor("--address", gateway.address, "send", "--wait", "--json", "x") == 0
+    documents = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [set(d) - {"resume_token"} for d in documents] == [{"accepted"}, {"event"}, {"ended"}]
+    assert documents[1]["event"]["child_announced"]["announcement"]["announcement_id"] == "one"
+
+
+async def test_send_wait_fails_when_the_run_failed(
+    gateway: Gateway, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gateway.script.queue("Chat", [accepted(), ended(run_pb2.RUN_STATE_FAILED, "no attempt left")])
+    assert await conveyor("--address", gateway.address, "send", "--wait", "x") == 1
+    assert capsys.readouterr().out == "✗ the run failed: no attempt left\n"
+
+
+async def test_send_reads_standard_input(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
+    gateway.script.always("SendMessage", gateway_pb.SendMessageResponse())
+    monkeypatch.setattr(sys, "stdin", io.StringIO("from\na pipe"))
+    assert await conveyor("--address", gateway.address, "send", "-") == 0
+    (request,) = gateway.script.calls["SendMessage"]
+    assert request.inbound.message.parts[0].text == "from\na pipe"
+
+
+async def test_chat_converses_in_order_and_answers_before_it_ends(
+    gateway: Gateway, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gateway.script.always("ListAgents", agent_pb.ListAgentsResponse())
+    gateway.script.queue(
+        "Chat",
+        [accepted(), replied("one", 1), ended()],
+        [accepted(), replied("two", 2), ended()],
+    )
+    gateway.script.always("ResetSession", agent_pb.ResetSessionResponse(epoch=1))
+    gateway.script.always("ExecuteCommand", NotImplementedYet("not in this release"))
+    monkeypatch.setattr(sys, "stdin", io.StringIO("first\n\n/new\n/lanes\nsecond\n"))
+    assert await conveyor("--address", gateway.address, "chat") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert sorted(lines) == sorted(
+        ["one", "· forgotten; the next message begins afresh", "✗ not in this release", "two"]
+    )
+    first, second = gateway.script.calls["Chat"]
+    assert (first.inbound.session_key, second.inbound.session_key) == ("", SESSION)
+    assert gateway.script.calls["ResetSession"][0].session_key == SESSION
+
+
+async def test_lists_have_tables_and_json(
+    gateway: Gateway, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = run_pb2.Run(run_id="R", state=run_pb2.RUN_STATE_RUNNING)
+    run.spec.session_key = SESSION
+    script = gateway.script
+    script.always("ListRuns", scheduler_pb.ListRunsResponse(runs=[run], next_page_token="tok"))
+    script.always(
+        "ListSessions",
+        gateway_pb.ListSessionsResponse(
+            sessions=[session_pb2.Session(session_key=SESSION, agent_id="main", waiting=2)]
+        ),
+    )
+    script.always(
+        "ListFlows",
+        flow_service_pb2.ListFlowsResponse(flows=[flow_service_pb2.Flow(flow_id="F")]),
+    )
+    script.always(
+        "ListLanes",
+        scheduler_pb.ListLanesResponse(
+            lanes=[lane_pb2.Lane(name="main", limit=0, configured_limit=4, waiting=7)]
+        ),
+    )
+    script.always(
+        "ListAgents", agent_pb.ListAgentsResponse(agents=[agent_pb.Agent(agent_id="main")])
+    )
+    script.always("ListModels", agent_pb.ListModelsResponse(models=[agent_pb.Model(model="demo")]))
+    script.always(
+        "ListHarnesses",
+        acp_pb.ListHarnessesResponse(harnesses=[acp_pb.Harness(harness_id="codex")]),
+    )
+    for verb, table, field in (
+        (["runs", "--state", "running", "--limit", "9"], "more: --page tok", "runs"),
+        (["sessions"], SESSION, "sessions"),
+        (["flow", "list", "--with-children"], "F", "flows"),
+        (["lanes"], "paused (configured 4)", "lanes"),
+        (["agents"], "main", "agents"),
+        (["model", "list"], "never probed", "models"),
+        (["acp", "harnesses"], "codex", "harnesses"),
+    ):
+        assert await conveyor("--address", gateway.address, *verb) == 0
+        assert table in capsys.readouterr().out
+        assert await conveyor("--address", gateway.address, *verb, "--json") == 0
+        document = json.loads(capsys.readouterr().out)
+        assert len(document[field]) == 1
+    filters = script.calls["ListRuns"][0]
+    assert list(filters.filter.states) == [run_pb2.RUN_STATE_RUNNING]
+    assert filters.page_size == 9
+
+
+async def test_long_keys_are_not_folded_in_a_pipe(
+    gateway: Gateway, capsys: pytest.CaptureFixture[str]
+) -> None:
+    key = "agent:main:http:direct:" + "x" * 200
+    gateway.script.always(
+        "ListSessions",
+        gateway_pb.ListSessionsResponse(sessions=[session_pb2.Session(session_key=key)]),
+    )
+    await conveyor("--address", gateway.address, "sessions")
+    assert key in capsys.readouterr().out
+
+
+async def test_messages_of_a_session(gateway: Gateway, capsys: pytest.CaptureFixture[str]) -> None:
+    said = content_pb2.Message(
+        role=content_pb2.ROLE_USER, parts=[content_pb2.ContentPart(text="[bold]hi[/]")]
+    )
+    gateway.script.always("ListMessages", agent_pb.ListMessagesResponse(messages=[said]))
+    assert await conveyor("--address", gateway.address, "sessions", SESSION) == 0
+    # What people wrote is text, not markup.
+    assert "[bold]hi[/]" in capsys.readouterr().out
+
+
+async def test_flow_show_prints_the_tree(
+    gateway: Gateway, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = run_pb2.Run(run_id="R", state=run_pb2.RUN_STATE_SUCCEEDED)
+    child = run_pb2.Run(run_id="C", state=run_pb2.RUN_STATE_SUCCEEDED)
+    child.spawn.parent_run_id = "R"
+    child.spec.label = "research"
+    answer = flow_service_pb2.GetFlowResponse(nodes=[root, child])
+    answer.flow.flow_id = "R"
+    gateway.script.always("GetFlow", answer)
+    assert await conveyor("--address", gateway.address, "flow", "show", "R") == 0
+    assert "research" in capsys.readouterr().out.splitlines()[2]
+    assert await conveyor("--address", gateway.address, "flow", "show", "R", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["nodes"][1]["spawn"] == {"parent_run_id": "R"}
+
+
+async def test_lanes_are_set_and_reset(
+    gateway: Gateway, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gateway.script.always(
+        "UpdateLane",
+        scheduler_pb.UpdateLaneResponse(
+            lane=lane_pb2.Lane(name="main", limit=1, configured_limit=4)
+        ),
+    )
+    at = ("--address", gateway.address, "lanes", "set", "main")
+    assert await conveyor(*at, "--limit", "0") == 0
+    assert await conveyor(*at, "--reset") == 0
+    assert capsys.readouterr().out == "lane main: limit 1 (configured 4)\n" * 2
+    paused, reset = gateway.script.calls["UpdateLane"]
+    assert paused.HasField("limit")
+    assert paused.limit == 0
+    assert not reset.HasField("limit")
+    assert await conveyor(*at) == 2
+    assert await conveyor(*at, "--reset", "--limit", "1") == 2
+
+
+async def test_cancel_and_steer(gateway: Gateway, capsys: pytest.CaptureFixture[str]) -> None:
+    run = run_pb2.Run(run_id="R", state=run_pb2.RUN_STATE_CANCELLING)
+    gateway.script.always("CancelRun", scheduler_pb.CancelRunResponse(run=run, affected_runs=3))
+    gateway.script.always("SteerRun", gateway_pb.SteerRunResponse(run=run))
+    cancelled = flow_service_pb2.CancelFlowResponse(affected_runs=4)
+    cancelled.flow.flow_id = "R"
+    gateway.script.always("CancelFlow", cancelled)
+    at = ("--address", gateway.address)
+    assert await conveyor(*at, "cancel", "R", "--reason", "enough") == 0
+    assert await conveyor(*at, "flow", "cancel", "R") == 0
+    assert await conveyor(*at, "steer", "R", "left") == 0
+    out = capsys.readouterr().out
+    assert "run R cancelling, 3 runs stopped" in out
+    assert "4 runs stopped" in out
+    assert gateway.script.calls["CancelRun"][0].reason == "enough"
+
+
+@pytest.mark.parametrize(
+    ("method", "verb"),
+    [
+        ("ExplainRun", ["why", "R"]),
+        ("Forecast", ["forecast"]),
+        ("ProbeModel", ["model", "probe", "demo"]),
+        ("SpawnAcpSession", ["acp", "spawn", "codex"]),
+        ("PromptAcpSession", ["acp", "prompt", "S", "text"]),
+        ("ListAcpSessions", ["acp", "sessions"]),
+        ("CloseAcpSession", ["acp", "close", "S"]),
+    ],
+)
+async def test_verbs_of_later_releases_say_so(
+    gateway: Gateway, method: str, verb: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    gateway.script.always(method, NotImplementedYet(f"{method} is not in this release"))
+    assert await conveyor("--address", gateway.address, *verb) == 1
+    assert capsys.readouterr().err == (
+        f"error: {method} is not in this release (NOT_IMPLEMENTED)\n"
+    )
+
+
+async def test_what_has_no_call_says_so_too(capsys: pytest.CaptureFixture[str]) -> None:
+    assert await conveyor("acp", "serve") == 1
+    assert "not in this release" in capsys.readouterr().err
+
+
+async def test_errors_are_one_line(gateway: Gateway, capsys: pytest.CaptureFixture[str]) -> None:
+    gateway.script.always("GetFlow", FlowNotFound("there is no such flow"))
+    assert await conveyor("--address", gateway.address, "flow", "show", "x") == 1
+    assert capsys.readouterr().err == "error: there is no such flow (FLOW_NOT_FOUND)\n"
+
+
+async def test_a_suite_that_does_not_run_names_the_fix(capsys: pytest.CaptureFixture[str]) -> None:
+    assert await conveyor("--address", "127.0.0.1:1", "runs") == 1
+    assert "start it with `conveyor up`" in capsys.readouterr().err
+
+
+async def test_the_configuration_is_checked_and_shown(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good = tmp_path / "good.toml"
+    good.write_text("[lanes.main]\nlimit = 3\n")
+    assert await conveyor("--config", str(good), "config", "check") == 0
+    assert "is good" in capsys.readouterr().out
+    assert await conveyor("--config", str(good), "config", "show") == 0
+    assert "lanes.main.limit = 3" in capsys.readouterr().out.splitlines()
+    bad = tmp_path / "bad.toml"
+    bad.write_text('[lanes.main]\nlimit = "many"\n[colour]\nred = 1\n')
+    for verb in (("config", "check"), ("up",), ("doctor",), ("runs",)):
+        code = await conveyor("--config", str(bad), *verb)
+        told = capsys.readouterr()
+        assert code == (1 if verb == ("doctor",) else 2), verb
+        assert "lanes.main.limit" in told.out + told.err
+        assert "colour" in told.out + told.err
+        assert "Traceback" not in told.err
+
+
+async def test_acp_doctor_fails_unless_all_is_well(
+    gateway: Gateway, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report = doctor_pb2.DoctorReport(
+        checks=[
+            doctor_pb2.DoctorCheck(
+                kind=doctor_pb2.DOCTOR_CHECK_KIND_COMMAND_FOUND,
+                harness_id="codex",
+                status=doctor_pb2.DOCTOR_STATUS_FAILED,
+                code="ACP_BACKEND_MISSING",
+                message="codex-acp was not found",
+                hint="npm install -g x",
+            )
+        ]
+    )
+    gateway.script.always("AcpDoctor", gateway_pb.AcpDoctorResponse(report=report))
+    assert await conveyor("--address", gateway.address, "acp", "doctor", "codex") == 1
+    assert capsys.readouterr().out.splitlines() == [
+        "✗ codex: command found: codex-acp was not found (ACP_BACKEND_MISSING)",
+        "    → npm install -g x",
+        "healthy: no",
+    ]
+    report.healthy = True
+    gateway.script.always("AcpDoctor", gateway_pb.AcpDoctorResponse(report=report))
+    assert await conveyor("--address", gateway.address, "acp", "doctor", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["healthy"] is True
+
+
+async def test_doctor_names_the_fix_of_each_failed_check(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = tmp_path / "store"
+    store.mkdir()
+    (store / "agent.db").write_text("this is not a database")
+    from conveyor_client.supervision.plan import free_addresses
+
+    http, grpc, *inner = free_addresses(5)
+    config = tmp_path / "conveyor.toml"
+    config.write_text(
+        f'[store]\nurl = "sqlite:///{store}"\n[gateway]\nhttp = "{http}"\ngrpc = "{grpc}"\n'
+        f'[services]\nscheduler = "{inner[0]}"\nagent = "{inner[1]}"\nacp = "{inner[2]}"\n'
+    )
+    assert await conveyor("--config", str(config), "doctor", "--json") == 1
+    document = json.loads(capsys.readouterr().out)
+    assert document["healthy"] is False
+    failed = [check for check in document["checks"] if check["status"] == "failed"]
+    assert [check["name"] for check in failed] == ["store", "scheduler", "agent", "acp", "gateway"]
+    assert "agent.db is not a database" in failed[0]["message"]
+    assert all(check["hint"] for check in failed)
