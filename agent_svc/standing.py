@@ -54,12 +54,8 @@ class StandingReader:
 
 
 def standing_of(run: run_pb2.Run) -> Standing:
-    """Read what is certain: in doubt, the last turn is not counted as ended.
-
-    A failed or cancelled run is left open here: only the lease that follows says which of its turns
-    were accepted.
-    """
-    if run.state == run_pb2.RUN_STATE_SUCCEEDED:
+    """Read what is certain: while a run works or waits in its lane, its last turn may be open."""
+    if run.state in convert.END_STATES:
         return Standing(convert.END_STATES[run.state], run.turn)
     if run.state == run_pb2.RUN_STATE_SUSPENDED:
         return Standing("live", run.turn)

@@ -47,8 +47,9 @@ def adoptions(
     """Exchanges that a run has earned and that the history does not hold yet, in order.
 
     `adopted_turns` are the run's turns that the history holds. The reply of a turn counts when a
-    worker ended the turn, unless that end was itself a failure. A run that fails adds a line at
-    depth 0, where a customer waits for an answer; below, its end is told to the parent.
+    worker ended the turn, unless that was also the end of a run that did not succeed. A run that
+    fails adds a line at depth 0, where a customer waits for an answer; below, its end is told to
+    the parent.
     """
     found: list[Adoption] = []
     spoken = any(turn > 0 for turn in adopted_turns)
@@ -74,11 +75,12 @@ def _said(steps: Sequence[s.Step], turn: int) -> str | None:
 
 
 def _crossed(steps: Sequence[s.Step], turn: int, standing: Standing) -> bool:
-    """True when the run's last turn has a reply and yet ended in an error, for example over budget.
+    """True when the run's last turn has a reply, and yet the run did not succeed.
 
-    A run with children still live at that turn's end had to go on: its reply was delivered before
-    whatever ended it.
+    An accepted reply ends a run that has no children left to tell. So this one met a cancellation,
+    a time limit or a budget, and was not delivered. With children left it was, before the run ended
+    otherwise.
     """
-    if standing.state != "failed" or turn < standing.ended_turn:
+    if standing.state in ("live", "succeeded") or turn < standing.ended_turn:
         return False
     return not s.untold([step for step in steps if step.turn <= turn])

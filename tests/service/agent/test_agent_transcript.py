@@ -69,6 +69,8 @@ async def test_a_failed_run_adds_no_reply(
     scheduler: FakeScheduler, agent: InProcess, stub: agent_grpc.AgentServiceStub
 ) -> None:
     await scheduler.answer(scheduler.leased("[[fail: broken]]"))
+    scheduler.runs["R1"].state = FAILED
+    assert await listed(stub) == ["user: [[fail: broken]]"]
     await scheduler.answer(
         scheduler.leased("[[reply: two]]", run_id="R2", previous=[("R1", FAILED, 1)])
     )

@@ -20,14 +20,21 @@ CLOSING = BACKGROUND + numbered(
 
 def test_a_reply_becomes_history_once_its_turn_was_accepted() -> None:
     assert adoptions(ANSWERED, [], Standing("live", 0), depth=0) == []
-    for state in ("live", "succeeded", "cancelled"):
+    for state in ("live", "succeeded"):
         found = adoptions(ANSWERED, [], Standing(state, 1), depth=0)
         assert found == [Adoption(1, "answered", "done")]
     assert adoptions(ANSWERED, [1], Standing("succeeded", 1), depth=0) == []
 
 
 def test_a_reply_that_crossed_a_cancellation_adds_nothing() -> None:
-    assert adoptions(ANSWERED, [], Standing("cancelled", 0), depth=0) == []
+    for turn in (0, 1):
+        assert adoptions(ANSWERED, [], Standing("cancelled", turn), depth=0) == []
+
+
+def test_a_background_reply_counts_although_the_run_was_cancelled_later() -> None:
+    assert adoptions(BACKGROUND, [], Standing("cancelled", 1), depth=0) == [
+        Adoption(1, "answered", "started")
+    ]
 
 
 def test_a_failed_root_adds_one_line_and_a_failed_child_none() -> None:
