@@ -52,7 +52,7 @@ async def _stream(
     metrics.add(STREAMS)
     try:
         # A comment at once, so that the browser knows that it is connected.
-        yield ServerSentEvent(comment="connected", retry=1000)
+        yield ServerSentEvent(comment="connected", retry=1000, sep="\n")
         async with aclosing(responses):
             try:
                 response = await first
@@ -61,7 +61,9 @@ async def _stream(
                     response = await anext(responses, None)
             except ServiceError as error:
                 yield ServerSentEvent(
-                    data=json.dumps(error_body(error), ensure_ascii=False), event="failure"
+                    data=json.dumps(error_body(error), ensure_ascii=False),
+                    event="failure",
+                    sep="\n",
                 )
     finally:
         if not first.done():
@@ -73,4 +75,5 @@ def _event(response: gw.WatchSessionResponse) -> ServerSentEvent:
     kind = response.WhichOneof("message") or "progress"
     moves = kind in ("event", "progress")
     data = json.dumps(to_dict(response), ensure_ascii=False, separators=(",", ":"))
-    return ServerSentEvent(data=data, event=kind, id=response.resume_token if moves else None)
+    token = response.resume_token if moves else None
+    return ServerSentEvent(data=data, event=kind, id=token, sep="\n")

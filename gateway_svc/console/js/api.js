@@ -1,0 +1,66 @@
+// Calls of the gateway's HTTP interface. Failures are `ApiError`s with the reason of the contract.
+
+export class ApiError extends Error {
+  constructor(status, body) {
+    const error = body?.error || {};
+    super(error.message || `the gateway answered ${status}`);
+    this.status = status;
+    this.reason = error.reason || "";
+  }
+}
+
+export function newId() {
+  const bytes = crypto.getRandomValues(new Uint8Array(16));
+  return [...bytes].map((byte) => byte.toString(16).padStart(2, "0")).join("");
+}
+
+async function request(method, path, { body, headers = {}, signal } = {}) {
+  const response = await fetch(path, {
+    method,
+    signal,
+    headers: body === undefined ? headers : { "Content-Type": "application/json", ...headers },
+    body: body === undefined ? undefined : JSON.stringify(body),
+  });
+  const content = await response.json().catch(() => null);
+  if (!response.ok) throw new ApiError(response.status, content);
+  return content;
+}
+
+const pause = (milliseconds) => new Promise((done) => setTimeout(done, milliseconds));
+
+// The same call again while nobody answers: the idempotency key makes that harmless.
+async function persistently(call) {
+  for (let attempt = 1; ; attempt += 1) {
+    try {
+      return await call();
+    } catch (error) {
+      const again = !(error instanceof ApiError) || error.status === 503;
+      if (!again || attempt >= 6) throw error;
+      await pause(300 * attempt);
+    }
+  }
+}
+
+const session = (key) => `/v1/sessions/${encodeURIComponent(key)}`;
+
+export const api = {
+  sessions: () => request("GET", "/v1/sessions?page_size=100"),
+  session: (key) => request("GET", session(key)),
+  agents: () => request("GET", "/v1/agents"),
+  lanes: () => request("GET", "/v1/lanes?kind=global"),
+  messages: (key) => request("GET", `${session(key)}/messages?page_size=500`),
+  flow: (id) => request("GET", `/v1/flows/${encodeURIComponent(id)}`),
+  send: (key, id, body) =>
+    persistently(() =>
+      request("POST", `${session(key)}/messages`, { body, headers: { "Idempotency-Key": id } }),
+    ),
+  reset: (key) => {
+    const id = newId();
+    return persistently(() => request("DELETE", session(key), { headers: { "Idempotency-Key": id } }));
+  },
+  cancelFlow: (id) =>
+    request("POST", `/v1/flows/${encodeURIComponent(id)}/cancel`, {
+      body: { reason: "stopped from the console" },
+    }),
+  eventsPath: (key, parameters) => `${session(key)}/events?${new URLSearchParams(parameters)}`,
+};

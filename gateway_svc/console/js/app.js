@@ -1,0 +1,220 @@
+// Puts the parts together: which session is shown, what is sent, what is drawn when.
+import { api, newId } from "./api.js";
+import { ChatView } from "./chat.js";
+import { byId, el, keyed } from "./dom.js";
+import { ago, isTerminal, sessionTitle } from "./format.js";
+import { drawLanes } from "./lanes.js";
+import { SessionModel } from "./model.js";
+import { SessionStream } from "./stream.js";
+import { TreeView } from "./tree.js";
+
+const HOME = "agent:main:http:direct:local";
+const LANES_EVERY = 1500;
+const SESSIONS_EVERY = 8000;
+
+const views = new Map(); // session key to { model, stream, state }
+let current = "";
+let sessions = [];
+let drawing = false;
+
+const chat = new ChatView((example) => { textbox.value = example; grow(); textbox.focus(); });
+const tree = new TreeView((flowId) => attempt(api.cancelFlow(flowId)));
+const textbox = byId("composer-text");
+const problem = byId("problem");
+
+function view(key) {
+  let found = views.get(key);
+  if (!found) {
+    found = { model: new SessionModel(key), stream: null, state: "off" };
+    views.set(key, found);
+  }
+  return found;
+}
+
+function follow(key) {
+  const shown = view(key);
+  shown.stream?.close();
+  shown.stream = new SessionStream(key, {
+    message: (response) => { shown.model.take(response); redraw(); },
+    state: (state) => { shown.state = state; redraw(); },
+    compacted: () => loadOld(key),
+  }, shown.stream?.token || "");
+}
+
+// The log has been cut: what was said is in the transcript, the trees of then are gone.
+async function loadOld(key) {
+  const { messages = [] } = await api.messages(key).catch(() => ({}));
+  const { model } = view(key);
+  for (const message of messages) {
+    if (model.items.has(message.message_id)) continue;
+    model.items.set(message.message_id, {
+      id: message.message_id, type: "message", mine: message.role === "ROLE_USER", time: message.create_time,
+      text: (message.parts || []).map((part) => part.text || "").join("\n"),
+    });
+  }
+  redraw();
+}
+
+function open(key) {
+  if (current && current !== key) {
+    const before = views.get(current);
+    before?.stream?.close();
+    if (before) before.state = "off";
+  }
+  current = key;
+  if (decodeURIComponent(location.hash.slice(1)) !== key) history.replaceState(null, "", `#${encodeURIComponent(key)}`);
+  document.title = `${sessionTitle(key)} · Conveyor`;
+  problem.hidden = true;
+  follow(key);
+  redraw();
+}
+
+function redraw() {
+  if (drawing) return;
+  drawing = true;
+  requestAnimationFrame(() => { drawing = false; draw(); });
+}
+
+function draw() {
+  const { model, state } = view(current);
+  chat.show(model);
+  tree.show(model);
+  byId("chat-title").textContent = sessionTitle(current);
+  const known = sessions.find((session) => session.session_key === current);
+  byId("chat-meta").textContent = known ? `agent ${known.agent_id} · customer ${known.customer_key}` : current;
+  byId("reset").hidden = state === "none";
+  const link = byId("link");
+  link.dataset.state = state === "none" ? "live" : state;
+  byId("link-text").textContent = { live: "live", lost: "reconnecting", none: "ready" }[state] || "connecting";
+  drawSessions();
+}
+
+function drawSessions() {
+  const shown = [...sessions];
+  if (!shown.some((session) => session.session_key === current)) shown.unshift({ session_key: current });
+  keyed(byId("session-list"), shown, (session) => session.session_key, (session) =>
+    el("li", {}, el("button", { type: "button", class: "session", onclick: () => open(session.session_key) })),
+  (item, session) => {
+    const button = item.firstElementChild;
+    const busy = isBusy(session);
+    const title = sessionTitle(session.session_key);
+    const sub = busy ? "working" : session.agent_id ? `agent ${session.agent_id}` : "new";
+    const when = session.active_time ? ago(session.active_time) : "";
+    button.setAttribute("aria-current", String(session.session_key === current));
+    button.title = session.session_key;
+    const signature = [title, sub, when].join("\u0000");
+    if (button.signature === signature) return;
+    button.signature = signature;
+    button.replaceChildren(
+      el("span", { class: "title", text: title }),
+      el("span", { class: "when", text: when }),
+      el("span", { class: busy ? "sub busy" : "sub", text: sub }),
+    );
+  });
+}
+
+// Of the session that is shown we know more than the list does.
+function isBusy(session) {
+  if (session.session_key !== current) return Boolean(session.run_id);
+  const { model } = view(current);
+  return model.flows.some((id) => !isTerminal(model.runs.get(id).state));
+}
+
+async function send(text) {
+  const key = current;
+  const { model } = view(key);
+  const id = newId();
+  const messageId = `in-${id}`; // as the gateway names it
+  model.expect(messageId, text);
+  redraw();
+  const mode = byId("mode").value;
+  try {
+    const answer = await api.send(key, id, mode ? { text, queue_mode: mode } : { text });
+    model.accepted(messageId, answer);
+    if (view(key).state === "none" && key === current) follow(key);
+    loadSessions();
+  } catch (error) {
+    model.refuse(messageId, error.message);
+  }
+  redraw();
+}
+
+async function attempt(promise) {
+  try {
+    problem.hidden = true;
+    return await promise;
+  } catch (error) {
+    problem.textContent = error.message;
+    problem.hidden = false;
+    return null;
+  }
+}
+
+async function loadSessions() {
+  try {
+    sessions = (await api.sessions()).sessions || [];
+    redraw();
+  } catch { /* the link state already says that the gateway is gone */ }
+}
+
+async function loadLanes() {
+  try {
+    drawLanes((await api.lanes()).lanes || []);
+  } catch { /* as above */ }
+}
+
+function every(milliseconds, work) {
+  const round = async () => {
+    if (!document.hidden) await work();
+    setTimeout(round, milliseconds);
+  };
+  round();
+}
+
+function grow() {
+  textbox.style.height = "auto";
+  textbox.style.height = `${Math.min(200, textbox.scrollHeight + 2)}px`;
+}
+
+byId("composer").addEventListener("submit", (event) => {
+  event.preventDefault();
+  const text = textbox.value.trim();
+  if (!text) return;
+  textbox.value = "";
+  grow();
+  send(text);
+});
+textbox.addEventListener("input", grow);
+textbox.addEventListener("keydown", (event) => {
+  if (event.key === "Enter" && !event.shiftKey && !event.isComposing) {
+    event.preventDefault();
+    byId("composer").requestSubmit();
+  }
+});
+byId("new-session").addEventListener("click", async () => {
+  const agents = (await api.agents().catch(() => ({}))).agents || [];
+  const agent = agents.some((found) => found.agent_id === "main") ? "main" : agents[0]?.agent_id || "main";
+  open(`agent:${agent}:http:direct:${newId().slice(0, 8)}`);
+  textbox.focus();
+});
+byId("reset").addEventListener("click", async () => {
+  const answer = await attempt(api.reset(current));
+  if (!answer) return;
+  const { model } = view(current);
+  const id = `note reset ${answer.epoch || 0}`;
+  model.items.set(id, { id, type: "note", text: "Forgotten: later messages begin afresh." });
+  redraw();
+});
+window.addEventListener("hashchange", () => {
+  const key = decodeURIComponent(location.hash.slice(1));
+  if (key && key !== current) open(key);
+});
+
+open(decodeURIComponent(location.hash.slice(1)) || HOME);
+every(LANES_EVERY, loadLanes);
+every(SESSIONS_EVERY, loadSessions);
+// Running times move although nothing happens.
+every(500, async () => {
+  const { model } = view(current);
+  if ([...model.runs.values()].some((run) => !isTerminal(run.state))) redraw();
+});

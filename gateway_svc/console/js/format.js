@@ -1,0 +1,53 @@
+// Texts for times, figures and names.
+
+export function seconds(milliseconds) {
+  const all = Math.max(0, milliseconds) / 1000;
+  if (all < 10) return `${all.toFixed(1)} s`;
+  if (all < 60) return `${Math.round(all)} s`;
+  const minutes = Math.floor(all / 60);
+  if (minutes < 60) return `${minutes} min ${Math.round(all % 60)} s`;
+  return `${Math.floor(minutes / 60)} h ${minutes % 60} min`;
+}
+
+export function tokens(count) {
+  if (!count) return "";
+  if (count < 1000) return `${count} tokens`;
+  if (count < 1e6) return `${(count / 1000).toFixed(1)}k tokens`;
+  return `${(count / 1e6).toFixed(1)}M tokens`;
+}
+
+export function clockTime(time) {
+  return time ? new Date(time).toLocaleTimeString([], { hour: "2-digit", minute: "2-digit" }) : "";
+}
+
+export function ago(time) {
+  const passed = (Date.now() - Date.parse(time)) / 1000;
+  if (!(passed >= 45)) return "now";
+  if (passed < 3600) return `${Math.round(passed / 60)} min`;
+  if (passed < 86400) return `${Math.round(passed / 3600)} h`;
+  return `${Math.round(passed / 86400)} d`;
+}
+
+// A duration of proto JSON, for example "1.250s", in milliseconds.
+export function duration(text) {
+  return text ? Number.parseFloat(text) * 1000 : 0;
+}
+
+export function sessionTitle(key) {
+  const parts = key.split(":");
+  return parts[0] === "agent" && parts.length >= 5 ? parts.slice(4).join(":") : key;
+}
+
+const STATES = {
+  RUN_STATE_QUEUED: ["waiting", "wait"],
+  RUN_STATE_RUNNING: ["running", "run"],
+  RUN_STATE_SUSPENDED: ["waits for children", "wait"],
+  RUN_STATE_CANCELLING: ["stopping", "wait"],
+  RUN_STATE_SUCCEEDED: ["done", "good"],
+  RUN_STATE_FAILED: ["failed", "bad"],
+  RUN_STATE_CANCELLED: ["cancelled", "bad"],
+  RUN_STATE_EXPIRED: ["timed out", "bad"],
+};
+export const stateText = (state) => (STATES[state] || ["unknown", "wait"])[0];
+export const stateTone = (state) => (STATES[state] || ["unknown", "wait"])[1];
+export const isTerminal = (state) => ["good", "bad"].includes(stateTone(state));

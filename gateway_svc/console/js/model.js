@@ -1,0 +1,169 @@
+// What one session's events add up to. No document, no network: events in, state out.
+import { isTerminal } from "./format.js";
+
+const REPLY = "MESSAGE_KIND_REPLY";
+
+export class SessionModel {
+  constructor(key) {
+    this.key = key;
+    this.items = new Map(); // the timeline, in order of arrival
+    this.runs = new Map();
+    this.flows = []; // run ids of roots, oldest first
+    this.estimates = new Map();
+    this.live = false;
+    this.seen = new Map(); // session key to its newest sequence: repeated events do nothing
+  }
+
+  // Show a message at once, before the gateway has it.
+  expect(messageId, text) {
+    this.items.set(messageId, { id: messageId, type: "message", mine: true, text, pending: true, time: new Date().toISOString() });
+  }
+
+  refuse(messageId, problem) {
+    const item = this.items.get(messageId);
+    if (item) Object.assign(item, { pending: false, problem });
+  }
+
+  accepted(messageId, answer) {
+    const run = answer.accepted?.run;
+    const item = this.items.get(messageId);
+    if (item && run) item.runId = run.run_id;
+    if (run && answer.accepted.estimate) this.estimates.set(run.run_id, answer.accepted.estimate);
+  }
+
+  take(response) {
+    if (response.event) this.event(response.event);
+    else if (response.delta) this.delta(response.delta);
+    else if (response.lane_position) this.estimates.set(response.lane_position.run_id, response.lane_position.estimate);
+    else if (response.progress) this.live = Boolean(response.progress.live);
+  }
+
+  run(id, flowId) {
+    let run = this.runs.get(id);
+    if (!run) {
+      run = { id, flowId, parent: "", label: "", children: [], state: "RUN_STATE_QUEUED", tokens: 0, text: "" };
+      this.runs.set(id, run);
+      if (id === flowId) this.flows.push(id);
+    }
+    return run;
+  }
+
+  event(event) {
+    const sequence = Number(event.sequence);
+    if (sequence <= (this.seen.get(event.session_key) || 0)) return;
+    this.seen.set(event.session_key, sequence);
+    const own = event.session_key === this.key;
+    const run = event.run_id ? this.run(event.run_id, event.flow_id) : null;
+    if (event.run_state_changed) this.stateChanged(run, event, own);
+    else if (event.message_completed) this.message(run, event, own);
+    else if (event.child_spawned) this.spawned(run, event);
+    else if (event.child_announced) this.announced(event, own);
+    else if (event.usage_reported) {
+      const usage = event.usage_reported.usage || {};
+      run.tokens += Number(usage.input_tokens || 0) + Number(usage.output_tokens || 0);
+    } else if (event.note_added && own && (event.note_added.visible || event.note_added.level === "NOTE_LEVEL_WARNING")) {
+      this.note(event, event.note_added.text);
+    } else if (event.steer_missed && own) {
+      this.note(event, "Too late to steer that; it is answered on its own.");
+    }
+  }
+
+  stateChanged(run, event, own) {
+    const change = event.run_state_changed;
+    run.state = change.state;
+    run.stateTime = event.create_time;
+    if (!change.previous_state) run.created = event.create_time;
+    if (change.state === "RUN_STATE_RUNNING" && !run.started) run.started = event.create_time;
+    if (isTerminal(change.state)) run.ended = event.create_time;
+    if (change.state !== "RUN_STATE_QUEUED") this.estimates.delete(run.id);
+    if (change.state !== "RUN_STATE_RUNNING") {
+      run.text = "";
+      // A piece that nobody completed belongs to an attempt that was given up.
+      for (const [id, item] of this.items) if (item.streaming && item.runId === run.id) this.items.delete(id);
+    }
+    if (own && run.id === run.flowId && isTerminal(change.state) && change.state !== "RUN_STATE_SUCCEEDED") {
+      const why = change.error?.message || change.cause || "";
+      const how = { RUN_STATE_CANCELLED: "Stopped", RUN_STATE_EXPIRED: "Out of time" }[change.state] || "Failed";
+      this.note(event, why ? `${how}: ${why}` : `${how}.`, change.state !== "RUN_STATE_CANCELLED");
+    }
+  }
+
+  message(run, event, own) {
+    const { message, kind } = event.message_completed;
+    const text = (message.parts || []).map((part) => part.text ?? part.resource?.uri ?? "[attachment]").join("\n");
+    if (!own) {
+      run.text = kind === REPLY ? "" : run.text;
+      if (kind === "MESSAGE_KIND_INPUT") run.task = text;
+      return;
+    }
+    const id = message.message_id;
+    const item = this.items.get(id) || { id, type: "message" };
+    Object.assign(item, {
+      mine: kind === "MESSAGE_KIND_INPUT", text, kind, runId: event.run_id, time: event.create_time,
+      pending: false, streaming: false, problem: undefined,
+    });
+    if (kind === "MESSAGE_KIND_INPUT" && run && !run.task) run.task = text;
+    this.items.set(id, item);
+  }
+
+  delta(delta) {
+    const run = this.runs.get(delta.run_id);
+    const offset = Number(delta.offset || 0);
+    if (delta.session_key !== this.key) {
+      if (run) run.text = splice(run.text, offset, delta.text);
+      return;
+    }
+    const item = this.items.get(delta.message_id);
+    if (item && !item.streaming) return; // complete already
+    if (item) item.text = splice(item.text, offset, delta.text);
+    else {
+      this.items.set(delta.message_id, {
+        id: delta.message_id, type: "message", mine: false, streaming: true, kind: REPLY,
+        runId: delta.run_id, text: delta.text || "", time: new Date().toISOString(),
+      });
+    }
+  }
+
+  spawned(parent, event) {
+    const spawned = event.child_spawned;
+    const child = this.run(spawned.child_run_id, event.flow_id);
+    child.parent = parent.id;
+    child.label = spawned.label || child.label;
+    child.queue = spawned.queue;
+    if (!parent.children.includes(child.id)) parent.children.push(child.id);
+  }
+
+  announced(event, own) {
+    const { announcement } = event.child_announced;
+    const result = announcement.result || {};
+    const child = this.run(result.run_id, event.flow_id);
+    child.state = result.status || child.state;
+    child.ended ||= event.create_time;
+    if (!own) return; // told to a child, not to this conversation
+    const id = `announcement ${announcement.announcement_id}`;
+    this.items.set(id, { id, type: "announcement", result, left: announcement.live_siblings || 0, time: event.create_time });
+  }
+
+  note(event, text, bad = false) {
+    const id = `note ${event.session_key} ${event.sequence}`;
+    this.items.set(id, { id, type: "note", text, bad, time: event.create_time });
+  }
+
+  // The tokens of a run and everything below it.
+  treeTokens(id) {
+    const run = this.runs.get(id);
+    return run ? run.tokens + run.children.reduce((sum, child) => sum + this.treeTokens(child), 0) : 0;
+  }
+
+  nodes(id) {
+    const run = this.runs.get(id);
+    return run ? [run, ...run.children.flatMap((child) => this.nodes(child))] : [];
+  }
+}
+
+// Offsets count code points. Text up to the offset stays, so repeated pieces do no harm.
+function splice(text, offset, piece = "") {
+  if (!offset) return piece;
+  if (text.length < offset) return text + piece;
+  return [...text].slice(0, offset).join("") + piece;
+}
