@@ -1,0 +1,42 @@
+"""One suite for the tests that only use it; those that break or configure one start their own."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+
+import pytest
+
+from conveyor_client import ConveyorClient
+from tests.system.harness import Suite, nothing_unfinished, running
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if "tests/system/" in item.nodeid or "tests/faults/" in item.nodeid:
+            item.add_marker(pytest.mark.system)
+
+
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Suite]:
+    with running(tmp_path_factory.mktemp("suite")) as suite:
+        yield suite
+
+
+@pytest.fixture
+def suite(shared: Suite) -> Suite:
+    """A suite with the configuration that everybody has. Others use it too: name own sessions."""
+    return shared
+
+
+@pytest.fixture
+async def client(suite: Suite) -> AsyncIterator[ConveyorClient]:
+    """A client of the suite. Fails the test that leaves unfinished runs behind."""
+    async with suite.client() as open_client:
+        yield open_client
+        await nothing_unfinished(open_client)
+
+
+@pytest.fixture
+def session(request: pytest.FixtureRequest) -> str:
+    """The key of a session that no other test uses."""
+    return f"agent:main:http:direct:{request.node.name.replace(' ', '-')[:100]}"
