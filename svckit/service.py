@@ -36,7 +36,7 @@ from svckit.clock import Clock, SystemClock
 from svckit.errors import ServiceError, StartError
 from svckit.grpc import deadline, health
 from svckit.grpc.boundary import ServerBoundary
-from svckit.grpc.server import PortInUse, bind, make_server
+from svckit.grpc.server import PortInUse, bind, make_server, probe
 from svckit.logging import get_logger
 from svckit.logging import setup as setup_logging
 from svckit.settings import ConfigError, Settings, load
@@ -147,6 +147,8 @@ async def running(
     tracer = tracer or trace.get_tracer("conveyor")
     context = Context(name, settings, clock or SystemClock(), tracer)
     boundary = ServerBoundary(tracer)
+    # Before any store is opened: a second start by mistake must not touch what the first one uses.
+    probe(address)
     async with build(context) as app:
         names = [service.full_name for service in app.services]
         answers = health.Health(names)

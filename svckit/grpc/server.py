@@ -58,7 +58,7 @@ def bind(
 
     Raises `PortInUse`, or `StartError` when the address is not one of this machine.
     """
-    _probe(address)
+    probe(address)
     try:
         if credentials is not None:
             return int(server.add_secure_port(address, credentials))
@@ -67,8 +67,8 @@ def bind(
         raise PortInUse(address) from err
 
 
-def _probe(address: str) -> None:
-    """Find out first why binding would fail: gRPC says it on standard error, not in its error."""
+def probe(address: str) -> None:
+    """Raise as `bind` would. gRPC itself tells only standard error why binding failed."""
     if address.startswith("unix:"):
         return
     host, _, port = address.rpartition(":")
@@ -79,17 +79,17 @@ def _probe(address: str) -> None:
     except OSError as err:
         raise StartError(f"cannot listen on {address}: {err.strerror}") from err
     family, kind, proto, _name, target = found[0]
-    with socket.socket(family, kind, proto) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    with socket.socket(family, kind, proto) as tried:
+        tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            _bind_socket(probe, target)
+            _listen(tried, target)
         except OSError as err:
             if err.errno == errno.EADDRINUSE:
                 raise PortInUse(address) from err
             raise StartError(f"cannot listen on {address}: {err.strerror}") from err
 
 
-def _bind_socket(probe: socket.socket, target: Any) -> None:
-    probe.bind(target)
+def _listen(tried: socket.socket, target: Any) -> None:
+    tried.bind(target)
     # Only listening finds a socket that another process bound with the same reuse flag.
-    probe.listen(1)
+    tried.listen(1)
