@@ -173,20 +173,41 @@ async def _harnesses(address: str, gateway_runs: bool | None) -> list[Result]:
             report = await client.doctor()
     except ServiceError as error:
         return [Result("harnesses", "failed", error.message)]
-    results = []
+    return list(summarise(report))
+
+
+def summarise(report: doctor_pb.DoctorReport) -> Iterator[Result]:
+    """Yield what the report on harnesses means for the suite, which works without any.
+
+    Harnesses that are not installed become one line, and what was not checked none: the whole
+    report is `conveyor acp doctor`.
+    """
+    missing = [c.harness_id for c in report.checks if c.code == "ACP_BACKEND_MISSING"]
+    installed = [
+        c.harness_id
+        for c in report.checks
+        if c.kind == doctor_pb.DOCTOR_CHECK_KIND_COMMAND_FOUND
+        and c.status == doctor_pb.DOCTOR_STATUS_OK
+    ]
     for check in report.checks:
+        if check.code == "ACP_BACKEND_MISSING" or check.status == doctor_pb.DOCTOR_STATUS_SKIPPED:
+            continue
         status = check_status(check)
-        where = f"harness {check.harness_id}: " if check.harness_id else "harnesses: "
-        results.append(
-            Result(
-                where + check_name(check),
-                # The suite works without harnesses, so a missing one is no failure of it.
-                "warning" if status == "failed" else status,
-                check.message,
-                check.hint,
-            )
+        yield Result(
+            f"harness {check.harness_id}: {check_name(check)}"
+            if check.harness_id
+            else f"harnesses: {check_name(check)}",
+            "warning" if status == "failed" else status,
+            check.message,
+            check.hint,
         )
-    return results
+    if missing:
+        yield Result(
+            "harnesses: not installed",
+            "ok" if installed else "warning",
+            ", ".join(missing),
+            "" if installed else "conveyor acp doctor says how to install them",
+        )
 
 
 def check_status(check: doctor_pb.DoctorCheck) -> Status:

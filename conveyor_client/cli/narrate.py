@@ -205,7 +205,8 @@ class Narrator:
         good = child.status == run_pb.RUN_STATE_SUCCEEDED
         words = child.text if good else child.error.message or child.text
         if words:
-            line += f": {shorten(words)}"
+            # A failure often ends with what to do about it; that must not be cut off.
+            line += f": {shorten(words, 100 if good else 300)}"
         yield from self._line(line, Voice.GOOD if good else Voice.BAD)
 
     def _question(self, question: question_pb.Question) -> Iterator[Utterance]:

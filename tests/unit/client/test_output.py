@@ -7,11 +7,12 @@ import pytest
 from google.protobuf.any_pb2 import Any
 from rich.console import Console
 
+from conveyor.acp.v1 import doctor_pb2
 from conveyor.agent.v1 import task_pb2
 from conveyor.scheduler.v1 import flow_service_pb2, run_pb2, scheduler_service_pb2
 from conveyor_client.cli.output import as_json, printable, shorten, span, tokens
 from conveyor_client.cli.tree import flow_tree
-from conveyor_client.diagnosis import flat_toml
+from conveyor_client.diagnosis import flat_toml, summarise
 from svckit.settings import load
 
 
@@ -112,3 +113,45 @@ def test_the_shown_configuration_is_toml_that_loads_again(tmp_path) -> None:
     path = tmp_path / "again.toml"
     path.write_text(text)
     assert load(path, environ={}).model_dump() == settings.model_dump()
+
+
+def harness_check(
+    kind: doctor_pb2.DoctorCheckKind.ValueType,
+    status: doctor_pb2.DoctorStatus.ValueType,
+    harness_id: str = "",
+    code: str = "",
+) -> doctor_pb2.DoctorCheck:
+    return doctor_pb2.DoctorCheck(kind=kind, status=status, harness_id=harness_id, code=code)
+
+
+def test_harnesses_never_make_the_suite_unhealthy() -> None:
+    found, roots, version = (
+        doctor_pb2.DOCTOR_CHECK_KIND_COMMAND_FOUND,
+        doctor_pb2.DOCTOR_CHECK_KIND_WORKSPACE_ROOTS,
+        doctor_pb2.DOCTOR_CHECK_KIND_VERSION,
+    )
+    failed, skipped, ok = (
+        doctor_pb2.DOCTOR_STATUS_FAILED,
+        doctor_pb2.DOCTOR_STATUS_SKIPPED,
+        doctor_pb2.DOCTOR_STATUS_OK,
+    )
+    report = doctor_pb2.DoctorReport(
+        checks=[
+            harness_check(found, failed, "codex", "ACP_BACKEND_MISSING"),
+            harness_check(version, skipped, "codex"),
+            harness_check(found, failed, "qwen", "ACP_BACKEND_MISSING"),
+            harness_check(roots, failed, code="ACP_CWD_NOT_ALLOWED"),
+        ]
+    )
+    results = list(summarise(report))
+    assert [(r.name, r.status) for r in results] == [
+        ("harnesses: workspace roots", "warning"),
+        ("harnesses: not installed", "warning"),
+    ]
+    assert results[1].message == "codex, qwen"
+    assert "conveyor acp doctor" in results[1].hint
+    report.checks.append(harness_check(found, ok, "gemini"))
+    assert [(r.name, r.status) for r in summarise(report)][1:] == [
+        ("harness gemini: command found", "ok"),
+        ("harnesses: not installed", "ok"),
+    ]

@@ -55,9 +55,7 @@ def test_a_taken_port_is_named_with_its_service() -> None:
         taken.listen()
         address = f"127.0.0.1:{taken.getsockname()[1]}"
         assert accepts_connections(address)
-        with pytest.raises(
-            AddressUnusable, match=f"agent cannot listen on {address}: the"
-        ):
+        with pytest.raises(AddressUnusable, match=f"agent cannot listen on {address}: the"):
             check_addresses_free([Service("agent", (), address)])
     assert cannot_listen(address) is None
     assert not accepts_connections(address)
