@@ -76,7 +76,7 @@ MEANING = {
     "providers.<id>.kind": "Which protocol it speaks. `openai` is every OpenAI-compatible server; "
     "`google` *(not yet)*",
     "providers.<id>.base_url": "Where it is. Empty means the vendor's own address",
-    "providers.<id>.api_key_env": "Environment variable that holds the key. Empty sends none",
+    "providers.<id>.api_key_env": "Environment variable that holds the key. Empty means `OPENAI_API_KEY` or `ANTHROPIC_API_KEY`, and none at all with a `base_url`",
     "providers.<id>.requests_per_minute": "Shared by all workers *(not yet)*",
     "providers.<id>.tokens_per_minute": "Shared by all workers *(not yet)*",
     "mcp.<id>.command": "Command and arguments *(not yet)*",
