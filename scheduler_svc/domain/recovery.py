@@ -32,7 +32,9 @@ class Snapshot(msgspec.Struct):
 def rebuild(config: Config, snapshot: Snapshot, now: int) -> Kernel:
     """The kernel as it was after the last commit, with every lease renewed."""
     k = Kernel(config)
-    k.next_order = snapshot.last_order + 1
+    # A steered message has its place in the order although it has no run yet.
+    offered = (offer.order for offer in snapshot.steers.values())
+    k.next_order = max([snapshot.last_order, *offered]) + 1
     k.next_token = snapshot.last_token + 1
     k.next_position = snapshot.last_position + 1
     k.steers = dict(snapshot.steers)

@@ -72,7 +72,7 @@ UPSERT_RUN = """
 INSERT INTO runs (ord, run_id, flow_id, parent_id, session_key, customer_key, lane, state, depth,
                   create_time, record)
 VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
-ON CONFLICT (ord) DO UPDATE SET state = excluded.state, record = excluded.record
+ON CONFLICT (run_id) DO UPDATE SET state = excluded.state, record = excluded.record
 """
 
 SELECT_EVENTS = """

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from conveyor.scheduler.v1 import lane_pb2
 from conveyor.scheduler.v1 import scheduler_service_pb2 as pb
 from scheduler_svc.domain.kernel import Kernel
 from scheduler_svc.store.base import LaneStore
@@ -136,6 +137,23 @@ async def test_state_survives_a_restart_and_leases_are_renewed(tmp_path: Path) -
         await s.complete(joined)
         assert (await s.lease_one()).run.inputs[0].message.parts[0].text == "two"
         await s.log("a")
+
+
+async def test_the_place_of_a_steered_message_is_not_given_away_after_a_restart(
+    tmp_path: Path,
+) -> None:
+    """Found by the state machine: a new run took the order, and its row, of the steered message."""
+    config = settings(tmp_path)
+    async with driver(config) as s:
+        await s.send("a", "one")
+        leased = await s.lease_one()
+        await s.send("a", "two", mode=lane_pb2.QUEUE_MODE_STEER)
+    async with driver(config) as s:
+        other = await s.send("b", "three")
+        await s.complete(leased)
+        assert await s.state(other.run.run_id) == "QUEUED"
+        texts = {i.run.inputs[0].message.parts[0].text for i in await s.lease(10)}
+        assert texts == {"two", "three"}
 
 
 async def start(path: Path) -> None:
