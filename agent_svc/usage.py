@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
+from opentelemetry import trace
+
 from agent_svc.eventwriter import PASSING
 from agent_svc.models.base import Model
 from agent_svc.models.base import Outcome as FailedOutcome
@@ -94,17 +96,22 @@ class UsageReporter:
     def _start(
         self, request: limit_pb.ReportRequest
     ) -> asyncio.Task[limit_pb.ReportResponse | None]:
-        task = spawn(self._report(request), name="usage")
+        # Not of the turn's task, which it may outlive, but of its trace.
+        span = trace.get_current_span()
+        task = spawn(self._report(request, span), name="usage")
         self._pending.add(task)
         task.add_done_callback(self._pending.discard)
         return task
 
-    async def _report(self, request: limit_pb.ReportRequest) -> limit_pb.ReportResponse | None:
+    async def _report(
+        self, request: limit_pb.ReportRequest, span: trace.Span
+    ) -> limit_pb.ReportResponse | None:
         give_up = self._clock.now_us() + LONGEST_TRY_SECONDS * 1_000_000
         pauses = full_jitter(0.2, 10.0)
         while True:
             try:
-                return await call(self._stub.Report(request), service="scheduler")
+                with trace.use_span(span, record_exception=False, set_status_on_exception=False):
+                    return await call(self._stub.Report(request), service="scheduler")
             except PASSING:
                 if self._clock.now_us() > give_up:
                     _log.warning("usage was not reported", request_id=request.request_id)

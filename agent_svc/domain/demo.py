@@ -11,6 +11,7 @@ They see exactly the prompt that any model would see, and count words as tokens.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -21,6 +22,7 @@ from agent_svc.domain.prompt import Answered, Prompt, PromptMessage, Said, ToolA
 from agent_svc.domain.tools import SPAWN, YIELD
 
 LABEL_WORDS = 4
+_DIRECTIVE_SIGNS = re.compile(r"\[\[[^\[\]:]*:|\]\]")
 
 
 @dataclass(frozen=True)
@@ -119,8 +121,8 @@ def _spawn(task: str, *, wait: bool | None = None, **extra: str) -> str:
 
 
 def _label(task: str) -> str:
-    plain = " ".join(task.replace("[[", " ").replace("]]", " ").split()[:LABEL_WORDS])
-    return excerpt(plain, 40)
+    plain = _DIRECTIVE_SIGNS.sub(" ", task)
+    return excerpt(" ".join(plain.split()[:LABEL_WORDS]), 40)
 
 
 def _told_to_reply(orders: Sequence[Directive]) -> str | None:

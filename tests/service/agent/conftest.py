@@ -7,6 +7,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 
 import pytest
+from opentelemetry import trace
 
 from agent_svc.app import build
 from conveyor.agent.v1 import agent_service_pb2_grpc as agent_grpc
@@ -38,13 +39,13 @@ async def provider() -> AsyncIterator[FakeOpenAI]:
 @pytest.fixture
 def start_agent(scheduler: FakeScheduler, tmp_path: Path) -> StartAgent:
     @asynccontextmanager
-    async def start(toml: str = "") -> AsyncIterator[InProcess]:
+    async def start(toml: str = "", tracer: trace.Tracer | None = None) -> AsyncIterator[InProcess]:
         config = tmp_path / "conveyor.toml"
         config.write_text(
             f'[services]\nscheduler = "{scheduler.address}"\n'  # type: ignore[attr-defined]
             f'[store]\nurl = "sqlite:///{tmp_path}/data"\n{toml}'
         )
-        async with in_process(build, load(config, {})) as service:
+        async with in_process(build, load(config, {}), tracer=tracer) as service:
             yield service
 
     return start

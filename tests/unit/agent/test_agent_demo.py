@@ -127,3 +127,8 @@ def test_failed_children_are_named() -> None:
         "1. C1.2.1: gold",
         "2. dig: failed (no luck)",
     ]
+
+
+def test_labels_leave_the_signs_of_directives_out() -> None:
+    reply = demo(says("[[spawn: [[sleep: 2s]] [[spawn: dig deep down there now]]]]"))
+    assert arguments(reply.calls)[0]["label"] == "2s dig deep down"
