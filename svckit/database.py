@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import os
 import sqlite3
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -118,6 +119,10 @@ def _open(path: Path, migrations: Path, name: str) -> sa.Engine:
             path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as err:
             raise StartError(f"{name}: cannot create {path.parent}: {err.strerror}") from err
+        # SQLite tells of this in several ways, depending on which of its files it touches first.
+        for needed in (path.parent, *([path] if existed else [])):
+            if not os.access(needed, os.W_OK, effective_ids=os.access in os.supports_effective_ids):
+                raise StartError(f"{name}: {needed} cannot be written; check owner and permissions")
     engine = sa.create_engine(
         sa.URL.create("sqlite", database=str(path)),
         poolclass=StaticPool,
