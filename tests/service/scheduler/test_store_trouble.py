@@ -149,7 +149,7 @@ async def test_the_place_of_a_steered_message_is_not_given_away_after_a_restart(
         leased = await s.lease_one()
         await s.send("a", "two", mode=lane_pb2.QUEUE_MODE_STEER)
     async with driver(config) as s:
-        other = await s.send("b", "three")
+        other = await s.send("b", "three", request_id="three")
         await s.complete(leased)
         assert await s.state(other.run.run_id) == "QUEUED"
         texts = {i.run.inputs[0].message.parts[0].text for i in await s.lease(10)}
