@@ -200,18 +200,18 @@ def lose(k: Kernel, run: Run, now: int) -> None:
     if run.stopping:
         settling.stopped(k, run, now)
     elif run.attempt >= run.retry.max_attempts:
-        settling.fail(k, run, exhausted(run, "LEASE_LOST"), now)
+        settling.fail(k, run, exhausted(run, Failure("LEASE_LOST", "the lease was lost")), now)
     else:
         retry(k, run, run.retry.backoff(run.attempt), None, "the lease was lost", now)
 
 
-def exhausted(run: Run, last_reason: str, status: bytes = b"") -> Failure:
-    """The failure of a turn whose attempts are used up."""
+def exhausted(run: Run, last: Failure) -> Failure:
+    """The failure of a turn whose attempts are used up. It says what the last one died of."""
     return Failure(
         "ATTEMPTS_EXHAUSTED",
-        f"all {run.attempt} attempts of turn {run.turn} failed",
-        {"turn": str(run.turn), "attempts": str(run.attempt), "lastReason": last_reason},
-        status,
+        f"all {run.attempt} attempts of turn {run.turn} failed, the last one with: {last.message}",
+        {"turn": str(run.turn), "attempts": str(run.attempt), "lastReason": last.reason},
+        last.status,
     )
 
 

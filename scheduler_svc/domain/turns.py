@@ -155,7 +155,7 @@ def fail(
         _close(k, run)
         steering.take(k, run, taken, now)
         if retryable and run.retry.max_attempts > 1:
-            failure = leasing.exhausted(run, failure.reason, failure.status)
+            failure = leasing.exhausted(run, failure)
         settling.fail(k, run, failure, now)
     return run
 

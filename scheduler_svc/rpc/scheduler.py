@@ -231,12 +231,20 @@ def _not_yet(feature: str) -> NotImplementedYet:
 
 
 class _Standing:
-    """Where a waiting run stands, as counts."""
+    """Where a waiting run stands, as counts, and what the run that holds its lane waits for."""
 
-    def __init__(self, session_ahead: int, global_ahead: int, *, waits: bool) -> None:
+    def __init__(
+        self,
+        session_ahead: int,
+        global_ahead: int,
+        *,
+        waits: bool,
+        holder_wait: run_pb2.WaitCondition | None = None,
+    ) -> None:
         self.session_ahead = session_ahead
         self.global_ahead = global_ahead
         self.waits = waits
+        self.holder_wait = holder_wait
 
 
 def _standing(k: Kernel, run: Run | None) -> _Standing:
@@ -244,10 +252,17 @@ def _standing(k: Kernel, run: Run | None) -> _Standing:
         return _Standing(0, 0, waits=False)
     session, lane = k.sessions[run.session_key], k.lanes[run.lane]
     ahead = sum(order < run.order for order, _ in session.fresh) + len(session.returning)
-    ahead += bool(session.holder and session.holder != run.run_id)
+    holder = k.runs.get(session.holder) if session.holder != run.run_id else None
+    ahead += holder is not None
+    wait = holder.wait if holder is not None else None
     queued = lane.waiting - (session.ready == run.run_id)
     # Slots that are free now start the first of them at once.
-    return _Standing(ahead, max(0, queued - lane.free), waits=run.lease is None)
+    return _Standing(
+        ahead,
+        max(0, queued - lane.free),
+        waits=run.lease is None,
+        holder_wait=convert.wait_condition(wait) if wait is not None else None,
+    )
 
 
 def _estimate(standing: _Standing, now: int) -> lane_pb2.QueueEstimate:
@@ -257,6 +272,7 @@ def _estimate(standing: _Standing, now: int) -> lane_pb2.QueueEstimate:
         session_lane_ahead=standing.session_ahead,
         global_lane_ahead=standing.global_ahead,
         as_of_time=convert.timestamp(now),
+        session_lane_wait=standing.holder_wait,
     )
 
 
