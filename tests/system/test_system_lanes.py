@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from itertools import pairwise
 from pathlib import Path
 
 from conveyor_client import ConveyorClient
@@ -28,7 +29,7 @@ TURN = 1.0
 async def test_seven_customers_on_four_slots(
     suite: Suite, client: ConveyorClient, session: str
 ) -> None:
-    """1 to 4 start at once, 5 to 7 as soon as one of the first ends, and all is over in two waves."""
+    """1 to 4 start at once, 5 to 7 as soon as one of the first ends: two waves."""
     (main,) = [lane for lane in (await client.lanes()).lanes if lane.name == "main"]
     assert main.limit == 4
     sent = await asyncio.gather(
@@ -108,9 +109,7 @@ max_spawn_depth = 3
             assert [depths.count(depth) for depth in range(4)] == [1, 3, 9, 27]
             # One slot: what executes below the root never overlaps.
             leaves = sorted(span(node) for node in flow.nodes if node.spawn.depth == 3)
-            assert all(
-                later[0] >= earlier[1] for earlier, later in zip(leaves, leaves[1:], strict=False)
-            )
+            assert all(later[0] >= earlier[1] for earlier, later in pairwise(leaves))
             assert told.answer.count("All 3 sub-agents are done.") >= 1
             for node in flow.nodes:
                 log = await suite.events(node.spec.session_key)
