@@ -192,7 +192,7 @@ class FakeOpenAI:
         if recorded.body.get("stream"):
             usage = bool((recorded.body.get("stream_options") or {}).get("include_usage"))
             return StreamingResponse(
-                self._stream(request, answer, model, usage), media_type="text/event-stream"
+                self._stream(answer, model, usage), media_type="text/event-stream"
             )
         if isinstance(answer, Hang):
             await self._hang(request)
@@ -229,9 +229,7 @@ class FakeOpenAI:
             "usage": _usage(reply),
         }
 
-    async def _stream(
-        self, request: Request, answer: Reply | Hang, model: str, usage: bool
-    ) -> AsyncIterator[str]:
+    async def _stream(self, answer: Reply | Hang, model: str, usage: bool) -> AsyncIterator[str]:
         head = {
             "id": f"chatcmpl-{next(self._ids)}",
             "object": "chat.completion.chunk",
@@ -249,8 +247,9 @@ class FakeOpenAI:
             if isinstance(answer, Hang):
                 if answer.after:
                     yield chunk({"content": answer.after})
-                complete = True  # `_hang` counts this one
-                await self._hang(request)
+                # The web framework cancels this generator when the client leaves.
+                await self._stop.wait()
+                complete = True
                 return
             for delta in self._deltas(answer):
                 yield chunk(delta)

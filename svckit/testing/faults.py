@@ -12,6 +12,7 @@ import grpc
 from grpc import aio
 
 from svckit.errors import ServiceError, Unreachable
+from svckit.grpc.status import to_proto, to_trailers
 
 Kind = Literal["fail", "delay", "drop_response"]
 
@@ -136,7 +137,8 @@ class _ServerFaults(aio.ServerInterceptor):
 
 def _rpc_error(error: ServiceError) -> aio.AioRpcError:
     code = grpc.StatusCode[error.grpc_code]
-    return aio.AioRpcError(code, aio.Metadata(), aio.Metadata(), details=error.message)
+    trailers = aio.Metadata(*to_trailers(to_proto(error)))
+    return aio.AioRpcError(code, aio.Metadata(), trailers, details=error.message)
 
 
 class _UnaryFaults(aio.UnaryUnaryClientInterceptor):
