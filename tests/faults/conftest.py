@@ -1,0 +1,15 @@
+"""Faults break suites, so each module, or test, starts its own."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.system.conftest import session
+
+__all__ = ["session"]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if "tests/faults/" in item.nodeid:
+            item.add_marker(pytest.mark.system)
