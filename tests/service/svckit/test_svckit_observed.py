@@ -1,0 +1,125 @@
+"""Logs and traces of a process, and services inside a test."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from conveyor.events.v1 import event_log_service_pb2 as log_pb2
+from conveyor.events.v1 import event_log_service_pb2_grpc as log_grpc
+from svckit import telemetry
+from svckit.errors import LaneFull
+from svckit.grpc.client import call
+from svckit.service import App, Context, Registered
+from svckit.settings import load
+from svckit.testing import ScriptedServicer, eventually, in_process, memory_tracer, span_tree
+
+NAME = "conveyor.events.v1.EventLogService"
+
+LOGGING = """
+import logging, sys
+from opentelemetry import trace
+from svckit import logging as ours, telemetry
+from svckit.settings import load
+settings = load(environ={"CONVEYOR_LOG__FORMAT": sys.argv[1]})
+ours.setup("example", settings)
+tracer = telemetry.setup("example", settings).tracer
+log = ours.get_logger("a.module")
+log.debug("too quiet")
+with tracer.start_as_current_span("s") as span, ours.bind(run_id="r1"):
+    log.info("something happened", number=1)
+    print(trace.format_trace_id(span.get_span_context().trace_id))
+logging.getLogger("library").warning("theirs %s", "too")
+try:
+    raise ValueError("bad")
+except ValueError:
+    log.exception("it broke")
+"""
+
+
+def logged(form: str) -> tuple[str, str]:
+    done = subprocess.run(
+        [sys.executable, "-c", LOGGING, form], capture_output=True, text=True, check=True
+    )
+    return done.stdout.strip(), done.stderr
+
+
+def test_logs_are_json_with_trace_and_run() -> None:
+    trace_id, err = logged("json")
+    first, theirs, broke = (json.loads(line) for line in err.splitlines())
+    assert {k: first[k] for k in ("event", "number", "run_id", "trace_id", "service", "level")} == {
+        "event": "something happened",
+        "number": 1,
+        "run_id": "r1",
+        "trace_id": trace_id,
+        "service": "example",
+        "level": "info",
+    }
+    assert (theirs["event"], theirs["logger"], theirs["service"]) == (
+        "theirs too",
+        "library",
+        "example",
+    )
+    assert "run_id" not in theirs
+    assert "ValueError: bad" in broke["exception"]
+
+
+def test_logs_are_readable_for_people() -> None:
+    _, err = logged("console")
+    assert "something happened" in err
+    assert "{" not in err.splitlines()[0]
+
+
+def test_spans_are_made_without_an_exporter_and_the_exporter_does_not_hold_the_end() -> None:
+    made = telemetry.setup("example", load(environ={}))
+    with made.tracer.start_as_current_span("s") as span:
+        assert span.get_span_context().is_valid
+    made.shutdown()
+    # Nobody listens there: stopping still takes no longer than it may.
+    settings = load(environ={"CONVEYOR_TELEMETRY__OTLP_ENDPOINT": "http://127.0.0.1:1"})
+    made = telemetry.setup("example", settings)
+    made.tracer.start_span("s").end()
+    made.shutdown()
+
+
+def building(script: ScriptedServicer, *, dies: bool = False) -> Any:
+    @contextlib.asynccontextmanager
+    async def build(_: Context) -> AsyncIterator[App]:
+        async def work() -> None:
+            if not dies:
+                await asyncio.Event().wait()
+
+        yield App([Registered(NAME, script.add_to)], tasks=[("engine", work)])
+
+    return build
+
+
+async def test_a_service_inside_a_test_has_its_boundary_and_traces() -> None:
+    script = ScriptedServicer(NAME)
+    script.queue("ListEvents", LaneFull("full"))
+    tracer, exporter = memory_tracer()
+    async with in_process(building(script), load(environ={}), tracer=tracer) as service:
+        assert not service.address.endswith(":0")
+        log = log_grpc.EventLogServiceStub(service.channel)
+        with pytest.raises(LaneFull):
+            await call(log.ListEvents(log_pb2.ListEventsRequest()))
+        await eventually(lambda: len(exporter.get_finished_spans()) == 2)
+        assert not service.context.draining.is_set()
+    assert service.context.draining.is_set()
+    assert span_tree(exporter, attributes=["error.type"]) == (
+        f"CLIENT {NAME}/ListEvents ERROR\n  SERVER {NAME}/ListEvents error.type=LANE_FULL"
+    )
+
+
+async def test_a_service_inside_a_test_whose_task_ends_fails_it() -> None:
+    script = ScriptedServicer(NAME)
+    with pytest.raises(AssertionError, match="background task 'engine' died"):
+        async with in_process(building(script, dies=True), load(environ={})):
+            await asyncio.sleep(0)
