@@ -8,10 +8,8 @@ or a tool, all of which are safe to repeat.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from google.rpc import status_pb2
 from opentelemetry import trace
 
 from agent_svc import convert, spans
@@ -19,22 +17,22 @@ from agent_svc.agents import Agent, Agents
 from agent_svc.domain import plan, results
 from agent_svc.domain import steps as s
 from agent_svc.domain import tools as t
-from agent_svc.domain.content import excerpt
-from agent_svc.domain.prompt import ToolSchema
 from agent_svc.domain.reconcile import Standing
-from agent_svc.domain.render import Exchange, RunFacts, render
+from agent_svc.domain.render import RunFacts, render
 from agent_svc.ending import Ending
 from agent_svc.eventwriter import EventWriter, call_ended, call_started, said_between
 from agent_svc.models import asking
 from agent_svc.models.base import CallFailed, Model, full_name
 from agent_svc.models.catalog import Catalog
-from agent_svc.spawning import Parent, Spawner
-from agent_svc.store.transcripts import Transcripts, TurnStart
+from agent_svc.spawning import Spawner
+from agent_svc.store.history import TurnStart
+from agent_svc.store.transcripts import Transcripts
+from agent_svc.tooling import Tooling, error_of, shown_of
 from agent_svc.usage import UsageReporter
+from agent_svc.work import Work
 from conveyor.agent.v1 import task_pb2 as task_pb
 from svckit.clock import Clock
 from svckit.errors import ModelUnavailable, RunCancelled, ServiceError, TurnFailed
-from svckit.grpc.status import to_proto
 from svckit.logging import get_logger
 from svckit.turn import Fail, LeasedTurn, Outcome, Release
 
@@ -45,33 +43,6 @@ MAX_MODEL_CALLS = 32
 """Model calls of one turn. A model that still calls tools then goes round in circles."""
 
 _log = get_logger("agent.turn")
-
-
-@dataclass
-class _Work:
-    """One attempt, while it is at work."""
-
-    turn: LeasedTurn
-    agent: Agent
-    task: task_pb.AgentTask
-    models: Sequence[Model]
-    tools: Sequence[ToolSchema]
-    rules: t.ToolRules
-    facts: RunFacts
-    steps: list[s.Step]
-    history: list[Exchange]
-    events: EventWriter
-    system: str
-    # Set when a report said that a budget is used up.
-    over_budget: ServiceError | None = field(default=None)
-
-    @property
-    def run_id(self) -> str:
-        return self.turn.run.run_id
-
-    @property
-    def number(self) -> int:
-        return self.turn.turn
 
 
 class TurnRunner:
@@ -93,7 +64,7 @@ class TurnRunner:
         self._store = store
         self._agents = agents
         self._catalog = catalog
-        self._spawner = spawner
+        self._tools = Tooling(agents, spawner, tracer)
         self._usage = usage
         self._event_log = event_log
         self._clock = clock
@@ -129,7 +100,7 @@ class TurnRunner:
         task: task_pb.AgentTask,
         models: Sequence[Model],
         events: EventWriter,
-    ) -> _Work:
+    ) -> Work:
         run, leased = turn.run, turn.leased
         budget = run.spec.budget
         rules = agent.tool_rules(
@@ -165,7 +136,7 @@ class TurnRunner:
             self._clock.now_us(),
         )
         tools = t.schemas(rules)
-        return _Work(
+        return Work(
             turn=turn,
             agent=agent,
             task=task,
@@ -176,13 +147,15 @@ class TurnRunner:
             steps=transcript.steps,
             history=transcript.history,
             events=events,
+            store=self._store,
+            clock=self._clock,
             system=agent.system_prompt(
                 depth=run.spawn.depth,
                 may_delegate=any(tool.name == t.SPAWN for tool in tools),
             ),
         )
 
-    async def _tell_again(self, work: _Work) -> None:
+    async def _tell_again(self, work: Work) -> None:
         """Write the events of what is stored: a crash may have come between a step and its event.
 
         Every id is fixed, so what the log holds already stays as it is. The ends of awaited
@@ -215,18 +188,18 @@ class TurnRunner:
             elif isinstance(record, s.Returned | s.Spawned | s.Yielded):
                 if record.call_id in calls:
                     found.append(call_started(work.run_id, calls[record.call_id]))
-                if (shown := _shown(record)) is not None:
-                    ended = call_ended(work.run_id, record.call_id, shown, _error_of(record))
+                if (shown := shown_of(record)) is not None:
+                    ended = call_ended(work.run_id, record.call_id, shown, error_of(record))
                     found.append(ended)
         await work.events.write(*found)
 
-    async def _go_on(self, work: _Work) -> Outcome:
+    async def _go_on(self, work: Work) -> Outcome:
         while True:
             if work.turn.cancelled.is_set():
                 why = work.turn.cancel_reason or "the run was cancelled"
                 return Fail(RunCancelled(why, metadata={"cause": "request"}), retryable=False)
             if work.over_budget is not None:
-                return Fail(work.over_budget, retryable=False, taken=self._taken(work))
+                return Fail(work.over_budget, retryable=False, taken=work.taken())
             action = plan.next_action(work.steps, work.number, self._max_model_calls)
             match action:
                 case plan.CallModel():
@@ -238,33 +211,21 @@ class TurnRunner:
                     if failed is not None:
                         return failed
                 case plan.RunTool(call):
-                    await self._run_tool(work, call)
+                    await self._tools.run(work, call)
                 case plan.SpawnChildren(calls):
-                    await self._spawn(work, calls)
+                    await self._tools.spawn(work, calls)
                 case plan.StepsExhausted(limit):
                     error = TurnFailed(
                         f"the model went on calling tools after {limit} replies",
                         metadata={"cause": "max_steps"},
                     )
-                    return Fail(error, retryable=False, taken=self._taken(work))
+                    return Fail(error, retryable=False, taken=work.taken())
                 case _:
                     await work.events.flush()
-                    return self._ending(work).outcome(action)
+                    ending = Ending(work.turn.run, work.number, work.agent, work.steps)
+                    return ending.outcome(action)
 
-    # Steps
-
-    async def _add(self, work: _Work, *records: s.Record) -> int:
-        """Store steps; returns the number of the first."""
-        first = s.next_number(work.steps, work.number)
-        token = work.turn.leased.lease.fencing_token
-        now = self._clock.now_us()
-        await self._store.add_steps(work.run_id, token, work.number, first, records, now)
-        work.steps.extend(
-            s.Step(work.number, number, record) for number, record in enumerate(records, first)
-        )
-        return first
-
-    async def _take_steered(self, work: _Work) -> bool:
+    async def _take_steered(self, work: Work) -> bool:
         """Take what was said to the run meanwhile; True when there was something."""
         known = {
             step.record.request_id for step in work.steps if isinstance(step.record, s.Steered)
@@ -275,10 +236,10 @@ class TurnRunner:
             if item.request_id not in known
         ]
         if fresh:
-            await self._add(work, *fresh)
+            await work.add(*fresh)
         return bool(fresh)
 
-    async def _call_model(self, work: _Work, step: int) -> Fail | None:
+    async def _call_model(self, work: Work, step: int) -> Fail | None:
         prompt = render(
             system=work.system,
             history=work.history,
@@ -290,6 +251,8 @@ class TurnRunner:
         await work.events.new_message()
 
         async def note_failure(failed: asking.FailedCall) -> None:
+            if isinstance(failed.failure.error, TurnFailed):
+                return  # told to fail: no provider is to blame
             attempt = f"{work.number}.{step}/{work.turn.attempt}.{failed.number}"
             _log.warning(
                 "model call failed",
@@ -318,7 +281,7 @@ class TurnRunner:
             except CallFailed as failed:
                 span.set_status(trace.StatusCode.ERROR, failed.error.reason)
                 retryable = isinstance(failed.error, ModelUnavailable)
-                return Fail(failed.error, retryable=retryable, taken=self._taken(work))
+                return Fail(failed.error, retryable=retryable, taken=work.taken())
             reply = asked.reply
             spans.answered(span, asked.model.name, reply.usage)
         record = s.Replied(
@@ -329,115 +292,17 @@ class TurnRunner:
             usage=reply.usage,
             stop_reason=reply.stop_reason,
         )
-        await self._add(work, record)
+        await work.add(record)
         await self._report(work, step, record)
         if record.calls and record.text:
             await work.events.write(said_between(work.run_id, work.number, step, record.text))
         return None
 
-    async def _report(self, work: _Work, step: int, record: s.Replied) -> None:
+    async def _report(self, work: Work, step: int, record: s.Replied) -> None:
+        # A demo model has no provider to name: its own name stands for both.
         provider, colon, model = record.effective_model.partition(":")
-        if not colon:
-            provider, model = "demo", record.effective_model
-        usage = convert.usage_to_proto(record.usage, priced=provider == "demo")
+        usage = convert.usage_to_proto(record.usage, priced=not colon)
         try:
             await self._usage.answered(work.run_id, work.number, step, provider, model, usage)
         except ServiceError as err:
             work.over_budget = err
-
-    # Tools
-
-    async def _run_tool(self, work: _Work, call: s.ToolCall) -> None:
-        await work.events.write(call_started(work.run_id, call))
-        with spans.tool(self._tracer, (call,)):
-            record = self._result_of(work, call)
-            await self._add(work, record)
-            ended = call_ended(work.run_id, call.id, _shown(record) or "", _error_of(record))
-            await work.events.write(ended)
-
-    def _result_of(self, work: _Work, call: s.ToolCall) -> s.Returned | s.Yielded:
-        if call.name not in {tool.name for tool in work.tools}:
-            have = ", ".join(tool.name for tool in work.tools) or "none"
-            return s.Returned(
-                call.id, f"There is no tool {call.name!r} here. Tools: {have}.", failed=True
-            )
-        if call.name == t.AGENTS:
-            return s.Returned(call.id, self._list_agents(work))
-        try:
-            args = t.read_yield(call.arguments)
-        except t.BadArguments as err:
-            return s.Returned(call.id, str(err), failed=True)
-        if any(
-            step.turn == work.number and isinstance(step.record, s.Yielded) for step in work.steps
-        ):
-            return s.Returned(call.id, "The turn ends with your first message.", failed=True)
-        if not s.untold(work.steps):
-            return s.Returned(
-                call.id, "No sub-agent is at work: reply instead of yielding.", failed=True
-            )
-        run = work.turn.run
-        if run.spawn.depth == 0 and not run.spec.reply_route.delivers_later:
-            return s.Returned(
-                call.id,
-                "This caller takes one answer and cannot be sent another later: wait for the "
-                "sub-agents instead.",
-                failed=True,
-            )
-        return s.Yielded(call.id, args.message)
-
-    def _list_agents(self, work: _Work) -> str:
-        lines = []
-        for agent_id in work.rules.spawnable:
-            agent = self._agents.get(agent_id)
-            lines.append(f"{agent_id}: model {agent.settings.model}")
-        return "\n".join(lines) or "No agent may be spawned."
-
-    async def _spawn(self, work: _Work, calls: tuple[s.ToolCall, ...]) -> None:
-        await work.events.write(*(call_started(work.run_id, call) for call in calls))
-        if not any(tool.name == t.SPAWN for tool in work.tools):
-            why = "Sub-agents cannot be started at this depth: do the work yourself."
-            refused = [s.Returned(call.id, why, failed=True) for call in calls]
-            await self._add(work, *refused)
-            await work.events.write(
-                *(
-                    call_ended(work.run_id, item.call_id, item.content, _error_of(item))
-                    for item in refused
-                )
-            )
-            return
-        parent = Parent(work.turn.run, work.turn.lease_id, work.agent, work.task)
-        with spans.tool(self._tracer, calls):
-            outcomes = await self._spawner.spawn(parent, calls)
-            await self._add(work, *(outcome.record for outcome in outcomes))
-            await work.events.write(
-                *(
-                    call_ended(work.run_id, outcome.call.id, shown, outcome.error)
-                    for outcome in outcomes
-                    if (shown := _shown(outcome.record)) is not None
-                )
-            )
-
-    # The end
-
-    def _taken(self, work: _Work) -> list[str]:
-        return s.taken_in(work.steps, work.number)
-
-    def _ending(self, work: _Work) -> Ending:
-        return Ending(work.turn.run, work.number, work.agent, work.steps)
-
-
-def _error_of(record: s.Record) -> status_pb2.Status | None:
-    if isinstance(record, s.Returned) and record.failed:
-        return to_proto(TurnFailed(excerpt(record.content, 400), metadata={"cause": "tool"}))
-    return None
-
-
-def _shown(record: s.Record) -> str | None:
-    """What a call's event shows; None while its child is awaited."""
-    if isinstance(record, s.Returned):
-        return record.content
-    if isinstance(record, s.Yielded):
-        return record.message
-    if isinstance(record, s.Spawned) and not record.wait:
-        return results.LATER
-    return None

@@ -7,9 +7,10 @@ the demo models never need it. Its messages are built from ours for each call an
 from __future__ import annotations
 
 import asyncio
+import importlib
 import os
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from agent_svc.domain.prompt import Prompt
 from agent_svc.domain.steps import StopReason, Usage
@@ -73,23 +74,27 @@ class ProviderModel:
             if self._built is None:
                 key = self._key()
                 try:
-                    # In a thread: leases must be extended while two seconds of imports run.
-                    await asyncio.to_thread(_import, self._settings.kind)
+                    # In a thread: leases must be extended while seconds of imports run.
+                    self._built = await asyncio.to_thread(self._build, key)
                 except ImportError as err:
                     raise self._rejected(
                         f"provider {self.provider_id!r} needs an optional part: "
                         f"pip install 'conveyor-suite[{self._settings.kind}]'"
                     ) from err
-                from agent_svc.models import adapter
-
-                self._built = adapter.build(
-                    kind=self._settings.kind,
-                    provider_id=self.provider_id,
-                    model=self.name,
-                    base_url=self._settings.base_url,
-                    api_key=key,
-                )
             return self._built
+
+    def _build(self, key: str) -> adapter.Built:
+        # The extra's own package first: its absence is the error that names the fix.
+        importlib.import_module(self._settings.kind)
+        from agent_svc.models import adapter
+
+        return adapter.build(
+            kind=self._settings.kind,
+            provider_id=self.provider_id,
+            model=self.name,
+            base_url=self._settings.base_url,
+            api_key=key,
+        )
 
     def _key(self) -> str:
         """The credential. It lives in the client only: never in an error, a log or a span."""
@@ -134,11 +139,3 @@ class ProviderModel:
 
     def _facts(self) -> dict[str, str]:
         return {"providerId": self.provider_id, "model": self.name}
-
-
-def _import(kind: str) -> Any:
-    import importlib
-
-    # The extra's own package first: its absence is the error that names the fix.
-    importlib.import_module(kind)
-    return importlib.import_module("agent_svc.models.adapter")

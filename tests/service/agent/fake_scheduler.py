@@ -127,8 +127,8 @@ class FakeScheduler:
         )
 
     async def ended(self, lease_id: str) -> Any:
-        """Wait for the call that ends a turn."""
-        async with asyncio.timeout(10), self._ended:
+        """Wait for the call that ends a turn. The first use of an SDK imports for seconds."""
+        async with asyncio.timeout(30), self._ended:
             await self._ended.wait_for(lambda: lease_id in self.ends)
             return self.ends[lease_id]
 

@@ -1,0 +1,121 @@
+"""Runs the tools of a turn: each result is stored, and told in the event log.
+
+All of them may be repeated after a crash: a child is found again by its request id, the others
+only read.
+"""
+
+from __future__ import annotations
+
+from google.rpc import status_pb2
+from opentelemetry import trace
+
+from agent_svc import spans
+from agent_svc.agents import Agents
+from agent_svc.domain import results
+from agent_svc.domain import steps as s
+from agent_svc.domain import tools as t
+from agent_svc.domain.content import excerpt
+from agent_svc.eventwriter import call_ended, call_started
+from agent_svc.spawning import Parent, Spawner
+from agent_svc.work import Work
+from svckit.errors import TurnFailed
+from svckit.grpc.status import to_proto
+
+
+class Tooling:
+    """The tools that a run may call."""
+
+    def __init__(self, agents: Agents, spawner: Spawner, tracer: trace.Tracer) -> None:
+        self._agents = agents
+        self._spawner = spawner
+        self._tracer = tracer
+
+    async def run(self, work: Work, call: s.ToolCall) -> None:
+        """Run one tool that starts no child."""
+        await work.events.write(call_started(work.run_id, call))
+        with spans.tool(self._tracer, (call,)):
+            record = self._result_of(work, call)
+            await work.add(record)
+            ended = call_ended(work.run_id, call.id, shown_of(record) or "", error_of(record))
+            await work.events.write(ended)
+
+    def _result_of(self, work: Work, call: s.ToolCall) -> s.Returned | s.Yielded:
+        if call.name not in {tool.name for tool in work.tools}:
+            have = ", ".join(tool.name for tool in work.tools) or "none"
+            return s.Returned(
+                call.id, f"There is no tool {call.name!r} here. Tools: {have}.", failed=True
+            )
+        if call.name == t.AGENTS:
+            return s.Returned(call.id, self._list_agents(work))
+        try:
+            args = t.read_yield(call.arguments)
+        except t.BadArguments as err:
+            return s.Returned(call.id, str(err), failed=True)
+        if any(
+            step.turn == work.number and isinstance(step.record, s.Yielded) for step in work.steps
+        ):
+            return s.Returned(call.id, "The turn ends with your first message.", failed=True)
+        if not s.untold(work.steps):
+            return s.Returned(
+                call.id, "No sub-agent is at work: reply instead of yielding.", failed=True
+            )
+        run = work.turn.run
+        if run.spawn.depth == 0 and not run.spec.reply_route.delivers_later:
+            return s.Returned(
+                call.id,
+                "This caller takes one answer and cannot be sent another later: wait for the "
+                "sub-agents instead.",
+                failed=True,
+            )
+        return s.Yielded(call.id, args.message)
+
+    def _list_agents(self, work: Work) -> str:
+        lines = []
+        for agent_id in work.rules.spawnable:
+            agent = self._agents.get(agent_id)
+            lines.append(f"{agent_id}: model {agent.settings.model}")
+        return "\n".join(lines) or "No agent may be spawned."
+
+    async def spawn(self, work: Work, calls: tuple[s.ToolCall, ...]) -> None:
+        """Start the children that calls of one reply ask for, all at once."""
+        await work.events.write(*(call_started(work.run_id, call) for call in calls))
+        if not any(tool.name == t.SPAWN for tool in work.tools):
+            why = "Sub-agents cannot be started at this depth: do the work yourself."
+            refused = [s.Returned(call.id, why, failed=True) for call in calls]
+            await work.add(*refused)
+            await work.events.write(
+                *(
+                    call_ended(work.run_id, item.call_id, item.content, error_of(item))
+                    for item in refused
+                )
+            )
+            return
+        parent = Parent(work.turn.run, work.turn.lease_id, work.agent, work.task)
+        with spans.tool(self._tracer, calls):
+            outcomes = await self._spawner.spawn(parent, calls)
+            await work.add(*(outcome.record for outcome in outcomes))
+            await work.events.write(
+                *(
+                    call_ended(work.run_id, outcome.call.id, shown, outcome.error)
+                    for outcome in outcomes
+                    if (shown := shown_of(outcome.record)) is not None
+                )
+            )
+
+
+def error_of(record: s.Record) -> status_pb2.Status | None:
+    """What a failed call's event says."""
+    if isinstance(record, s.Returned) and record.failed:
+        return to_proto(TurnFailed(excerpt(record.content, 400), metadata={"cause": "tool"}))
+    return None
+
+
+def shown_of(record: s.Record) -> str | None:
+    """What a call's event shows; None while its child is awaited."""
+    if isinstance(record, s.Returned):
+        return record.content
+    if isinstance(record, s.Yielded):
+        return record.message
+    if isinstance(record, s.Spawned) and not record.wait:
+        return results.LATER
+    return None

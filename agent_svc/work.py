@@ -1,0 +1,65 @@
+"""One attempt of a turn, while it is at work."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from agent_svc.agents import Agent
+from agent_svc.domain import steps as s
+from agent_svc.domain import tools as t
+from agent_svc.domain.prompt import ToolSchema
+from agent_svc.domain.render import Exchange, RunFacts
+from agent_svc.eventwriter import EventWriter
+from agent_svc.models.base import Model
+from agent_svc.store.transcripts import Transcripts
+from conveyor.agent.v1 import task_pb2 as task_pb
+from svckit.clock import Clock
+from svckit.errors import ServiceError
+from svckit.turn import LeasedTurn
+
+
+@dataclass
+class Work:
+    """One attempt, while it is at work."""
+
+    turn: LeasedTurn
+    agent: Agent
+    task: task_pb.AgentTask
+    models: Sequence[Model]
+    tools: Sequence[ToolSchema]
+    rules: t.ToolRules
+    facts: RunFacts
+    steps: list[s.Step]
+    history: list[Exchange]
+    events: EventWriter
+    system: str
+    store: Transcripts
+    clock: Clock
+    # Set when a report said that a budget is used up.
+    over_budget: ServiceError | None = field(default=None)
+
+    @property
+    def run_id(self) -> str:
+        """The run."""
+        return self.turn.run.run_id
+
+    @property
+    def number(self) -> int:
+        """The turn, counted from 1."""
+        return self.turn.turn
+
+    async def add(self, *records: s.Record) -> int:
+        """Store the next steps of the turn; returns the number of the first. Raises `LeaseLost`."""
+        first = s.next_number(self.steps, self.number)
+        token = self.turn.leased.lease.fencing_token
+        now = self.clock.now_us()
+        await self.store.add_steps(self.run_id, token, self.number, first, records, now)
+        self.steps.extend(
+            s.Step(self.number, number, record) for number, record in enumerate(records, first)
+        )
+        return first
+
+    def taken(self) -> list[str]:
+        """Request ids of the steered messages that this turn took."""
+        return s.taken_in(self.steps, self.number)
