@@ -12,13 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from conveyor.acp.v1 import doctor_pb2 as doctor_pb
-from conveyor_client.supervision.plan import (
-    Service,
+from conveyor_client.supervision.addresses import (
     accepts_connections,
     cannot_listen,
     dial_address,
-    suite,
 )
+from conveyor_client.supervision.plan import Service, suite
 
 if TYPE_CHECKING:
     from conveyor_client.cli.context import Options

@@ -37,7 +37,7 @@ class Options:
         """Return the address to call: as given, else where the configured gateway listens."""
         if self.address:
             return self.address
-        from conveyor_client.supervision.plan import dial_address
+        from conveyor_client.supervision.addresses import dial_address
 
         return dial_address(self.settings().gateway.grpc)
 

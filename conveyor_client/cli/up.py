@@ -198,7 +198,7 @@ async def _demo_in(directory: Path, *, json: bool) -> bool:
 
 
 def _demo_config(directory: Path) -> str:
-    from conveyor_client.supervision.plan import free_addresses
+    from conveyor_client.supervision.addresses import free_addresses
 
     http, grpc, scheduler, agent, acp = free_addresses(5)
     return f"""\
@@ -248,8 +248,8 @@ async def _show(address: str, *, json: bool) -> bool:
 
 
 async def _answers(address: str) -> bool:
+    from conveyor_client.supervision.addresses import accepts_connections
     from conveyor_client.supervision.child import wait_healthy
-    from conveyor_client.supervision.plan import accepts_connections
 
     # A refused connection says it at once; only what listens is asked for its health.
     if not accepts_connections(address):

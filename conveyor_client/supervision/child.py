@@ -9,7 +9,8 @@ import signal
 from collections import deque
 from collections.abc import Callable
 
-from conveyor_client.supervision.plan import Service, dial_address
+from conveyor_client.supervision.addresses import dial_address, listens
+from conveyor_client.supervision.plan import Service
 
 OUTPUT_KEPT = 200
 """Lines of output kept for the message about a child that cannot start."""
@@ -60,6 +61,15 @@ class Child:
     async def ended(self) -> int:
         """Wait for the end and return the exit code (negative: the signal)."""
         return await asyncio.shield(self._end)
+
+    async def healthy(self) -> None:
+        """Return once the process itself says `SERVING`. Waits for ever; cancel it."""
+        address = self.service.grpc_address
+        await wait_healthy(address)
+        while not await asyncio.to_thread(listens, self.pid, address):
+            # Somebody else answered. Ours will find its port taken, or get it after all.
+            await asyncio.sleep(0.05)
+            await wait_healthy(address)
 
     def show_output(self) -> None:
         """Relay what was held back since the start, and everything from now on."""

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import os
-import socket
 import sys
 from collections.abc import Mapping, Sequence
-from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from conveyor_client.supervision.addresses import cannot_listen
 
 if TYPE_CHECKING:
     from svckit.settings import Settings
@@ -34,10 +32,6 @@ class Service:
     """Changes to our own environment; None removes a variable."""
 
 
-class AddressUnusable(Exception):
-    """A service of the suite could not listen where it should. The text says which, where, why."""
-
-
 def suite(settings: Settings, config: Path | None) -> list[Service]:
     """Return the four services as `settings`, read from `config`, describe them."""
     # With our own id, so that a child whose parent ended before it looked knows it too.
@@ -57,12 +51,8 @@ def suite(settings: Settings, config: Path | None) -> list[Service]:
     ]
 
 
-def dial_address(address: str) -> str:
-    """Return where to reach what listens on `address`: a wildcard is reached over loopback."""
-    host, _, port = address.rpartition(":")
-    if host in ("", "0.0.0.0"):  # noqa: S104  (compared, not bound)
-        return f"127.0.0.1:{port}"
-    return f"[::1]:{port}" if host in ("[::]", "::") else address
+class AddressUnusable(Exception):
+    """A service of the suite could not listen where it should. The text says which, where, why."""
 
 
 def check_addresses_free(services: Sequence[Service]) -> None:
@@ -87,58 +77,3 @@ def check_addresses_free(services: Sequence[Service]) -> None:
             problem = cannot_listen(address)
             if problem is not None:
                 raise AddressUnusable(f"{service.name} cannot listen on {address}: {problem}")
-
-
-def cannot_listen(address: str) -> str | None:
-    """Return why nothing can listen on `address`, or None when it is free."""
-    if address.startswith("unix:"):
-        return None
-    try:
-        family, kind, protocol, target = _resolve(address)
-        with closing(socket.socket(family, kind, protocol)) as probe:
-            # As the servers do: addresses in TIME_WAIT after a restart are no obstacle.
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(target)
-            # Only listening finds a socket that was bound with the same flag.
-            probe.listen(1)
-    except OSError as error:
-        if error.errno == errno.EADDRINUSE:
-            return "the port is in use; stop what listens there or configure another"
-        return error.strerror or "the address cannot be used"
-    return None
-
-
-def accepts_connections(address: str) -> bool:
-    """Return whether something listens on `address`."""
-    try:
-        if address.startswith("unix:"):
-            family, kind, protocol = socket.AF_UNIX, socket.SOCK_STREAM, 0
-            target: Any = address.removeprefix("unix:").removeprefix("//")
-        else:
-            family, kind, protocol, target = _resolve(dial_address(address))
-        with closing(socket.socket(family, kind, protocol)) as probe:
-            probe.settimeout(1.0)
-            probe.connect(target)
-    except OSError:
-        return False
-    return True
-
-
-def _resolve(address: str) -> tuple[socket.AddressFamily, socket.SocketKind, int, Any]:
-    host, _, port = address.rpartition(":")
-    found = socket.getaddrinfo(
-        host.strip("[]"), int(port), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-    )
-    family, kind, protocol, _, target = found[0]
-    return family, kind, protocol, target
-
-
-def free_addresses(count: int) -> list[str]:
-    """Return loopback addresses that were free a moment ago, all different."""
-    with contextlib.ExitStack() as held:
-        addresses = []
-        for _ in range(count):
-            probe = held.enter_context(closing(socket.socket()))
-            probe.bind(("127.0.0.1", 0))
-            addresses.append(f"127.0.0.1:{probe.getsockname()[1]}")
-        return addresses

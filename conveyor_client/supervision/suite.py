@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
-from conveyor_client.supervision.child import Child, Relay, wait_healthy
+from conveyor_client.supervision.child import Child, Relay
 from conveyor_client.supervision.plan import Service, check_addresses_free
 from conveyor_client.supervision.rules import GiveUp, Life, Limits, describe_end
 from svckit.backoff import full_jitter
@@ -119,7 +119,7 @@ class Suite:
             await asyncio.sleep(verdict.delay)
 
     async def _became_healthy(self, child: Child) -> bool:
-        healthy = asyncio.create_task(wait_healthy(child.service.grpc_address))
+        healthy = asyncio.create_task(child.healthy())
         ended = asyncio.create_task(child.ended())
         either: set[asyncio.Future[Any]] = {healthy, ended}
         try:

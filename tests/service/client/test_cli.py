@@ -341,7 +341,7 @@ async def test_doctor_names_the_fix_of_each_failed_check(
     store = tmp_path / "store"
     store.mkdir()
     (store / "agent.db").write_text("this is not a database")
-    from conveyor_client.supervision.plan import free_addresses
+    from conveyor_client.supervision.addresses import free_addresses
 
     http, grpc, *inner = free_addresses(5)
     config = tmp_path / "conveyor.toml"

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from conveyor_client.supervision.plan import free_addresses
+from conveyor_client.supervision.addresses import free_addresses
 from conveyor_client.supervision.rules import Limits
 from conveyor_client.supervision.suite import Suite, SuiteFailed, running_suite
 from svckit.testing import eventually
@@ -181,6 +181,22 @@ async def test_a_taken_port_is_said_before_anything_starts(tmp_path: Path) -> No
                 pass
     assert caught.value.exit_code == 2
     assert starts(tmp_path, "a") == 0
+
+
+async def test_a_stranger_that_answers_is_not_taken_for_ours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two suites that start at the same moment both find the ports free."""
+    monkeypatch.setattr("conveyor_client.supervision.suite.check_addresses_free", lambda _: None)
+    (address,) = free_addresses(1)
+    told = Told()
+    service = fakes.fake(tmp_path, "a", address)
+    async with running_suite([service], say=told.say, relay=told.relay) as first:
+        await first.until_ready()
+        with pytest.raises(SuiteFailed, match=f"a cannot start: cannot listen on {address}"):
+            async with running_suite([service], say=told.say, relay=told.relay) as second:
+                await second.until_ready()
+    assert told.news == []
 
 
 # The command as a process: signals, and what is left when it is killed itself

@@ -7,14 +7,17 @@ from pathlib import Path
 
 import pytest
 
+from conveyor_client.supervision.addresses import (
+    accepts_connections,
+    cannot_listen,
+    dial_address,
+    free_addresses,
+    listens,
+)
 from conveyor_client.supervision.plan import (
     AddressUnusable,
     Service,
-    accepts_connections,
-    cannot_listen,
     check_addresses_free,
-    dial_address,
-    free_addresses,
     suite,
 )
 from svckit.settings import load
@@ -55,10 +58,13 @@ def test_a_taken_port_is_named_with_its_service() -> None:
         taken.listen()
         address = f"127.0.0.1:{taken.getsockname()[1]}"
         assert accepts_connections(address)
+        assert listens(os.getpid(), address)
+        assert not listens(os.getppid(), address)
         with pytest.raises(AddressUnusable, match=f"agent cannot listen on {address}: the"):
             check_addresses_free([Service("agent", (), address)])
     assert cannot_listen(address) is None
     assert not accepts_connections(address)
+    assert not listens(os.getpid(), address)
 
 
 def test_two_services_on_one_address_are_refused() -> None:
