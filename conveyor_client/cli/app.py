@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from conveyor_client.cli import later, lists, local, talk, up
+from conveyor_client.cli import flows, later, lists, local, talk, up
 from conveyor_client.cli.context import Options
 
 app = typer.Typer(
@@ -59,7 +59,7 @@ app.command("sessions")(lists.sessions)
 app.command("runs")(lists.runs)
 app.command("cancel")(lists.cancel)
 app.command("steer")(lists.steer)
-app.add_typer(lists.flow_app, name="flow")
+app.add_typer(flows.flow_app, name="flow")
 app.add_typer(lists.lanes_app, name="lanes")
 app.command("why")(later.why)
 app.command("forecast")(later.forecast)

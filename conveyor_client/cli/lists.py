@@ -13,7 +13,6 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Limit = Annotated[int, typer.Option(help="At most this many.", min=1, max=500)]
 Page = Annotated[str, typer.Option(help="Token of the page, from the answer before.")]
 
-flow_app = typer.Typer(no_args_is_help=True, help="Spawn trees: list, show, cancel.")
 lanes_app = typer.Typer(invoke_without_command=True, help="Lanes and their use; `set` a limit.")
 model_app = typer.Typer(no_args_is_help=True, help="Models: list, probe.")
 
@@ -72,7 +71,7 @@ def sessions(
                         f"[dim]{out.when(message.create_time)}[/]"
                     )
                     target.print(out.plain(out.text_of(message)))
-                _more(messages.next_page_token)
+                more(messages.next_page_token)
                 return
             found = await client.sessions(page_size=limit, page_token=page)
             if json:
@@ -93,7 +92,7 @@ def sessions(
                 ),
                 "No sessions yet.",
             )
-            _more(found.next_page_token)
+            more(found.next_page_token)
 
     run(work())
 
@@ -156,7 +155,7 @@ def runs(
                 ),
                 "No runs.",
             )
-            _more(found.next_page_token)
+            more(found.next_page_token)
 
     run(work())
 
@@ -206,103 +205,6 @@ def steer(
     run(work())
 
 
-@flow_app.command("list")
-def flow_list(
-    context: typer.Context,
-    session: Annotated[str, typer.Option(help="Only of this session.")] = "",
-    customer: Annotated[str, typer.Option(help="Only of this customer.")] = "",
-    state: States = None,
-    with_children: Annotated[
-        bool, typer.Option("--with-children", help="Only those that spawned something.")
-    ] = False,
-    limit: Limit = 50,
-    page: Page = "",
-    json: Json = False,
-) -> None:
-    """List spawn trees, newest first."""
-
-    async def work() -> None:
-        from conveyor.scheduler.v1 import flow_service_pb2, run_pb2
-        from conveyor_client.cli import output as out
-
-        wanted = flow_service_pb2.FlowFilter(
-            session_key=session,
-            customer_key=customer,
-            with_children=with_children,
-            states=[run_pb2.RunState.Value(f"RUN_STATE_{s.name}") for s in state or ()],
-        )
-        async with connect(context) as client:
-            found = await client.flows(wanted, page_size=limit, page_token=page)
-            if json:
-                out.print_json(found)
-                return
-            out.print_table(
-                ("FLOW", "STATE", "RUNS", "SESSION", "TOKENS", "ACCEPTED"),
-                (
-                    (
-                        f.flow_id,
-                        out.state_markup(f.state),
-                        str(sum(c.runs for c in f.state_counts)),
-                        out.plain(f.session_key),
-                        out.tokens(f.usage),
-                        out.when(f.timing.create_time),
-                    )
-                    for f in found.flows
-                ),
-                "No flows.",
-            )
-            _more(found.next_page_token)
-
-    run(work())
-
-
-@flow_app.command("show")
-def flow_show(
-    context: typer.Context,
-    flow_id: Annotated[str, typer.Argument(metavar="FLOW", help="Id of the flow.")],
-    json: Json = False,
-) -> None:
-    """Show a spawn tree with states, times and tokens."""
-
-    async def work() -> None:
-        from conveyor_client.cli import output as out
-        from conveyor_client.cli.tree import flow_tree
-
-        async with connect(context) as client:
-            answer = await client.flow(flow_id)
-            if json:
-                out.print_json(answer)
-            else:
-                out.console().print(flow_tree(answer))
-
-    run(work())
-
-
-@flow_app.command("cancel")
-def flow_cancel(
-    context: typer.Context,
-    flow_id: Annotated[str, typer.Argument(metavar="FLOW", help="Id of the flow.")],
-    reason: Annotated[str, typer.Option(help="Shown to the customer.")] = "",
-    json: Json = False,
-) -> None:
-    """Stop every run of a spawn tree."""
-
-    async def work() -> None:
-        from conveyor_client.cli import output as out
-
-        async with connect(context) as client:
-            answer = await client.cancel_flow(flow_id, reason=reason)
-            if json:
-                out.print_json(answer)
-            else:
-                print(
-                    f"flow {answer.flow.flow_id} {out.state_word(answer.flow.state)}, "
-                    f"{answer.affected_runs} runs stopped"
-                )
-
-    run(work())
-
-
 @lanes_app.callback()
 def lanes(
     context: typer.Context,
@@ -338,7 +240,7 @@ def lanes(
                 ),
                 "No lanes.",
             )
-            _more(found.next_page_token)
+            more(found.next_page_token)
 
     run(work())
 
@@ -441,6 +343,7 @@ def model_list(context: typer.Context, json: Json = False) -> None:
     run(work())
 
 
-def _more(token: str) -> None:
+def more(token: str) -> None:
+    """Say how to get the next page, if there is one."""
     if token:
         print(f"more: --page {token}")
