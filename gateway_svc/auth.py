@@ -1,6 +1,6 @@
 """Who calls, and what they may do.
 
-Bearer tokens come with their own issue. Until then everybody who reaches the loopback address is
+Bearer tokens come in a later release. Until then everybody who reaches the loopback address is
 the caller `local` with every scope; every use case already asks its `Principal`, so that tokens
 change this module only.
 """

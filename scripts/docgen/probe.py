@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import importlib
 import socket
 import tempfile
@@ -16,9 +17,15 @@ from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 from grpc import aio
 
+from conveyor.common.v1 import content_pb2, question_pb2
+from conveyor.scheduler.v1 import lane_pb2, run_pb2
+from conveyor.scheduler.v1 import scheduler_service_pb2 as ss
+from conveyor.scheduler.v1 import worker_service_pb2 as ws
+from conveyor.scheduler.v1.scheduler_service_pb2_grpc import SchedulerServiceStub
+from conveyor.scheduler.v1.worker_service_pb2_grpc import WorkerServiceStub
 from svckit.errors import BY_REASON
 from svckit.grpc.channel import make_channel
-from svckit.grpc.status import from_rpc_error
+from svckit.grpc.status import from_proto, from_rpc_error
 from svckit.service import running
 from svckit.settings import Settings
 
@@ -35,17 +42,84 @@ PROCESSES = {
     "acp_svc": ("conveyor.acp.v1.AcpService",),
     "gateway_svc": ("conveyor.gateway.v1.GatewayService",),
 }
+
+
+def _message(policy: lane_pb2.QueuePolicy, request_id: str = "probe") -> ss.EnqueueRunsRequest:
+    message = content_pb2.Message(
+        message_id="probe",
+        role=content_pb2.ROLE_USER,
+        parts=[content_pb2.ContentPart(text="probe")],
+    )
+    spec = run_pb2.RunSpec(session_key="agent:main:probe:direct:probe", queue="acp")
+    item = ss.EnqueueItem(spec=spec, message=message, request_id=request_id, queue_policy=policy)
+    return ss.EnqueueRunsRequest(items=[item])
+
+
+def _suspension(
+    condition: run_pb2.WaitCondition, *, keep_lease: bool = False
+) -> ws.SuspendRunRequest:
+    return ws.SuspendRunRequest(condition=condition, hold_session_lane=True, keep_lease=keep_lease)
+
+
 NOT_IMPLEMENTED = BY_REASON["NOT_IMPLEMENTED"]
 SECONDS = 3.0
 
 
-def missing() -> dict[str, str]:
-    """`/package.Service/Method` of each RPC that answers `NOT_IMPLEMENTED`, and what it says."""
+# Options of calls that are there: what is tried, and the request that uses it.
+_ENQUEUE = "/conveyor.scheduler.v1.SchedulerService/EnqueueRuns"
+_SUSPEND = "/conveyor.scheduler.v1.WorkerService/SuspendRun"
+_STEER = "/conveyor.scheduler.v1.SchedulerService/SteerRun"
+OPTIONS: tuple[tuple[str, str, Message], ...] = (
+    *(
+        (_ENQUEUE, f"queue mode `{name}`", _message(lane_pb2.QueuePolicy(mode=mode)))
+        for name, mode in (
+            ("collect", lane_pb2.QUEUE_MODE_COLLECT),
+            ("interrupt", lane_pb2.QUEUE_MODE_INTERRUPT),
+        )
+    ),
+    (
+        _ENQUEUE,
+        "overflow rule `drop_oldest`",
+        _message(lane_pb2.QueuePolicy(overflow=lane_pb2.OVERFLOW_RULE_DROP_OLDEST)),
+    ),
+    (
+        _STEER,
+        "the answer to a question",
+        ss.SteerRunRequest(answer=question_pb2.Answer(question_id="q")),
+    ),
+    (
+        _SUSPEND,
+        "`keep_lease`",
+        _suspension(run_pb2.WaitCondition(children=run_pb2.ChildrenWait()), keep_lease=True),
+    ),
+    (
+        _SUSPEND,
+        "a wait for an approval",
+        _suspension(run_pb2.WaitCondition(approval=run_pb2.ApprovalWait(question_ids=["q"]))),
+    ),
+    (
+        _SUSPEND,
+        "a wait for a reservation",
+        _suspension(run_pb2.WaitCondition(limit=run_pb2.LimitWait(reservation_id="r"))),
+    ),
+)
+
+
+@dataclasses.dataclass
+class Missing:
+    """What answers `NOT_IMPLEMENTED`: RPCs with what they say, and options of RPCs that are there."""
+
+    rpcs: dict[str, str] = dataclasses.field(default_factory=dict)
+    options: list[tuple[str, str]] = dataclasses.field(default_factory=list)
+
+
+def missing() -> Missing:
+    """Starts the services in this process and calls everything. RPCs as `/package.Service/Method`."""
     return asyncio.run(_missing())
 
 
-async def _missing() -> dict[str, str]:
-    found: dict[str, str] = {}
+async def _missing() -> Missing:
+    found = Missing()
     async with contextlib.AsyncExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         addresses = dict(zip([*PROCESSES, "http"], _free_addresses(5), strict=True))
@@ -57,8 +131,33 @@ async def _missing() -> dict[str, str]:
             )
             channel = await stack.enter_async_context(make_channel(service.address))
             for name in services:
-                found.update(await _probe(channel, name))
+                found.rpcs.update(await _probe(channel, name))
+            if process == "scheduler_svc":  # alone so far: no worker takes the run away
+                lease_id = await _lease(channel)
+                for path, option, request in OPTIONS:
+                    if isinstance(request, ws.SuspendRunRequest):
+                        request.lease_id = lease_id
+                    if await _is_refused(channel, path, request):
+                        found.options.append((path.rpartition("/")[2], option))
     return found
+
+
+async def _lease(channel: aio.Channel) -> str:
+    """Accepts a run and takes it, as a worker would."""
+    await SchedulerServiceStub(channel).EnqueueRuns(_message(lane_pb2.QueuePolicy(), "leased"))
+    worker = ws.Worker(name="probe", incarnation=1)
+    request = ws.LeaseRunsRequest(worker=worker, queue="acp", max_runs=1)
+    request.wait.FromSeconds(round(SECONDS))
+    answer = await WorkerServiceStub(channel).LeaseRuns(request, timeout=2 * SECONDS)
+    return answer.leased_runs[0].lease.lease_id
+
+
+async def _is_refused(channel: aio.Channel, path: str, request: Message) -> bool:
+    if path != _ENQUEUE:
+        return await _call(channel, path, request, streams=False) is not None
+    enqueue: aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(path)
+    answer = ss.EnqueueRunsResponse.FromString(await enqueue(request.SerializeToString()))
+    return isinstance(from_proto(answer.results[0].error), NOT_IMPLEMENTED)
 
 
 def _settings(directory: Path, addresses: dict[str, str]) -> Settings:

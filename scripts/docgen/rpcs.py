@@ -56,13 +56,19 @@ def render(image: Path) -> str:
                 f"{comment}\n"
             )
             for method, text in zip(service.method, methods, strict=True):
-                feature = missing.get(f"/{full_name}/{method.name}")
+                feature = missing.rpcs.get(f"/{full_name}/{method.name}")
                 names.append(f"`{method.name}`" + ("*" if feature else ""))
                 details.append(f"\n### {method.name}\n\n{_signature(method)}\n\n")
                 if feature:
                     details.append(f"**Not yet.** {cell(feature)}\n\n")
                 details.append(f"{text}\n")
             overview.append(" ".join(names) + "\n")
+    options = "".join(f"- `{method}`: {option}\n" for method, option in missing.options)
     return (
-        NOTE + INTRO + "`*` marks what is not there yet.\n" + "".join(overview) + "".join(details)
+        NOTE
+        + INTRO
+        + "`*` marks what is not there yet.\n"
+        + "".join(overview)
+        + f"\nThese calls are there, these options of them not yet:\n\n{options}"
+        + "".join(details)
     )
