@@ -23,7 +23,8 @@ PATTERNS = {
     "a proxy": r"(?i)\bhttps?_proxy\s*=",
     "a note about the making": r"\b(?:TODO|FIXME|XXX|HACK)\b|(?i:co-authored-by"
     r"|generated (?:by|with) (?:an? )?(?:ai|llm|claude|gpt|copilot)\b|\bas an ai\b|\bissue #?\d+\b"
-    r"|\b(?:this|(?:the|a) (?:next|later)|(?:their|its) own) issue\b|\bSPEC\.md\b|\bhelper session\b)",
+    r"|\b(?:this|(?:the|a) (?:next|later)|(?:their|its) own) issue\b|\bSPEC\.md\b"
+    r"|\bhelper session\b)",
     "the end of a conflict": r"^(?:<{7}|>{7}) ",
 }
 # Settings of the package installer that name where this machine gets packages from.
