@@ -231,8 +231,11 @@ def message_id_for(request_id: str) -> str:
 
 def check_request_id(request_id: str, field_name: str = "request_id") -> None:
     """Refuse what can be no idempotency key of a client."""
-    if not 1 <= len(request_id) <= MAX_REQUEST_ID or not request_id.isprintable():
-        raise invalid_field(field_name, f"must have 1 to {MAX_REQUEST_ID} printable characters")
+    printable = request_id.isprintable() and " " not in request_id
+    if not 1 <= len(request_id) <= MAX_REQUEST_ID or not printable:
+        raise invalid_field(
+            field_name, f"must be 1 to {MAX_REQUEST_ID} printable characters without spaces"
+        )
     # `<run id>/<tool call id>` belongs to child runs: who could take such an id in advance would
     # keep another run from spawning.
     head, slash, _ = request_id.partition("/")

@@ -14,7 +14,6 @@ from gateway_svc.domain.routing import too_large
 from gateway_svc.http.metrics import Metrics
 from gateway_svc.http.wire import error_response
 from svckit.errors import ForeignOrigin, Internal, ServiceError, ShuttingDown
-from svckit.ids import new_ulid
 from svckit.logging import get_logger
 
 MAX_BODY_BYTES = 2 * 1024 * 1024
@@ -70,7 +69,7 @@ class Edge:
         try:
             await self._serve(scope, receive, answer)
         finally:
-            route = getattr(scope.get("route"), "path", "") or "other"
+            route = _route(scope)
             self._metrics.add(
                 REQUESTS, method=_method(scope), route=route, status=str(answer.status)
             )
@@ -94,10 +93,9 @@ class Edge:
             record_exception=False,
         ) as span:
             await self._answer(scope, limited, answer)
-            route = getattr(scope.get("route"), "path", "")
-            if route:
-                span.update_name(f"{_method(scope)} {route}")
-                span.set_attribute("http.route", route)
+            route = _route(scope)
+            span.update_name(f"{_method(scope)} {route}")
+            span.set_attribute("http.route", route)
             span.set_attribute("http.response.status_code", answer.status)
             if answer.status >= 500:
                 span.set_status(trace.StatusCode.ERROR)
@@ -105,21 +103,16 @@ class Edge:
     async def _answer(self, scope: Scope, receive: Receive, answer: _Answer) -> None:
         try:
             await self._app(scope, receive, answer)
-        except ServiceError as error:
-            await self._fail(error, scope, receive, answer)
         except Exception as error:
-            request_id = new_ulid()
-            log.error("request failed", request_id=request_id, exc_info=error)
-            failed = Internal(f"internal error; the log has it under {request_id}")
-            await self._fail(failed, scope, receive, answer)
-
-    async def _fail(
-        self, error: ServiceError, scope: Scope, receive: Receive, answer: _Answer
-    ) -> None:
-        if answer.started is not None:
-            log.error("stream broke off", reason=error.reason)
-            return
-        await error_response(error)(scope, receive, answer)
+            if not isinstance(error, ServiceError):
+                log.error("request failed", route=_route(scope), exc_info=error)
+            if answer.complete:
+                return  # the application has answered, and told us of it besides
+            if answer.started is not None:
+                log.error("answer broke off", problem=type(error).__name__)
+                return
+            problem = error if isinstance(error, ServiceError) else Internal("internal error")
+            await error_response(problem)(scope, receive, answer)
 
     def _refusal(self, headers: Headers, path: str) -> ServiceError | None:
         host, origin = headers.get("host"), headers.get("origin")
@@ -148,6 +141,7 @@ class _Answer:
         self._send = send
         self.status = 0
         self.started: float | None = None
+        self.complete = False
 
     async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start":
@@ -158,6 +152,8 @@ class _Answer:
                 headers[name] = value
             if "cache-control" not in headers:
                 headers["Cache-Control"] = "no-store"
+        elif not message.get("more_body", False):
+            self.complete = True
         await self._send(message)
 
 
@@ -183,6 +179,10 @@ def _foreign(header: str) -> ForeignOrigin:
         f"the {header} header names another site; add it to gateway.allowed_origins if it is yours",
         metadata={"header": header},
     )
+
+
+def _route(scope: Scope) -> str:
+    return getattr(scope.get("route"), "path", "") or "other"
 
 
 def _method(scope: Scope) -> str:

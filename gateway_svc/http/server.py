@@ -19,7 +19,7 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp
 
 from gateway_svc.http.wire import error_response
-from svckit.errors import ServiceError, StartError, invalid_field
+from svckit.errors import Internal, ServiceError, StartError, invalid_field
 from svckit.grpc.server import PortInUse
 
 CONSOLE = Path(__file__).parent.parent / "console"
@@ -36,6 +36,7 @@ def build_web(routers: list[APIRouter], allowed_origins: tuple[str, ...]) -> ASG
     web.mount("/", _Files(directory=CONSOLE, html=True))
     web.add_exception_handler(ServiceError, _on_service_error)
     web.add_exception_handler(HTTPException, _on_http_exception)
+    web.add_exception_handler(Exception, _on_unexpected)
     if not allowed_origins:
         return web
     return CORSMiddleware(
@@ -67,6 +68,11 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
     if error.status_code == 405:
         return error_response(invalid_field("method", "is not for this path"), 405)
     return error_response(invalid_field("request", "cannot be answered"), error.status_code)
+
+
+async def _on_unexpected(request: Request, error: Exception) -> Response:
+    """Answer for what nobody foresaw; the layer around us gets the error too, and logs it."""
+    return error_response(Internal("internal error"))
 
 
 class WebServer:

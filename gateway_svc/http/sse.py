@@ -39,9 +39,17 @@ async def event_stream(
         await asyncio.gather(first, return_exceptions=True)
         await responses.aclose()
         raise
-    return EventSourceResponse(
+    return _EventSource(
         _stream(first, responses, metrics), ping=15, sep="\n", headers={"Cache-Control": "no-store"}
     )
+
+
+class _EventSource(EventSourceResponse):
+    """Without the library's own watch for a shutdown: our streams end by themselves."""
+
+    @staticmethod
+    async def _listen_for_exit_signal() -> None:
+        await asyncio.Event().wait()
 
 
 async def _stream(
