@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import aclosing, asynccontextmanager, contextmanager
+from contextlib import aclosing, asynccontextmanager, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +29,6 @@ from conveyor.gateway.v1 import gateway_service_pb2 as gateway_pb
 from conveyor.scheduler.v1 import flow_service_pb2 as flow_pb
 from conveyor.scheduler.v1 import run_pb2
 from conveyor_client import ConveyorClient
-from conveyor_client.supervision.plan import free_addresses
 from svckit.grpc.channel import make_channel
 from svckit.testing import eventually
 
@@ -260,6 +261,26 @@ def running(directory: Path, toml: str = "", *, store: Path | None = None) -> It
         suite.stop()
     finally:
         suite.clean_up()
+
+
+def free_addresses(count: int) -> list[str]:
+    """Return loopback addresses on which nothing listens.
+
+    Below the ports that systems give to outgoing connections: a service that is killed must find
+    its port free when it comes back.
+    """
+    found: list[str] = []
+    while len(found) < count:
+        address = ("127.0.0.1", random.randrange(20_000, 32_000))
+        with closing(socket.socket()) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(address)
+            except OSError:
+                continue
+        text = f"{address[0]}:{address[1]}"
+        found += [text] if text not in found else []
+    return found
 
 
 def clean_environment(**extra: str) -> dict[str, str]:

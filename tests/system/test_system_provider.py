@@ -370,3 +370,23 @@ async def test_a_rejecting_model_is_a_typed_end_without_a_second_try(
 async def _root_of(client: ConveyorClient, session: str) -> str:
     """Return the newest run of a session."""
     return (await client.runs(run_pb2.RunFilter(session_key=session))).runs[0].run_id
+
+
+async def test_a_leaf_that_calls_a_tool_it_was_not_given_is_refused(
+    suite: Suite, client: ConveyorClient, provider: Provider, session: str
+) -> None:
+    """Two levels may spawn here. The third asks nevertheless, and its answer goes up the tree."""
+
+    def model(request: ChatRequest) -> Answer:
+        if answered(request):
+            return Reply("I was told: " + request.texts("tool")[-1])
+        return Reply("", [spawn("deeper")])
+
+    provider.rules = [model]
+    told = await chat(client, "deep", session_key=session, include_descendants=True)
+    flow = await client.flow(told.run_id)
+    assert [node.spawn.depth for node in flow.nodes] == [0, 1, 2]
+    log = await suite.events(flow.nodes[2].spec.session_key)
+    (ended,) = payloads(log, "tool_call_ended")
+    assert from_proto(ended.error).reason == "TURN_FAILED"
+    assert "cannot be started at this depth" in told.answer
