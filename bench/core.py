@@ -12,12 +12,13 @@ from pathlib import Path
 from grpc import aio
 
 from bench import echo, load
-from bench.processes import PYTHON, Workspace, free_addresses, process, serving, workspace
+from bench.processes import PYTHON, Workspace, process, serving, workspace
 from bench.report import Row
 from conveyor.common.v1 import content_pb2
 from conveyor.scheduler.v1 import lane_pb2, run_pb2
 from conveyor.scheduler.v1 import scheduler_service_pb2 as ss
 from conveyor.scheduler.v1.scheduler_service_pb2_grpc import SchedulerServiceStub
+from conveyor_client.supervision.addresses import free_addresses
 from svckit.grpc.channel import make_channel
 
 WIDTH = 64

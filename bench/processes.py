@@ -7,7 +7,6 @@ import contextlib
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -17,6 +16,7 @@ from pathlib import Path
 
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from conveyor_client.supervision.addresses import free_addresses
 from svckit.grpc.channel import make_channel
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -24,17 +24,6 @@ PYTHON = (sys.executable, "-m")
 CONVEYOR = str(Path(sys.executable).with_name("conveyor"))
 START_SECONDS = 30
 STOP_SECONDS = 15
-
-
-def free_addresses(count: int) -> list[str]:
-    """Loopback addresses that nothing listens on."""
-    sockets = [socket.socket() for _ in range(count)]
-    for sock in sockets:
-        sock.bind(("127.0.0.1", 0))
-    addresses = [f"127.0.0.1:{sock.getsockname()[1]}" for sock in sockets]
-    for sock in sockets:
-        sock.close()
-    return addresses
 
 
 @dataclass(frozen=True)

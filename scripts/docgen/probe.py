@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import dataclasses
 import importlib
-import socket
 import tempfile
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from conveyor.scheduler.v1 import scheduler_service_pb2 as ss
 from conveyor.scheduler.v1 import worker_service_pb2 as ws
 from conveyor.scheduler.v1.scheduler_service_pb2_grpc import SchedulerServiceStub
 from conveyor.scheduler.v1.worker_service_pb2_grpc import WorkerServiceStub
+from conveyor_client.supervision.addresses import free_addresses
 from svckit.errors import BY_REASON
 from svckit.grpc.channel import make_channel
 from svckit.grpc.status import from_proto, from_rpc_error
@@ -122,7 +122,7 @@ async def _missing() -> Missing:
     found = Missing()
     async with contextlib.AsyncExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        addresses = dict(zip([*PROCESSES, "http"], _free_addresses(5), strict=True))
+        addresses = dict(zip([*PROCESSES, "http"], free_addresses(5), strict=True))
         settings = _settings(directory, addresses)
         for process, services in PROCESSES.items():
             build = importlib.import_module(f"{process}.app").build
@@ -173,14 +173,6 @@ def _settings(directory: Path, addresses: dict[str, str]) -> Settings:
             "log": {"level": "error"},
         }
     )
-
-
-def _free_addresses(count: int) -> list[str]:
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for sock in sockets:
-            sock.bind(("127.0.0.1", 0))
-        return [f"127.0.0.1:{sock.getsockname()[1]}" for sock in sockets]
 
 
 async def _probe(channel: aio.Channel, service: str) -> list[tuple[str, str]]:
