@@ -6,6 +6,7 @@ in a directory of the test's own, so what is found there is exactly what the tes
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -120,10 +121,10 @@ acp = "{self.acp}"
         try:
             code = self._process.wait(within)
         except subprocess.TimeoutExpired:
+            self.abandon()
             raise AssertionError(f"not stopped after {within} s:\n{self.output}") from None
-        finally:
-            self.clean_up()
         took = time.monotonic() - began
+        self.clean_up()
         assert code == 0, f"exit code {code}:\n{self.output}"
         return took
 
@@ -141,27 +142,25 @@ acp = "{self.acp}"
         return code
 
     def clean_up(self) -> None:
-        """End what is left, so that one failure does not bring others. Raises when something was.
+        """End the test of a suite that should have ended: raises when anything is left."""
+        left = self.abandon()
+        assert not left, f"processes left: {left}\n{self.output}"
 
-        Harmless when all is well, and when it was called before.
-        """
+    def abandon(self) -> dict[str, int]:
+        """End whatever is left, so that one failure does not bring others; returns what was."""
         left = self.pids()
-        if self._process is not None:
-            ours = self._process.poll() is None
-            left.pop("up", None)
-            if ours:
-                self._process.kill()
-                self._process.wait(5)
-                left = wait_gone(self.pids, 10)
-            for pid in left.values():
+        # First the one that would start the others again.
+        for pid in sorted(left.values(), key=lambda pid: pid != left.get("up")):
+            with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
+        if self._process is not None:
+            self._process.wait(5)
             assert self._reader is not None
             self._reader.join(5)
             assert self._process.stdout is not None
             self._process.stdout.close()
             self._process = None
-            assert not ours, f"the suite was not stopped:\n{self.output}"
-            assert not left, f"processes left: {left}\n{self.output}"
+        return left
 
     @property
     def output(self) -> str:
@@ -258,9 +257,10 @@ def running(directory: Path, toml: str = "", *, store: Path | None = None) -> It
     try:
         suite.start()
         yield suite
-        suite.stop()
-    finally:
-        suite.clean_up()
+    except BaseException:
+        suite.abandon()
+        raise
+    suite.stop()
 
 
 def free_addresses(count: int) -> list[str]:

@@ -52,7 +52,7 @@ def test_it_tells_addresses_and_start_time_restarts_what_dies_and_stops(tmp_path
         assert suite.stop(signal.SIGINT) < STOP_BOUND
         assert suite.lines[-2:] == ["stopping", "stopped"]
     finally:
-        suite.clean_up()
+        suite.abandon()
 
 
 def test_nothing_is_left_when_up_itself_is_killed(tmp_path: Path) -> None:
@@ -64,7 +64,7 @@ def test_nothing_is_left_when_up_itself_is_killed(tmp_path: Path) -> None:
         suite.kill_up()
         assert wait_gone(suite.pids, STOP_BOUND) == {}
     finally:
-        suite.clean_up()
+        suite.abandon()
 
 
 def test_nothing_is_left_when_it_is_stopped_while_it_starts(tmp_path: Path) -> None:
@@ -75,7 +75,7 @@ def test_nothing_is_left_when_it_is_stopped_while_it_starts(tmp_path: Path) -> N
         assert suite.stop(signal.SIGINT) < STOP_BOUND
         assert "ready in" not in suite.output
     finally:
-        suite.clean_up()
+        suite.abandon()
 
 
 def test_a_taken_port_is_said_before_anything_starts(tmp_path: Path) -> None:
@@ -117,4 +117,4 @@ async def test_state_survives_a_stop_and_a_start(tmp_path: Path) -> None:
             assert replies(await suite.events("kept"))[1:] == ["later", "new"]
         suite.stop()
     finally:
-        suite.clean_up()
+        suite.abandon()
