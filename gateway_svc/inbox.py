@@ -11,7 +11,7 @@ from conveyor.gateway.v1 import session_pb2
 from conveyor.scheduler.v1 import lane_pb2
 from conveyor.scheduler.v1 import scheduler_service_pb2 as ss
 from gateway_svc.auth import Principal, Scope
-from gateway_svc.domain.keys import SessionKey
+from gateway_svc.domain.keys import DEFAULT_CHANNEL, SessionKey
 from gateway_svc.domain.reply_route import ReplyAddress
 from gateway_svc.domain.routing import (
     KnownSession,
@@ -80,7 +80,7 @@ class Inbox:
         key = choose_session(
             inbound, caller=principal.name, rules=self._rules, field_name="inbound.session_key"
         )
-        address = address or ReplyAddress(channel=key.channel, peer=key.peer)
+        address = address or ReplyAddress(channel=DEFAULT_CHANNEL, peer=key.peer)
 
         def routed(known: KnownSession | None) -> Routed:
             return route(

@@ -1,0 +1,238 @@
+"""The console in a real browser, in front of a real gateway and scheduler."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+
+from conveyor.agent.v1 import agent_service_pb2 as ag
+from gateway_svc.app import GatewayApp
+from svckit.testing import eventually, free_port
+from svckit.worker import Outcome
+from tests.browser.conftest import Browser
+from tests.service.gateway.suite import Suite, Turn, delegating, suite
+
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(120)]
+
+REQUEST = "Do three things"
+TASKS = ("research a market trend", "analyse competitors", "draft a summary")
+HOSTILE = (
+    "**Bold** and `code` <img src=x onerror=alert(1)> <script>alert(2)</script>\n\n"
+    "- one\n- two\n\n[a link](https://example.com/) [bad](javascript:alert(3))"
+)
+
+
+def address(around: Suite) -> str:
+    app = around.gateway.app
+    assert isinstance(app, GatewayApp)
+    return f"http://{app.http_address}/"
+
+
+async def write(page: Any, text: str) -> None:
+    await page.fill("#composer-text", text)
+    await page.keyboard.press("Enter")
+
+
+async def seen(page: Any, selector: str, text: str | re.Pattern[str]) -> Any:
+    found = page.locator(selector, has_text=text).first
+    await found.wait_for(timeout=15_000)
+    return found
+
+
+async def test_a_delegated_request_is_watched_from_start_to_end(
+    tmp_path: Path, browser: Browser
+) -> None:
+    async with suite(tmp_path) as around, around.serve():
+        around.agent.on(REQUEST, delegating(*TASKS))
+        for task in TASKS:
+            around.agent.hold(task)
+        page = await browser.open(address(around))
+        await seen(page, "#link-text", "ready")
+        await write(page, REQUEST)
+
+        # The tree grows while the children work, and the lanes show their slots.
+        await seen(page, ".node", REQUEST)
+        for task in TASKS:
+            node = await seen(page, ".tree ul ul .node", task)
+            await node.locator(".tag", has_text="running").wait_for()
+        await (
+            page.locator(".node", has_text=REQUEST)
+            .locator(".tag", has_text="waits for children")
+            .wait_for()
+        )
+        await seen(page, ".lane", "3/8")
+        assert await page.locator(".card").count() == 0
+        assert await page.locator("#stop").is_visible()
+
+        # Each announcement comes as its child ends.
+        for count, task in enumerate(TASKS, start=1):
+            around.agent.let_go(task)
+            card = await seen(page, ".card", task)
+            await card.locator(".tag", has_text="done").wait_for()
+            assert await page.locator(".card").count() == count
+
+        # One joined answer, and a tree that is done, with times.
+        answer = await seen(page, ".row.agent .bubble", "echo: draft a summary")
+        assert "echo: research a market trend" in await answer.inner_text()
+        assert await page.locator(".row.agent").count() == 1
+        await page.locator(".node.good").nth(3).wait_for()
+        figures = await page.locator("#flow-summary").inner_text()
+        assert re.search(r"4 runs\s+[\d.]+ s", figures)
+        assert not await page.locator("#stop").is_visible()
+        await page.screenshot(path=str(tmp_path / "console.png"))
+
+    # Nothing from elsewhere, ever.
+    assert {urlsplit(url).hostname for url in browser.asked} == {"127.0.0.1"}
+
+
+async def test_text_streams_and_is_never_markup(tmp_path: Path, browser: Browser) -> None:
+    go_on = asyncio.Event()
+
+    async def slowly(turn: Turn) -> Outcome:
+        await turn.say("The first half ")
+        await go_on.wait()
+        await turn.say("and the second. ")
+        return turn.reply(HOSTILE)
+
+    async with suite(tmp_path) as around, around.serve():
+        around.agent.on("stream", slowly)
+        page = await browser.open(address(around))
+        await write(page, "stream")
+        streaming = await seen(page, ".row.streaming .bubble", "The first half")
+        assert "second" not in await streaming.inner_text()
+        go_on.set()
+        bubble = await seen(page, ".row.agent:not(.streaming) .bubble", "Bold")
+        assert await page.locator(".row.agent").count() == 1
+        assert await bubble.locator("strong").inner_text() == "Bold"
+        assert await bubble.locator("code").inner_text() == "code"
+        assert await bubble.locator("li").count() == 2
+        assert await bubble.locator("img, script").count() == 0
+        assert "<script>alert(2)</script>" in await bubble.inner_text()
+        links = bubble.locator("a")
+        assert await links.count() == 1
+        assert await links.get_attribute("href") == "https://example.com/"
+        assert await links.get_attribute("rel") == "noopener noreferrer"
+
+
+async def test_the_page_goes_on_when_the_gateway_restarts(tmp_path: Path, browser: Browser) -> None:
+    async with suite(tmp_path) as around:
+        around.environ["CONVEYOR_GATEWAY__HTTP"] = f"127.0.0.1:{free_port()}"
+        around.agent.on("go", delegating("one", "two"))
+        for task in ("one", "two"):
+            around.agent.hold(task)
+        async with around.serve():
+            page = await browser.open(address(around))
+            await write(page, "go")
+            await seen(page, ".tree ul ul .node", "two")
+            around.agent.let_go("one")
+            await seen(page, ".card", "one")
+        await seen(page, "#link-text", "reconnecting")
+        # The child ends while nobody can see it.
+        around.agent.let_go("two")
+        async with around.serve():
+            await seen(page, "#link-text", "live")
+            await seen(page, ".card", "two")
+            await seen(page, ".row.agent .bubble", "echo: one; echo: two")
+            assert await page.locator(".card").count() == 2
+            assert await page.locator(".row").count() == 2
+            await write(page, "after")
+            await seen(page, ".row.agent .bubble", "echo: after")
+
+
+async def test_sessions_are_apart_and_survive_a_reload(tmp_path: Path, browser: Browser) -> None:
+    async with suite(tmp_path) as around, around.serve():
+        agents = ag.ListAgentsResponse(agents=[ag.Agent(agent_id="main")])
+        around.agents.always("ListAgents", agents)
+        page = await browser.open(address(around))
+        await write(page, "from the first")
+        await seen(page, ".row.agent .bubble", "echo: from the first")
+        await page.click("#new-session")
+        await seen(page, ".empty", "Nothing has been said here yet")
+        await write(page, "from the second")
+        await seen(page, ".row.agent .bubble", "echo: from the second")
+        assert await page.locator(".row").count() == 2
+        await page.reload()
+        await seen(page, ".row.agent .bubble", "echo: from the second")
+        await page.locator(".session", has_text="local").click()
+        await seen(page, ".row.agent .bubble", "echo: from the first")
+        assert await page.locator(".row").count() == 2
+        assert await page.locator(".session").count() == 2
+
+
+async def test_a_flow_is_stopped_and_the_next_message_answered(
+    tmp_path: Path, browser: Browser
+) -> None:
+    async with suite(tmp_path) as around, around.serve():
+        around.agent.on("go", delegating("endless"))
+        around.agent.hold("endless")
+        page = await browser.open(address(around))
+        await write(page, "go")
+        await seen(page, ".tree ul ul .node", "endless")
+        await eventually(lambda: "endless" in around.agent.started)
+        await page.click("#stop")
+        await seen(page, ".note", "Stopped")
+        await page.locator(".node.bad").nth(1).wait_for()
+        await write(page, "hello")
+        await seen(page, ".row.agent .bubble", "echo: hello")
+
+
+async def test_a_refused_message_says_why(tmp_path: Path, browser: Browser) -> None:
+    async with suite(tmp_path, CONVEYOR_LANES__SESSION__CAP="1") as around, around.serve():
+        around.agent.hold("first")
+        page = await browser.open(address(around))
+        await write(page, "first")
+        await eventually(lambda: around.agent.started == ["first"])
+        await write(page, "second")
+        await (
+            page.locator(".row", has_text="second")
+            .locator("text=sending")
+            .wait_for(state="detached")
+        )
+        await write(page, "third")
+        browser_expects_a_429(browser)
+        await seen(page, ".meta", "Not sent")
+        around.agent.let_go("first")
+        await seen(page, ".row.agent .bubble", "echo: second")
+
+
+def browser_expects_a_429(browser: Browser) -> None:
+    class Forgiving(list[str]):
+        def append(self, text: str) -> None:
+            if "429" not in text:
+                super().append(text)
+
+    browser.problems = Forgiving(text for text in browser.problems if "429" not in text)
+
+
+@pytest.mark.parametrize("width", [360, 768, 1360])
+async def test_it_fits_every_width_and_the_keyboard(
+    tmp_path: Path, browser: Browser, width: int
+) -> None:
+    async with suite(tmp_path) as around, around.serve():
+        around.agent.on("go", delegating("one with quite a long label that goes on and on", "two"))
+        page = await browser.open(address(around), width=width, height=800)
+        await write(page, "go")
+        await page.locator(".node.good").nth(2).wait_for()
+        overflow = await page.evaluate(
+            "document.documentElement.scrollWidth - document.documentElement.clientWidth"
+        )
+        assert overflow <= 0
+        unnamed = await page.evaluate(
+            """[...document.querySelectorAll('button, select, textarea, a')].filter((node) =>
+               !(node.textContent.trim() || node.getAttribute('aria-label')
+                 || node.labels?.length)).map((node) => node.outerHTML)"""
+        )
+        assert unnamed == []
+        # Everything can be reached without a mouse, the message box with one key.
+        await page.reload()
+        await page.keyboard.press("Tab")
+        assert await page.evaluate("document.activeElement.className") == "skip"
+        await page.keyboard.press("Enter")
+        await page.keyboard.press("Tab")
+        order = await page.evaluate("document.activeElement.id")
+        assert order in ("composer-text", "mode")
