@@ -101,8 +101,15 @@ def _adopt(
 ) -> None:
     inputs = _inputs_decoder.decode(run.inputs)
     quoted = quote(inputs)
+    # When it was said, not when somebody first looked: adoption may come much later.
+    last_step = sa.select(sa.func.max(t.steps.c.create_us)).where(
+        t.steps.c.run_id == run.run_id, t.steps.c.turn == what.turn
+    )
+    said_us = db.scalar(last_step) or now_us
     reply = (
-        text_message(f"{run.run_id}-{what.turn}", "agent", what.text, now_us) if what.text else None
+        text_message(f"{run.run_id}-{what.turn}", "agent", what.text, said_us)
+        if what.text
+        else None
     )
     _insert_exchange(
         db,

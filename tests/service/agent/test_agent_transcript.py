@@ -42,6 +42,16 @@ async def test_a_reply_is_listed_once_it_was_accepted(
     assert await listed(stub) == ["user: [[reply: one]]", "agent: one"]
 
 
+async def test_a_reply_is_dated_when_it_was_said_not_when_it_was_first_listed(
+    scheduler: FakeScheduler, agent: InProcess, stub: agent_grpc.AgentServiceStub
+) -> None:
+    await scheduler.answer(scheduler.leased("[[reply: one]]"))
+    said_by = agent.context.clock.now_us()
+    scheduler.runs["R1"].state = SUCCEEDED
+    response = await stub.ListMessages(pb.ListMessagesRequest(session_key=SESSION))
+    assert response.messages[1].create_time.ToMicroseconds() <= said_by
+
+
 async def test_messages_come_in_pages(
     scheduler: FakeScheduler, agent: InProcess, stub: agent_grpc.AgentServiceStub
 ) -> None:
