@@ -35,7 +35,11 @@ function follow(key) {
   const shown = view(key);
   shown.stream?.close();
   shown.stream = new SessionStream(key, {
-    message: (response) => { shown.model.take(response); redraw(); },
+    message: (response) => {
+      shown.model.take(response);
+      if (response.event?.run_state_changed && shown.model.live) soonLanes();
+      redraw();
+    },
     state: (state) => { shown.state = state; redraw(); },
     compacted: () => loadOld(key),
   }, shown.stream?.token || "");
@@ -161,6 +165,14 @@ async function loadLanes() {
   try {
     drawLanes((await api.lanes()).lanes || []);
   } catch { /* as above */ }
+}
+
+// A run changed its state, so a slot did too: ask now, but not for each of many.
+let lanesAsked = false;
+function soonLanes() {
+  if (lanesAsked) return;
+  lanesAsked = true;
+  setTimeout(() => { lanesAsked = false; loadLanes(); }, 200);
 }
 
 function every(milliseconds, work) {
