@@ -11,7 +11,8 @@ from collections.abc import AsyncIterator, Awaitable, Iterator
 
 import pytest
 
-from conveyor.scheduler.v1 import lane_pb2, run_pb2
+from conveyor.events.v1 import event_pb2
+from conveyor.scheduler.v1 import announcement_pb2, lane_pb2, run_pb2
 from conveyor_client import ConveyorClient
 from svckit.grpc.status import from_proto
 from svckit.testing import eventually, free_port
@@ -52,6 +53,11 @@ max_spawn_depth = 2
 [agents.list.main]
 [agents.list.lost]
 model = "gone:big"
+[agents.list.brisk.subagents]
+yield_after_seconds = 0.2
+[agents.list.each.subagents]
+announce = "each"
+wait = false
 [runs]
 max_attempts = 2
 [providers.local]
@@ -139,7 +145,7 @@ async def test_a_background_child_that_settles_while_its_parents_turn_is_executi
     assert told.ended.turn == 2
     assert replies(told.events) == ["I have started it.", "Closing: quick result"]
     resumed = [c.resume_reason for c in payloads(told.events, "run_state_changed")]
-    assert 2 in resumed  # CHILD_UNTOLD
+    assert announcement_pb2.RESUME_REASON_CHILD_UNTOLD in resumed
     assert len(payloads(told.events, "child_announced")) == 1
 
 
@@ -219,7 +225,11 @@ async def test_a_yield_followed_by_another_message(
     assert "> dig" in last_user(closing), "it knows which message it answers"
     log = await suite.events(session)
     assert replies(log) == ["sunny", "Here it is: gold"]
-    interim = [text_of(m.message) for m in payloads(log, "message_completed") if m.kind == 3]
+    interim = [
+        text_of(m.message)
+        for m in payloads(log, "message_completed")
+        if m.kind == event_pb2.MESSAGE_KIND_INTERIM
+    ]
     assert interim == ["I'll get back to you."]
 
 
@@ -390,3 +400,74 @@ async def test_a_leaf_that_calls_a_tool_it_was_not_given_is_refused(
     (ended,) = payloads(log, "tool_call_ended")
     assert from_proto(ended.error).reason == "TURN_FAILED"
     assert "cannot be started at this depth" in told.answer
+
+
+async def test_a_long_wait_gives_the_lane_to_the_message_behind_it(
+    suite: Suite, client: ConveyorClient, provider: Provider, session: str
+) -> None:
+    """The customer hears once that it takes longer, and may go on talking meanwhile."""
+    session = session.replace(":main:", ":brisk:")
+    working = Gate()
+
+    def model(request: ChatRequest) -> Answer | Awaitable[Answer]:
+        text = last_user(request)
+        if text == "long work":
+            return working.then(Reply("long result"))
+        if text == "meanwhile?":
+            return Reply("Meanwhile this.")
+        if "Work that you started" in text:
+            return Reply("At last: " + ("long result" if "long result" in text else "?"))
+        return Reply("Give me a moment.", [spawn("long work")])
+
+    provider.rules = [model]
+    first = asyncio.create_task(chat(client, "begin", session_key=session))
+    await working.until_reached()
+    second = await chat(client, "meanwhile?", session_key=session)
+    assert second.answer == "Meanwhile this."
+    working.open()
+    told = await first
+    assert told.answer == "At last: long result"
+    said = [
+        (m.kind, text_of(m.message))
+        for m in payloads(await suite.events(session), "message_completed")
+        if m.kind in (event_pb2.MESSAGE_KIND_INTERIM, event_pb2.MESSAGE_KIND_REPLY)
+    ]
+    assert said == [
+        (event_pb2.MESSAGE_KIND_INTERIM, "Give me a moment."),
+        (event_pb2.MESSAGE_KIND_REPLY, "Meanwhile this."),
+        (event_pb2.MESSAGE_KIND_REPLY, "At last: long result"),
+    ]
+
+
+async def test_children_in_the_background_are_told_one_by_one_when_configured(
+    suite: Suite, client: ConveyorClient, provider: Provider, session: str
+) -> None:
+    session = session.replace(":main:", ":each:")
+    slow = Gate()
+
+    def model(request: ChatRequest) -> Answer | Awaitable[Answer]:
+        text = last_user(request)
+        if text == "slow":
+            return slow.then(Reply("slow result"))
+        if text == "fast":
+            return Reply("fast result")
+        if "Work that you started" in text:
+            return Reply("Now: " + ("slow" if "slow result" in text else "fast"))
+        if answered(request):
+            return Reply("Both are under way.")
+        # Without `wait`: what the agent's configuration says.
+        calls = [ToolCall("sessions_spawn", {"task": task}) for task in ("fast", "slow")]
+        return Reply("", calls)
+
+    provider.rules = [model]
+    chatting = asyncio.create_task(chat(client, "both", session_key=session))
+    await slow.until_reached()
+
+    async def told_of_the_fast_one() -> bool:
+        return "Now: fast" in replies(await suite.events(session))
+
+    await eventually(told_of_the_fast_one)
+    slow.open()
+    told = await chatting
+    assert replies(told.events) == ["Both are under way.", "Now: fast", "Now: slow"]
+    assert told.ended.turn == 3

@@ -17,7 +17,9 @@ from tests.system.harness import (
     SUCCEEDED,
     Suite,
     chat,
+    flow_where,
     replies,
+    run_where,
     wait_gone,
 )
 
@@ -91,30 +93,36 @@ def test_a_taken_port_is_said_before_anything_starts(tmp_path: Path) -> None:
 
 
 async def test_state_survives_a_stop_and_a_start(tmp_path: Path) -> None:
+    """Also a stop in the middle of long work, which is handed back and costs no attempt."""
     suite = Suite(tmp_path)
     try:
         suite.start()
         async with suite.client() as client:
             told = await chat(client, CLASSIC, session_key="kept")
-            waiting = await client.send("[[sleep: 300ms]] [[reply: later]]", session_key="kept")
             before = await client.flow(told.run_id)
             said = (await client.messages("kept")).messages
-        suite.stop()
+            text = "[[spawn: [[sleep: 60s]]]] [[spawn: [[sleep: 60s]]]]"
+            long = (await client.send(text, session_key="long")).accepted.run.run_id
+            await flow_where(client, long, suspended=1, running=2)
+            await client.update_lane("main", 0)
+            waiting = await client.send("[[reply: later]]", session_key="kept")
+        assert suite.stop(signal.SIGINT) < STOP_BOUND
+        assert "was killed" not in suite.output
 
         suite.start()
         async with suite.client() as client:
-            after = await client.flow(told.run_id)
-            assert after == before
-            assert list((await client.messages("kept")).messages)[: len(said)] == list(said)
-            assert [s.session_key for s in (await client.sessions()).sessions] == ["kept"]
-            # What was accepted before the stop is answered after it.
-            again = await chat(
-                client, "[[reply: new]]", session_key="kept", request_id="after-the-start"
-            )
-            assert again.ended.state == SUCCEEDED
-            late = (await client.run(waiting.accepted.run.run_id)).run
-            assert late.state == SUCCEEDED
-            assert replies(await suite.events("kept"))[1:] == ["later", "new"]
+            assert await client.flow(told.run_id) == before
+            assert list((await client.messages("kept")).messages) == list(said)
+            sessions = [s.session_key for s in (await client.sessions()).sessions]
+            assert sorted(sessions) == ["kept", "long"]
+            # A limit that was set by hand stays; what was accepted is answered once it may start.
+            await client.update_lane("main", None)
+            await run_where(client, waiting.accepted.run.run_id, SUCCEEDED)
+            assert replies(await suite.events("kept"))[1:] == ["later"]
+            flow = await flow_where(client, long, suspended=1, running=2)
+            assert [node.attempt for node in flow.nodes] == [1, 1, 1]
+            await client.cancel_flow(long)
+            await flow_where(client, long, cancelled=3)
         suite.stop()
     finally:
         suite.abandon()
