@@ -28,10 +28,10 @@ async def _measure(parts: list[str], *, quick: bool) -> str:
     return report.table(rows)
 
 
-def _document(table: str) -> str:
+def _document(machine: str, table: str) -> str:
     return f"""# Performance
 
-Made by `make bench ARGS=--write` on {report.machine()}.
+Made by `make bench ARGS=--write` on {machine}.
 
 The first row is the yardstick: a server that does nothing but answer, called by the same client on
 the same machine in the same run. *Rate to echo* is how many echo calls fit into the time of one,
@@ -55,11 +55,12 @@ def main() -> None:
     parts = arguments.parts.split(",")
     if unknown := set(parts) - set(PARTS):
         parser.error(f"no such part: {', '.join(sorted(unknown))}")
+    machine = report.machine()
     table = asyncio.run(_measure(parts, quick=arguments.quick))
-    print(report.machine())
+    print(machine)
     print(table, end="")
     if arguments.write:
-        DOCUMENT.write_text(_document(table), encoding="utf-8")
+        DOCUMENT.write_text(_document(machine, table), encoding="utf-8")
 
 
 if __name__ == "__main__":

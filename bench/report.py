@@ -64,6 +64,10 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def machine() -> str:
-    """What the figures depend on most."""
+    """What the figures depend on most. Ask before measuring: the load is that of others."""
     system = f"{platform.system()} {platform.machine()}"
-    return f"{system}, {os.cpu_count()} cores, Python {platform.python_version()}"
+    load = os.getloadavg()[0]
+    return (
+        f"{system}, {os.cpu_count()} cores, Python {platform.python_version()}, "
+        f"load average {load:.1f} before the start"
+    )
