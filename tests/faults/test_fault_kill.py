@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import json
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
+from typing import Any
 
+import httpx
 import pytest
 
 from conveyor.events.v1 import event_pb2
@@ -13,6 +17,7 @@ from conveyor.scheduler.v1 import run_pb2
 from conveyor_client import ConveyorClient
 from svckit.testing import eventually
 from tests.system.harness import (
+    CLASSIC,
     MODULES,
     SUCCEEDED,
     TERMINAL,
@@ -25,6 +30,7 @@ from tests.system.harness import (
     replies,
     run_where,
     running,
+    sse,
 )
 
 LEASE_SECONDS = 15.0
@@ -169,3 +175,91 @@ async def test_messages_that_are_being_accepted_while_the_scheduler_dies_are_kep
     answers = [a for n in range(4) for a in replies(await suite.events(f"{session}-{n}"))]
     assert sorted(answers, key=int) == [str(n) for n in range(24)]
     await until_back(suite, "scheduler", before)
+
+
+async def test_a_reader_of_server_sent_events_goes_on_behind_a_killed_gateway(
+    suite: Suite, client: ConveyorClient, session: str
+) -> None:
+    before = len(suite.lines)
+    run_id = (await client.send(DELEGATED, session_key=session)).accepted.run.run_id
+    last, seen, killed = "", [], False
+    async with httpx.AsyncClient(base_url=suite.http, timeout=20) as http:
+        while not seen or "RUN_STATE_SUCCEEDED" not in str(seen[-1]):
+            with contextlib.suppress(httpx.TransportError):
+                async for item in read_sse(http, session, last):
+                    last = item.get("id", last)
+                    if item["event"] != "event":
+                        continue
+                    seen.append(json.loads(item["data"])["event"])
+                    if len(payload_names(seen, "child_spawned")) == 3 and not killed:
+                        suite.kill("gateway")
+                        killed = True
+                    if "RUN_STATE_SUCCEEDED" in str(seen[-1].get("run_state_changed")):
+                        break
+            if killed:
+                await until_back(suite, "gateway", before)
+    assert [int(event["sequence"]) for event in seen] == list(range(1, len(seen) + 1))
+    assert len(payload_names(seen, "child_announced")) == 3
+    await run_where(client, run_id, SUCCEEDED)
+
+
+async def read_sse(
+    http: httpx.AsyncClient, session: str, last: str
+) -> AsyncIterator[Mapping[str, str]]:
+    """Yield what the events of a session are, behind the id `last`."""
+    headers = {"Last-Event-ID": last} if last else {}
+    async with (
+        http.stream("GET", f"/v1/sessions/{session}/events", headers=headers) as response,
+        sse(response.aiter_lines()) as items,
+    ):
+        async for item in items:
+            if "event" in item:
+                yield item
+
+
+def payload_names(events: list[dict[str, Any]], name: str) -> list[Any]:
+    return [event[name] for event in events if name in event]
+
+
+async def test_ten_requests_at_once_outlive_three_kills(
+    suite: Suite, client: ConveyorClient, session: str
+) -> None:
+    """Two per customer, so that order is at stake too."""
+    before = len(suite.lines)
+    keys = [f"{session}-{n % 5}" for n in range(10)]
+    known = {run.run_id for run in (await client.runs(page_size=500)).runs}
+    chatting = [asyncio.create_task(chat(client, CLASSIC, session_key=key)) for key in keys]
+
+    async def started(runs: int) -> bool:
+        now = {run.run_id for run in (await client.runs(page_size=500)).runs}
+        return len(now - known) >= runs
+
+    for service, runs in (("agent", 3), ("scheduler", 12), ("gateway", 24)):
+        await eventually(lambda wanted=runs: started(wanted), timeout=30)
+        suite.kill(service)
+    told = [await task for task in chatting]
+    assert len({each.run_id for each in told}) == 10
+    for each, key in zip(told, keys, strict=True):
+        log = await suite.events(key)
+        mine = [event for event in log if event.flow_id == each.run_id]
+        assert len(replies(mine)) == 1
+        assert len(payloads(mine, "child_announced")) == 3
+        assert [event.sequence for event in each.events] == [event.sequence for event in mine]
+    for key in set(keys):
+        check_one_at_a_time(await suite.events(key))
+    for service in ("agent", "scheduler", "gateway"):
+        await until_back(suite, service, before)
+
+
+def check_one_at_a_time(log: list[event_pb2.Event]) -> None:
+    """Runs of one session, none of which gives its lane back, follow each other."""
+    holder = ""
+    for event in log:
+        if event.WhichOneof("payload") != "run_state_changed":
+            continue
+        state = event.run_state_changed.state
+        if state == run_pb2.RUN_STATE_RUNNING:
+            assert holder in ("", event.run_id)
+            holder = event.run_id
+        elif state in TERMINAL:
+            holder = ""

@@ -12,11 +12,11 @@ from tests.system.harness import Suite, nothing_unfinished, running
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if "tests/system/" in item.nodeid or "tests/faults/" in item.nodeid:
+        if "tests/system/" in item.nodeid:
             item.add_marker(pytest.mark.system)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Suite]:
     with running(tmp_path_factory.mktemp("suite")) as suite:
         yield suite
