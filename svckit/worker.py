@@ -74,6 +74,8 @@ class _Turn:
         self.handler: asyncio.Task[Outcome] | None = None
         self.watchdog: asyncio.TimerHandle | None = None
         self.releasing = False
+        # The call that ends the turn is under way: it alone says what became of the lease.
+        self.ending = False
         self.stopping = asyncio.Event()
 
     @property
@@ -266,7 +268,9 @@ class Worker:
             if turn.lease_id not in self._turns:
                 continue
             if status.lost:
-                self._lose(turn, "lease lost")
+                # An answer that crossed the end of the turn: that spent the lease, nobody took it.
+                if not turn.ending:
+                    self._lose(turn, "lease lost")
                 continue
             self._extended(turn, status.lease, sent)
             turn.public.offer(status.steered)
@@ -387,6 +391,7 @@ class Worker:
 
     async def _end(self, turn: _Turn, outcome: Outcome) -> None:
         """Tell the scheduler how the turn ended, until it answers or the lease is over."""
+        turn.ending = True
         try:
             await self._until_answered(turn, self._ending(turn, outcome))
         except LeaseLost:

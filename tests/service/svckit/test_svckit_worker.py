@@ -253,6 +253,29 @@ async def test_a_lease_that_cannot_be_extended_is_given_up_before_it_ends() -> N
     assert not scheduler.calls("FailRun")
 
 
+async def test_an_extension_that_crosses_the_end_of_a_turn_does_not_stop_it(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The scheduler had ended the turn; its answer to an extension came before that to the end."""
+    scheduler = FakeScheduler()
+    answer = asyncio.Event()
+
+    async def complete(request: ws.CompleteRunsRequest) -> Any:
+        scheduler.lost.add("lease-a")
+        await answer.wait()
+        return ws.CompleteRunsResponse(results=[ws.CompletionResult(run=run_pb2.Run())])
+
+    scheduler.script.always("CompleteRuns", complete)
+    async with working(scheduler, Recorder(Complete(REPLY))):
+        scheduler.offer("a")
+        await eventually(lambda: bool(scheduler.lost))
+        extended = len(scheduler.calls("ExtendLeases"))
+        await eventually(lambda: len(scheduler.calls("ExtendLeases")) > extended + 1)
+        answer.set()
+    assert "turn stopped" not in caplog.text
+    assert len(scheduler.calls("CompleteRuns")) == 1
+
+
 async def test_lease_lost_raised_by_the_handler_is_the_same() -> None:
     scheduler, handler = FakeScheduler(), Recorder(LeaseLost("gone"))
     scheduler.offer("a")
