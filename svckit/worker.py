@@ -208,6 +208,9 @@ class Worker:
                 worker=self._worker, queue=self._queue, max_runs=min(free, MAX_POLL_RUNS)
             )
             request.wait.FromMilliseconds(round(self._poll_wait * 1000))
+            # An answer that got lost on its way here held leases that nobody works on.
+            request.held.SetInParent()
+            request.held.lease_ids.extend(self._turns)
             try:
                 response = await self._poll(request)
             except ServiceError as err:

@@ -113,6 +113,7 @@ class LeaseRunsRequest(_message.Message):
     QUEUE_FIELD_NUMBER: _builtins.int
     MAX_RUNS_FIELD_NUMBER: _builtins.int
     WAIT_FIELD_NUMBER: _builtins.int
+    HELD_FIELD_NUMBER: _builtins.int
     queue: _builtins.str
     """The queue to serve: `agent` or `acp`."""
     max_runs: _builtins.int
@@ -127,6 +128,13 @@ class LeaseRunsRequest(_message.Message):
         deadline must be later by at least 5 s.
         """
 
+    @_builtins.property
+    def held(self) -> Global___HeldLeases:
+        """What the worker holds now. Leases of this incarnation that are not named got lost on their way
+        to the worker: their runs go back to the head of their session lanes at once, uncounted. Unset
+        compares nothing. A worker that sets it has one poll at a time.
+        """
+
     def __init__(
         self,
         *,
@@ -134,14 +142,39 @@ class LeaseRunsRequest(_message.Message):
         queue: _builtins.str = ...,
         max_runs: _builtins.int = ...,
         wait: _duration_pb2.Duration | None = ...,
+        held: Global___HeldLeases | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["wait", b"wait", "worker", b"worker"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["held", b"held", "wait", b"wait", "worker", b"worker"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_runs", b"max_runs", "queue", b"queue", "wait", b"wait", "worker", b"worker"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["held", b"held", "max_runs", b"max_runs", "queue", b"queue", "wait", b"wait", "worker", b"worker"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___LeaseRunsRequest: _TypeAlias = LeaseRunsRequest  # noqa: Y015
+
+@_typing.final
+class HeldLeases(_message.Message):
+    """The leases of one worker."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LEASE_IDS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def lease_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """In any order. Empty means that it holds none. At most 1024."""
+
+    def __init__(
+        self,
+        *,
+        lease_ids: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["lease_ids", b"lease_ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___HeldLeases: _TypeAlias = HeldLeases  # noqa: Y015
 
 @_typing.final
 class LeaseRunsResponse(_message.Message):

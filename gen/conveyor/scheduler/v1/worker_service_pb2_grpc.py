@@ -99,9 +99,9 @@ class WorkerServiceServicer:
         """Waits for ready runs and leases them.
 
         Long poll: returns as soon as at least one run is ready, or empty after `wait`, or empty when
-        the server drains. Not idempotent: a lost response costs one lease time to live. The first call
-        of a new incarnation voids all leases of the one before. The response stays below 4 MiB; fewer
-        runs come if needed. Fails with `WORKER_REPLACED`.
+        the server drains. Not idempotent: a lost response costs one lease time to live, unless the next
+        call says what is held. The first call of a new incarnation voids all leases of the one before.
+        The response stays below 4 MiB; fewer runs come if needed. Fails with `WORKER_REPLACED`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

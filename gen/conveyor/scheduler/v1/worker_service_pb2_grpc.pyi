@@ -50,9 +50,9 @@ class WorkerServiceStub:
     """Waits for ready runs and leases them.
 
     Long poll: returns as soon as at least one run is ready, or empty after `wait`, or empty when
-    the server drains. Not idempotent: a lost response costs one lease time to live. The first call
-    of a new incarnation voids all leases of the one before. The response stays below 4 MiB; fewer
-    runs come if needed. Fails with `WORKER_REPLACED`.
+    the server drains. Not idempotent: a lost response costs one lease time to live, unless the next
+    call says what is held. The first call of a new incarnation voids all leases of the one before.
+    The response stays below 4 MiB; fewer runs come if needed. Fails with `WORKER_REPLACED`.
     """
     ExtendLeases: _grpc.UnaryUnaryMultiCallable[_worker_service_pb2.ExtendLeasesRequest, _worker_service_pb2.ExtendLeasesResponse]
     """Extends leases, and learns about cancellations and new input.
@@ -111,9 +111,9 @@ class WorkerServiceAsyncStub(WorkerServiceStub):
     """Waits for ready runs and leases them.
 
     Long poll: returns as soon as at least one run is ready, or empty after `wait`, or empty when
-    the server drains. Not idempotent: a lost response costs one lease time to live. The first call
-    of a new incarnation voids all leases of the one before. The response stays below 4 MiB; fewer
-    runs come if needed. Fails with `WORKER_REPLACED`.
+    the server drains. Not idempotent: a lost response costs one lease time to live, unless the next
+    call says what is held. The first call of a new incarnation voids all leases of the one before.
+    The response stays below 4 MiB; fewer runs come if needed. Fails with `WORKER_REPLACED`.
     """
     ExtendLeases: _aio.UnaryUnaryMultiCallable[_worker_service_pb2.ExtendLeasesRequest, _worker_service_pb2.ExtendLeasesResponse]  # type: ignore[assignment]
     """Extends leases, and learns about cancellations and new input.
@@ -175,9 +175,9 @@ class WorkerServiceServicer(metaclass=_abc_1.ABCMeta):
         """Waits for ready runs and leases them.
 
         Long poll: returns as soon as at least one run is ready, or empty after `wait`, or empty when
-        the server drains. Not idempotent: a lost response costs one lease time to live. The first call
-        of a new incarnation voids all leases of the one before. The response stays below 4 MiB; fewer
-        runs come if needed. Fails with `WORKER_REPLACED`.
+        the server drains. Not idempotent: a lost response costs one lease time to live, unless the next
+        call says what is held. The first call of a new incarnation voids all leases of the one before.
+        The response stays below 4 MiB; fewer runs come if needed. Fails with `WORKER_REPLACED`.
         """
 
     @_abc_1.abstractmethod
