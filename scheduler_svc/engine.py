@@ -95,6 +95,7 @@ class Engine:
         self._handed: list[tuple[_Poll, list[Leased]]] = []
         self._wake = asyncio.Event()
         self._available = False
+        self._closed = False
         self._payloads: OrderedDict[str, bytes] = OrderedDict()
         self._payload_bytes = 0
         self._background: set[asyncio.Task[None]] = set()
@@ -118,11 +119,9 @@ class Engine:
         self.hub.wake_all()
 
     async def close(self) -> None:
-        """Closes the store, after what is under way."""
-        for command in self._pending:
-            if not command.future.done():
-                command.future.set_exception(ShuttingDown("the scheduler stops"))
-        self._pending.clear()
+        """Closes the store, after what is under way. `run` must have ended."""
+        self._closed = True
+        self._refuse((), ShuttingDown("the scheduler stops"))
         await asyncio.gather(*self._background, return_exceptions=True)
         await self.store.close()
 
@@ -145,8 +144,10 @@ class Engine:
 
         The other arguments name what the command needs to know from the store: request ids, ended
         runs, sessions and event ids. What `apply` returns must not be a live record. Raises what
-        `apply` raises, and `StoreUnavailable`.
+        `apply` raises, `StoreUnavailable`, and `ShuttingDown` once the engine is closed.
         """
+        if self._closed:
+            raise ShuttingDown("the scheduler stops")
         if not self._available:
             raise StoreUnavailable("the store takes no writes now; nothing was changed")
         future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
@@ -162,19 +163,18 @@ class Engine:
 
         def apply(kernel: Kernel, now: int) -> None:
             leasing.greet(kernel, queue, worker, incarnation, now)
-            if not self.draining:
+            if self.draining:
+                poll.future.set_result([])
+            else:
                 self._polls.append(poll)
 
         try:
             await self.submit(apply)
-            if self.draining and not poll.assigned:
+            await asyncio.wait([poll.future], timeout=wait)
+            if not poll.assigned and not poll.future.done():
+                self._forget(poll)
                 return []
-            return await asyncio.wait_for(asyncio.shield(poll.future), wait)
-        except TimeoutError:
-            if poll.assigned:
-                return await poll.future
-            self._forget(poll)
-            return []
+            return await asyncio.shield(poll.future)
         except asyncio.CancelledError:
             if poll.assigned:
                 self._in_background(self._give_back(poll))
@@ -227,6 +227,9 @@ class Engine:
             group, self._pending = self._pending[:GROUP_LIMIT], self._pending[GROUP_LIMIT:]
             try:
                 await self._turn(group)
+            except asyncio.CancelledError:
+                self._refuse(group, ShuttingDown("the scheduler stops"))
+                raise
             except Exception as err:  # whatever happened, memory is not to be trusted any more
                 await self._recover(group, err)
 
@@ -307,21 +310,7 @@ class Engine:
         )
 
     async def _batch(self, changes: Changes, now: int) -> Batch:
-        announced = {child for emit in changes.emits if (child := eventlog.announced(emit))}
-        missing = [
-            child
-            for child in announced
-            if changes.runs[child].has_result and child not in changes.results
-        ]
-        stored = await self.store.get_runs(missing) if missing else {}
-        children = {
-            child: StoredRun(
-                changes.runs[child],
-                self._payloads.get(child, b""),
-                changes.results.get(child) or (stored[child].result if child in stored else None),
-            )
-            for child in announced
-        }
+        children = await self._announced(changes)
         return Batch(
             time=now,
             runs=list(changes.runs.values()),
@@ -334,6 +323,29 @@ class Engine:
             steers=changes.steers,
             token=changes.token,
         )
+
+    async def _announced(self, changes: Changes) -> dict[str, StoredRun]:
+        # The children whose end is told, with everything; what is not at hand is in the store.
+        children = {
+            child: StoredRun(
+                changes.runs[child],
+                changes.payloads.get(child) or self._payloads.get(child, b""),
+                changes.results.get(child),
+            )
+            for emit in changes.emits
+            if (child := eventlog.announced(emit))
+        }
+        missing = [
+            child
+            for child, known in children.items()
+            if not known.payload or (known.run.has_result and known.result is None)
+        ]
+        stored = await self.store.get_runs(missing) if missing else {}
+        for child, found in stored.items():
+            known = children[child]
+            known.payload = found.payload
+            known.result = found.result if known.result is None else known.result
+        return children
 
     def _remember(self, payloads: dict[str, bytes]) -> None:
         for run_id, payload in payloads.items():
@@ -349,19 +361,14 @@ class Engine:
         error: ServiceError
         if isinstance(err, StoreUnavailable):
             error = err
-            log.warning("the store takes no writes; waiting for it")
+            reason = str(err.__cause__ or err.message)
+            log.warning("the store takes no writes; waiting for it", extra={"error": reason})
         else:
             error = Internal("internal error")
             log.error("a command broke the rules; memory is rebuilt", exc_info=err)
         self._available = False
         self._on_serving(False)
-        polls = [*self._polls, *(poll for poll, _ in self._handed)]
-        self._polls, self._handed = [], []
-        refused = [*(c.future for c in (*group, *self._pending)), *(p.future for p in polls)]
-        self._pending.clear()
-        for future in refused:
-            if not future.done():
-                future.set_exception(error)
+        self._refuse(group, error)
         for pause in full_jitter(0.1, 2.0):
             try:
                 await self._rebuild()
@@ -371,6 +378,18 @@ class Engine:
                 break
         log.warning("the store takes writes again")
         self._on_serving(True)
+
+    def _refuse(self, group: Sequence[_Command[Any]], error: ServiceError) -> None:
+        """Answers the group, and all that wait for the next one, with an error."""
+        polls = [*self._polls, *(poll for poll, _ in self._handed)]
+        for command in (*group, *self._pending):
+            if not command.future.done():
+                command.future.set_exception(error)
+        for poll in polls:
+            if not poll.future.done():
+                poll.future.set_exception(error)
+                poll.future.exception()  # heard: its caller may have had the same from `submit`
+        self._pending, self._polls, self._handed = [], [], []
 
     async def _rebuild(self) -> None:
         snapshot = await self.store.load()

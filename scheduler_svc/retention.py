@@ -13,13 +13,17 @@ from svckit.settings_model import RetentionSettings
 log = logging.getLogger(__name__)
 
 HOUR_SECONDS = 3600.0
+FIRST_SECONDS = 60.0
 DAY_SECONDS = 24 * HOUR_SECONDS
 
 
 async def keep_tidy(store: LaneStore, keep: RetentionSettings, clock: Clock) -> None:
-    """Prunes once an hour, until cancelled. Events go with their runs, whichever is kept longer."""
+    """Prunes a minute after the start, then once an hour, until cancelled.
+
+    Events go with their runs, whichever is kept longer.
+    """
+    await clock.sleep(FIRST_SECONDS)  # not in the way of a start
     while True:
-        await clock.sleep(HOUR_SECONDS)
         now = clock.now_us()
         days = max(keep.events_days, keep.runs_days)
         try:
@@ -30,3 +34,4 @@ async def keep_tidy(store: LaneStore, keep: RetentionSettings, clock: Clock) -> 
             log.info("retention", extra={"removed_rows": removed})
         except StoreUnavailable:
             log.warning("retention could not write; it tries again in an hour")
+        await clock.sleep(HOUR_SECONDS)

@@ -115,6 +115,11 @@ async def test_a_bug_in_a_rule_rebuilds_memory_and_hides_its_text(tmp_path: Path
         with pytest.raises(Internal) as caught:
             await s.engine.submit(broken)
         assert "secret" not in str(caught.value)
+
+        async def recovered() -> bool:
+            return s.engine._available
+
+        await eventually(recovered)
         leased = await s.lease_one()
         assert leased.run.spec.session_key == "a"
 
