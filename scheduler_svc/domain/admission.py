@@ -14,6 +14,7 @@ import msgspec
 from scheduler_svc.domain import starting, steering
 from scheduler_svc.domain.emits import ChildSpawned
 from scheduler_svc.domain.kernel import Kernel, KnownRequest
+from scheduler_svc.domain.lanes import Session
 from scheduler_svc.domain.leasing import leased_run
 from scheduler_svc.domain.records import NewRun, Run
 from svckit.errors import (
@@ -34,7 +35,7 @@ class Outcome(enum.IntEnum):
 
 
 class Accepted(msgspec.Struct, frozen=True):
-    """How a message was accepted. `run` is a live record: copy what is needed at once."""
+    """How a message was accepted."""
 
     run_id: str
     outcome: Outcome
@@ -68,6 +69,7 @@ def enqueue(
         return _child(k, new, now, parent_lease, tool_call_id)
     session = k.session(new.session_key)
     before = session.head
+    _check_room(k, session, new.lane_cap)
     outcome = Outcome.QUEUED
     if new.steer and session.unfinished:
         target = steering.target(k, session)
@@ -77,19 +79,21 @@ def enqueue(
             return Accepted(target.run_id, Outcome.STEERED, False, before)
         if session.next_run():
             outcome = Outcome.STEER_FELL_BACK
-    if len(session.fresh) >= new.lane_cap:
-        raise LaneFull(
-            f"{len(session.fresh)} messages wait in this session; at most {new.lane_cap} may",
-            metadata={
-                "sessionKey": new.session_key,
-                "waiting": str(len(session.fresh)),
-                "cap": str(new.lane_cap),
-            },
-            retry_after=5.0,
-        )
     starting.start(k, new, now)
     _remember(k, new, new.run_id)
     return Accepted(new.run_id, outcome, False, before)
+
+
+def _check_room(k: Kernel, session: Session, cap: int) -> None:
+    # Steered messages count too: what no turn takes becomes a run of its own.
+    holder = k.runs.get(session.holder)
+    waiting = len(session.fresh) + (len(holder.steered) if holder is not None else 0)
+    if waiting >= cap:
+        raise LaneFull(
+            f"{waiting} messages wait in this session; at most {cap} may",
+            metadata={"sessionKey": session.key, "waiting": str(waiting), "cap": str(cap)},
+            retry_after=5.0,
+        )
 
 
 def _child(
@@ -102,7 +106,6 @@ def _child(
             metadata={"flowId": parent.flow_id, "runId": parent.run_id},
         )
     _check_caps(k, parent)
-    before = k.sessions[parent.session_key].head
     kind = "acp" if new.queue == "acp" else "subagent"
     run = starting.record(k, new, now, session_key=f"{parent.session_key}:{kind}:{new.run_id}")
     run.flow_id, run.parent_id, run.depth = parent.flow_id, parent.run_id, parent.depth + 1
@@ -120,7 +123,7 @@ def _child(
     )
     starting.admit(k, run, new, now)
     _remember(k, new, run.run_id)
-    return Accepted(run.run_id, Outcome.QUEUED, False, before)
+    return Accepted(run.run_id, Outcome.QUEUED, False, last_sequence=0)
 
 
 def ancestors(k: Kernel, run: Run) -> Iterator[Run]:

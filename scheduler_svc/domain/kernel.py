@@ -24,6 +24,9 @@ from scheduler_svc.domain.records import (
     SteerOffer,
 )
 
+# Stale timers that may always be there, so that they are seldom looked through.
+SPARE_TIMERS = 1000
+
 
 class Timer(enum.IntEnum):
     """What a point in time is about."""
@@ -89,13 +92,14 @@ class Kernel:
         self.runs: dict[str, Run] = {}
         self.sessions: dict[str, Session] = {}
         self.lanes = {name: GlobalLane(name, limit) for name, limit in config.lanes.items()}
-        # (queue, worker name) -> newest incarnation, and when the queue was last asked.
+        # (queue, worker name) -> newest incarnation.
         self.workers: dict[tuple[str, str], int] = {}
         self.steers: dict[tuple[str, str], SteerOffer] = {}
-        # Read from the store for the commands at hand: known request ids, ended runs, event ids.
+        # Read from the store for the commands at hand: known request ids, ended runs, and the
+        # sequences of known event ids.
         self.requests: dict[str, KnownRequest] = {}
         self.ended: dict[str, Run] = {}
-        self.event_ids: set[tuple[str, str]] = set()
+        self.event_ids: dict[tuple[str, str], int] = {}
         self.next_order = 1
         self.next_token = 1
         self.next_position = 1
@@ -103,6 +107,7 @@ class Kernel:
         self._maybe_idle: set[str] = set()
         self._timers: list[tuple[int, int, Timer, str, int]] = []
         self._timer_count = 0
+        self._timers_at_most = SPARE_TIMERS
 
     # -- Events -----------------------------------------------------------------------------------
 
@@ -246,7 +251,13 @@ class Kernel:
     # -- Time -------------------------------------------------------------------------------------
 
     def at(self, time: int, timer: Timer, run: Run, stamp: int = 0) -> None:
-        """Asks for a look at the run at a time. The look finds out whether it still matters."""
+        """Asks for a look at the run at a time.
+
+        `stamp` is the fencing token of the lease, or the turn of the wait, that the look is about;
+        once it is over the look is dropped.
+        """
+        if len(self._timers) >= self._timers_at_most:
+            self._drop_stale_timers()
         self._timer_count += 1
         heapq.heappush(self._timers, (time, self._timer_count, timer, run.run_id, stamp))
 
@@ -255,12 +266,29 @@ class Kernel:
         return self._timers[0][0] if self._timers else None
 
     def due(self, now: int) -> Iterable[tuple[Timer, Run, int]]:
-        """Takes out and yields all looks that are due, at runs that still live."""
+        """Takes out and yields all looks that are due and still matter."""
         while self._timers and self._timers[0][0] <= now:
             _, _, timer, run_id, stamp = heapq.heappop(self._timers)
-            run = self.runs.get(run_id)
-            if run is not None:
-                yield timer, run, stamp
+            if self._matters(timer, run_id, stamp):
+                yield timer, self.runs[run_id], stamp
+
+    def _matters(self, timer: Timer, run_id: str, stamp: int) -> bool:
+        run = self.runs.get(run_id)
+        if run is None:
+            return False
+        match timer:
+            case Timer.LEASE | Timer.RUN_TIMEOUT:
+                return run.lease is not None and run.lease.token == stamp
+            case Timer.WAIT | Timer.YIELD:
+                return run.wait is not None and run.turn == stamp
+            case _:
+                return True
+
+    def _drop_stale_timers(self) -> None:
+        # Turns end long before their limits; what is left of them must not pile up until then.
+        self._timers = [t for t in self._timers if self._matters(t[2], t[3], t[4])]
+        heapq.heapify(self._timers)
+        self._timers_at_most = 2 * len(self._timers) + SPARE_TIMERS
 
     # -- Commit -----------------------------------------------------------------------------------
 
@@ -281,7 +309,7 @@ class Kernel:
         requests: Mapping[str, KnownRequest],
         ended: Iterable[Run],
         sessions: Iterable[Session],
-        event_ids: Iterable[tuple[str, str]],
+        event_ids: Mapping[tuple[str, str], int],
     ) -> None:
         """Takes in what the store knows about the commands at hand, until the next commit."""
         self.requests.update(requests)

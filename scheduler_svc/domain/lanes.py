@@ -49,6 +49,15 @@ class Session(msgspec.Struct):
             return self.returning[0]
         return self.fresh[0][1] if self.fresh else ""
 
+    def ahead_of(self, run: Run) -> int:
+        """How many runs of the session start or go on before a queued one of it."""
+        if self.holder == run.run_id:
+            return 0
+        ahead = 1 if self.holder else 0
+        if run.run_id in self.returning:
+            return ahead + self.returning.index(run.run_id)
+        return ahead + len(self.returning) + sum(order < run.order for order, _ in self.fresh)
+
     def add_fresh(self, order: int, run_id: str) -> None:
         """Queues a never-started run at its place in the order of acceptance."""
         insort(self.fresh, (order, run_id))

@@ -72,12 +72,7 @@ def greet(k: Kernel, queue: str, worker: str, incarnation: int, now: int) -> Non
 
     Raises `WorkerReplaced` for an incarnation that is not the newest.
     """
-    newest = k.workers.get((queue, worker), 0)
-    if incarnation < newest:
-        raise WorkerReplaced(
-            f"a newer process named {worker!r} serves queue {queue!r}; stop, or use another name",
-            metadata={"worker": worker, "incarnation": str(newest)},
-        )
+    newest = _check_newest(k, queue, worker, incarnation)
     if incarnation == newest:
         return
     k.workers[(queue, worker)] = incarnation
@@ -87,6 +82,16 @@ def greet(k: Kernel, queue: str, worker: str, incarnation: int, now: int) -> Non
         lease = run.lease
         if lease and run.queue == queue and lease.worker == worker:
             lose(k, run, now)
+
+
+def _check_newest(k: Kernel, queue: str, worker: str, incarnation: int) -> int:
+    newest = k.workers.get((queue, worker), 0)
+    if incarnation < newest:
+        raise WorkerReplaced(
+            f"a newer process named {worker!r} serves queue {queue!r}; stop, or use another name",
+            metadata={"worker": worker, "incarnation": str(newest)},
+        )
+    return newest
 
 
 def lease_ready(
@@ -169,10 +174,15 @@ def offers(k: Kernel, run: Run) -> list[bytes]:
 def extend(
     k: Kernel, worker: str, incarnation: int, leases: list[tuple[str, int]], now: int
 ) -> list[LeaseStatus]:
-    """Extends leases by their full time. Not stored: after a restart every lease is renewed."""
+    """Extends leases by their full time. Not stored: after a restart every lease is renewed.
+
+    Raises `WorkerReplaced` for an incarnation that is not the newest.
+    """
     statuses = []
     for run_id, token in leases:
         run = k.runs.get(run_id)
+        if run is not None:
+            _check_newest(k, run.queue, worker, incarnation)
         lease = run.lease if run else None
         if (
             run is None

@@ -38,11 +38,11 @@ def rebuild(config: Config, snapshot: Snapshot, now: int) -> Kernel:
     k.next_token = snapshot.last_token + 1
     k.next_position = snapshot.last_position + 1
     k.steers = dict(snapshot.steers)
-    for name, limit in snapshot.limits.items():
-        if name in k.lanes:
-            k.lanes[name].limit = limit
     for run in snapshot.runs:
         _take_in(k, run, snapshot.sessions, now)
+    for name, limit in snapshot.limits.items():
+        if name in k.lanes:  # also one that only its runs still know
+            k.lanes[name].limit = limit
     for session in k.sessions.values():
         # In the order in which they came back, which is when their present state began.
         session.returning.sort(key=lambda run_id: k.runs[run_id].state_time)

@@ -33,9 +33,7 @@ def target(k: Kernel, session: Session) -> Run | None:
 def _steerable(run: Run) -> bool:
     if run.stopping or run.turn == 0:
         return False
-    if run.state is RunState.SUSPENDED:
-        return run.wait is not None and run.wait.kind is WaitKind.CHILDREN
-    return run.state in (RunState.RUNNING, RunState.QUEUED)
+    return run.state in (RunState.RUNNING, RunState.SUSPENDED, RunState.QUEUED)
 
 
 def steer(
@@ -84,7 +82,7 @@ def _offer(k: Kernel, run: Run, offer: SteerOffer, message: bytes, now: int) -> 
     run.steered.append(offer.request_id)
     k.touch(run)
     k.emit(run, InputAccepted(message), now)
-    if run.state is RunState.SUSPENDED:
+    if run.wait is not None and run.wait.kind is WaitKind.CHILDREN:
         waiting.resume(k, run, ResumeReason.STEERED, now)
 
 

@@ -8,23 +8,21 @@ from scheduler_svc.domain.records import ResumeReason, Run, RunState
 
 
 def sweep(k: Kernel, now: int) -> None:
-    """Looks at everything that is due. A timer only asks for a look; the run decides."""
+    """Looks at everything that is due."""
     for timer, run, stamp in k.due(now):
         _look(k, timer, run, stamp, now)
 
 
 def _look(k: Kernel, timer: Timer, run: Run, stamp: int, now: int) -> None:
-    lease, wait = run.lease, run.wait
     match timer:
         case Timer.LEASE:
-            if lease and lease.token == stamp:
-                if lease.expire_time > now:  # extended meanwhile: one timer serves the whole lease
-                    k.at(lease.expire_time, Timer.LEASE, run, stamp)
-                else:
-                    leasing.lose(k, run, now)
+            lease = run.lease
+            if lease and lease.expire_time > now:  # extended: one timer serves the whole lease
+                k.at(lease.expire_time, Timer.LEASE, run, stamp)
+            else:
+                leasing.lose(k, run, now)
         case Timer.RUN_TIMEOUT:
-            if lease and lease.token == stamp:
-                settling.expire(k, run, "run_timeout", now)
+            settling.expire(k, run, "run_timeout", now)
         case Timer.QUEUE_TIMEOUT:
             if run.state is RunState.QUEUED and not run.turn:
                 settling.expire(k, run, "queue_timeout", now)
@@ -33,8 +31,6 @@ def _look(k: Kernel, timer: Timer, run: Run, stamp: int, now: int) -> None:
         case Timer.READY:
             k.refresh(k.sessions[run.session_key], now)
         case Timer.WAIT:
-            if run.state is RunState.SUSPENDED and wait and run.turn == stamp:
-                waiting.resume(k, run, ResumeReason.TIMED_OUT, now)
+            waiting.resume(k, run, ResumeReason.TIMED_OUT, now)
         case Timer.YIELD:
-            if run.state is RunState.SUSPENDED and wait and run.turn == stamp:
-                waiting.yield_now(k, run, now)
+            waiting.yield_now(k, run, now)

@@ -45,6 +45,7 @@ def complete(
         return repeated
     run = leasing.leased_run(k, run_id, token)
     run.spent = SpentLease(token, digest)
+    steering.take(k, run, taken, now)
     if result is not None:
         run.has_result = True
         k.changes.results[run_id] = result
@@ -52,7 +53,6 @@ def complete(
         settling.stopped(k, run, now)
         return run
     _close(k, run)
-    steering.take(k, run, taken, now)
     if reply is not None:
         k.emit(run, Replied(reply), now)
     if run.steered and steered_is_next_prompt:
@@ -93,11 +93,11 @@ def suspend(
     run = leasing.leased_run(k, run_id, token)
     _check_wait(run, wait, hold_lane)
     run.spent = SpentLease(token, digest)
+    steering.take(k, run, taken, now)
     if run.stopping:
         settling.stopped(k, run, now)
         return run
     _close(k, run)
-    steering.take(k, run, taken, now)
     if wait.kind is WaitKind.CHILDREN and not wait.run_ids:
         wait.run_ids = list(run.live)
     if not hold_lane:
@@ -147,6 +147,7 @@ def fail(
     run = leasing.leased_run(k, run_id, token)
     run.spent = SpentLease(token, digest)
     if run.stopping:
+        steering.take(k, run, taken, now)
         settling.stopped(k, run, now)
     elif retryable and run.attempt < run.retry.max_attempts:
         pause = max(run.retry.backoff(run.attempt), retry_after)
@@ -176,18 +177,20 @@ def release(k: Kernel, run_id: str, token: int, digest: str, now: int) -> Run:
 
 
 def append(k: Kernel, run_id: str, token: int, events: list[Appended], now: int) -> int:
-    """Writes a worker's events, each `event_id` once. Returns the newest sequence.
+    """Writes a worker's events, each `event_id` once. Returns the sequence of the last of them.
 
     Raises `LeaseLost`. The caller has put the ids that the session's log holds into
     `Kernel.event_ids`.
     """
     run = leasing.leased_run(k, run_id, token)
+    last = 0
     for event in events:
         key = (run.session_key, event.event_id)
         if key not in k.event_ids:
-            k.event_ids.add(key)
             k.emit(run, event, now, by_worker=True)
-    return k.sessions[run.session_key].head
+            k.event_ids[key] = k.sessions[run.session_key].head
+        last = k.event_ids[key]
+    return last
 
 
 def _repeated(k: Kernel, run_id: str, token: int, digest: str) -> Run | None:

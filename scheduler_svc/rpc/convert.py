@@ -26,7 +26,9 @@ from scheduler_svc.store.base import FlowFigures, StoredRun
 from svckit.errors import BY_REASON, Internal
 from svckit.grpc import status as grpc_status
 
-CHILD_TEXT_LIMIT = 32 * 1024
+CHILD_TEXT_BYTES = 32 * 1024
+# What all children together may say to one turn, so that a lease can be received.
+CHILDREN_TEXT_BYTES = 1024 * 1024
 
 
 def timestamp(us: int) -> Timestamp | None:
@@ -148,11 +150,18 @@ def run_message(
     return message
 
 
+def holds(payload: bytes, request_id: str) -> bool:
+    """True when a message came as an input of the run, false when it was steered to it."""
+    return any(entry.request_id == request_id for entry in run_pb2.Run.FromString(payload).inputs)
+
+
 def _fill_spec(spec: run_pb2.RunSpec, run: Run) -> None:
     # What the sender left open, as the scheduler decided it.
     spec.session_key, spec.customer_key = run.session_key, run.customer_key
     spec.global_lane, spec.priority = run.lane, run.priority
     spec.run_timeout.FromMicroseconds(run.run_timeout)
+    if run.queue_timeout:
+        spec.queue_timeout.FromMicroseconds(run.queue_timeout)
     spec.retry_policy.CopyFrom(
         run_pb2.RetryPolicy(
             max_attempts=run.retry.max_attempts,
@@ -192,33 +201,47 @@ def lease_id(run_id: str, token: int) -> str:
     return f"{run_id}:{token}"
 
 
-def lease_status(value: LeaseStatus, now: int) -> worker_pb2.LeaseStatus:
-    """What a worker learns about one lease."""
+def steered(offers: list[bytes], room: int) -> list[run_pb2.RunInput]:
+    """Steered input, oldest first, as much as fits into `room` bytes. The rest is offered later."""
+    found = []
+    for data in offers:
+        room -= len(data)
+        if room < 0:
+            break
+        found.append(run_pb2.RunInput.FromString(data))
+    return found
+
+
+def lease_status(value: LeaseStatus, now: int, room: int) -> worker_pb2.LeaseStatus:
+    """What a worker learns about one lease, with steered input of at most `room` bytes."""
     if value.lease is None or value.run is None:
         return worker_pb2.LeaseStatus(lost=True)
     return worker_pb2.LeaseStatus(
         lease=lease(value.lease, value.run, now),
         cancel_requested=value.cancel_requested,
         cancel_reason=value.cancel_reason,
-        steered=[run_pb2.RunInput.FromString(data) for data in value.steered],
+        steered=steered(value.steered, room),
     )
 
 
-def child_result(child: Run, payload: bytes, result: bytes | None) -> announcement_pb2.ChildResult:
-    """How a child ended, or where it is. The text is the child's own: untrusted."""
+def child_result(
+    child: Run, payload: bytes, result: bytes | None, most: int = CHILD_TEXT_BYTES
+) -> announcement_pb2.ChildResult:
+    """How a child ended, or where it is. The text is the child's own, untrusted, cut to `most`."""
     text = ""
     if result is not None:
         reply = run_pb2.RunResult.FromString(result).reply
         text = "\n".join(part.text for part in reply.parts if part.HasField("text"))
-    trace = run_pb2.Run.FromString(payload).trace.traceparent if payload else ""
+    data = text.encode()
+    trace = run_pb2.Run.FromString(payload).trace.traceparent
     return announcement_pb2.ChildResult(
         run_id=child.run_id,
         session_key=child.session_key,
         tool_call_id=child.tool_call_id,
         label=child.label,
         status=run_pb2.RunState.ValueType(int(child.state)),
-        text=text[:CHILD_TEXT_LIMIT],
-        text_truncated=len(text) > CHILD_TEXT_LIMIT,
+        text=data[:most].decode(errors="ignore"),
+        text_truncated=len(data) > most,
         usage=usage(child.tree_usage),
         duration=duration(child.end_time - child.start_time)
         if child.start_time and child.end_time
@@ -237,10 +260,11 @@ def trace_id(traceparent: str) -> str:
 def resumption(value: Resumption, children: dict[str, StoredRun]) -> announcement_pb2.Resumption:
     """What a resumed turn starts with. `children` holds every run that it names."""
     named = [children[child] for child in (*value.told, *value.live) if child in children]
+    most = min(CHILD_TEXT_BYTES, CHILDREN_TEXT_BYTES // max(1, len(named)))
     return announcement_pb2.Resumption(
         reason=announcement_pb2.ResumeReason.ValueType(int(value.reason)),
         condition=wait_condition(value.wait) if value.wait else None,
-        children=[child_result(c.run, c.payload, c.result) for c in named],
+        children=[child_result(c.run, c.payload, c.result, most) for c in named],
         lane_released=value.lane_released,
     )
 

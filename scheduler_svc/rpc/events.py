@@ -15,7 +15,7 @@ from scheduler_svc.hub import Watcher
 from scheduler_svc.rpc import CallContext, validate
 from scheduler_svc.rpc.pages import position, token_after
 from scheduler_svc.store.base import EventQuery, EventRow
-from svckit.errors import EventsCompacted, invalid_field
+from svckit.errors import EventsCompacted, NotImplementedYet, invalid_field
 
 PROGRESS_SECONDS = 15.0
 READ_EVENTS = 200
@@ -255,6 +255,10 @@ def _checked(event: event_pb2.Event, index: int) -> emits.Appended:
     where = f"events[{index}]"
     validate.text(event.event_id, f"{where}.event_id", 64)
     kind = event.WhichOneof("payload")
+    if kind == "question_asked":
+        raise NotImplementedYet(
+            "questions are not in this release", metadata={"feature": "questions"}
+        )
     if kind not in _BY_WORKERS:
         raise invalid_field(f"{where}.payload", "is written by the scheduler, or is missing")
     if (

@@ -9,7 +9,7 @@ from conveyor.scheduler.v1 import scheduler_service_pb2 as pb
 from conveyor.scheduler.v1 import scheduler_service_pb2_grpc as pb_grpc
 from scheduler_svc.domain import admission, lanes, leasing, settling, steering
 from scheduler_svc.domain.kernel import Kernel
-from scheduler_svc.domain.records import Run
+from scheduler_svc.domain.records import Run, RunState
 from scheduler_svc.engine import Engine
 from scheduler_svc.rpc import CallContext, convert, validate
 from scheduler_svc.rpc.pages import position, run_query, runs_page, token_after
@@ -69,15 +69,17 @@ class SchedulerServicer(pb_grpc.SchedulerServiceServicer):
         if run is None:  # a repeated request whose run has ended
             stored = await self._engine.store.get_runs([accepted.run_id])
             found = stored[accepted.run_id]
-            message = convert.run_message(found.run, found.payload, brief=True)
-            head = await self._engine.store.session_head(found.run.session_key) or 0
+            run, payload = found.run, found.payload
+            head = await self._engine.store.session_head(run.session_key) or 0
         else:
-            payload = await self._engine.payload(run.run_id)
-            message = convert.run_message(run, payload or b"", brief=True)
+            payload = await self._engine.payload(run.run_id) or b""
             head = accepted.last_sequence
+        outcome = lane_pb2.EnqueueOutcome.ValueType(int(accepted.outcome))
+        if accepted.deduplicated and not convert.holds(payload, new.request_id):
+            outcome = lane_pb2.ENQUEUE_OUTCOME_STEERED
         return pb.AcceptedRun(
-            run=message,
-            outcome=lane_pb2.EnqueueOutcome.ValueType(int(accepted.outcome)),
+            run=convert.run_message(run, payload, brief=True),
+            outcome=outcome,
             deduplicated=accepted.deduplicated,
             estimate=_estimate(standing, self._engine.now()),
             last_sequence=head,
@@ -248,19 +250,17 @@ class _Standing:
 
 
 def _standing(k: Kernel, run: Run | None) -> _Standing:
-    if run is None:
+    if run is None or run.state is not RunState.QUEUED:
         return _Standing(0, 0, waits=False)
     session, lane = k.sessions[run.session_key], k.lanes[run.lane]
-    ahead = sum(order < run.order for order, _ in session.fresh) + len(session.returning)
     holder = k.runs.get(session.holder) if session.holder != run.run_id else None
-    ahead += holder is not None
     wait = holder.wait if holder is not None else None
     queued = lane.waiting - (session.ready == run.run_id)
     # Slots that are free now start the first of them at once.
     return _Standing(
-        ahead,
+        session.ahead_of(run),
         max(0, queued - lane.free),
-        waits=run.lease is None,
+        waits=True,
         holder_wait=convert.wait_condition(wait) if wait is not None else None,
     )
 

@@ -184,9 +184,13 @@ def _check_policy(policy: lane_pb2.QueuePolicy) -> None:
 
 
 def _check_spec(spec: run_pb2.RunSpec) -> None:
+    if spec.preferred_worker:
+        raise NotImplementedYet(
+            "preferred_worker is not in this release; leave it empty",
+            metadata={"feature": "preferred_worker"},
+        )
     text(spec.customer_key, "spec.customer_key", 128, required=False)
     text(spec.global_lane, "spec.global_lane", 64, required=False)
-    text(spec.preferred_worker, "spec.preferred_worker", 64, required=False)
     size(spec.task, "spec.task", 64 * KIB)
     size(spec.reply_route.address.encode(), "spec.reply_route.address", KIB)
     if len(spec.label) > 64:

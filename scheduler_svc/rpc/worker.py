@@ -73,14 +73,15 @@ class WorkerServicer(pb_grpc.WorkerServiceServicer):
         payload = own.payload if own else await self._engine.payload(run.run_id)
         message = convert.run_message(run, payload or b"", own.result if own else None)
         links = [entry.trace for entry in message.inputs[1:] if entry.trace.traceparent]
-        return pb.LeasedRun(
+        leased = pb.LeasedRun(
             run=message,
             lease=convert.lease(item.lease, run, self._engine.now()),
             resumption=convert.resumption(item.resumption, stored) if item.resumption else None,
-            steered=[run_pb2.RunInput.FromString(data) for data in item.steered],
             previous_runs=[convert.previous_run(previous) for previous in item.previous],
             links=links,
         )
+        leased.steered.extend(convert.steered(item.steered, RESPONSE_BYTES - leased.ByteSize()))
+        return leased
 
     async def ExtendLeases(
         self, request: pb.ExtendLeasesRequest, context: CallContext
@@ -93,8 +94,11 @@ class WorkerServicer(pb_grpc.WorkerServiceServicer):
         name, incarnation = request.worker.name, request.worker.incarnation
 
         def apply(k: Kernel, now: int) -> list[pb.LeaseStatus]:
-            statuses = leasing.extend(k, name, incarnation, leases, now)
-            return [convert.lease_status(status, now) for status in statuses]
+            found, room = [], RESPONSE_BYTES
+            for status in leasing.extend(k, name, incarnation, leases, now):
+                found.append(convert.lease_status(status, now, room))
+                room -= found[-1].ByteSize()
+            return found
 
         return pb.ExtendLeasesResponse(statuses=await self._engine.submit(apply))
 
@@ -115,13 +119,11 @@ class WorkerServicer(pb_grpc.WorkerServiceServicer):
             interim = request.interim_reply.SerializeToString()
         wait = _wait(request)
         yield_after = validate.micros(request.yield_after, "yield_after")
-        timeout = validate.micros(request.timeout, "timeout")
-        retry_after = validate.micros(request.condition.limit.retry_after, "retry_after")
+        ends_after = _ends_after(request)
 
         def apply(k: Kernel, now: int) -> Run:
-            for span in (timeout, retry_after):
-                if span:
-                    wait.expire_time = now + span
+            if ends_after is not None:
+                wait.expire_time = now + ends_after
             if yield_after and request.hold_session_lane:
                 wait.yield_time = now + yield_after
             return leasing.copy(
@@ -271,6 +273,16 @@ def _wait(request: pb.SuspendRunRequest) -> Wait:
             )
         case _:
             raise invalid_field("condition", "is required")
+
+
+def _ends_after(request: pb.SuspendRunRequest) -> int | None:
+    # When the wait ends by itself; `None` means never.
+    limit = request.condition.limit
+    if limit.HasField("retry_after"):
+        if request.HasField("timeout"):
+            raise invalid_field("timeout", "is not for a wait for a limit; leave it unset")
+        return validate.micros(limit.retry_after, "condition.limit.retry_after")
+    return validate.micros(request.timeout, "timeout") if request.HasField("timeout") else None
 
 
 def _failure(status: status_pb2.Status) -> tuple[Failure, int]:

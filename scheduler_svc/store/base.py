@@ -55,7 +55,8 @@ class Known(msgspec.Struct):
     requests: dict[str, KnownRequest] = {}
     runs: dict[str, Run] = {}
     sessions: dict[str, tuple[int, list[PreviousRun]]] = {}
-    event_ids: set[tuple[str, str]] = set()
+    # (session key, event id) -> sequence.
+    event_ids: dict[tuple[str, str], int] = {}
 
 
 class StoredRun(msgspec.Struct):

@@ -103,7 +103,7 @@ class MemoryStore:
                 if key in self._sessions
             },
             event_ids={
-                (e.session_key, e.event_id)
+                (e.session_key, e.event_id): e.sequence
                 for e in (self._events if wanted else ())
                 if e.event_id is not None and (e.session_key, e.event_id) in wanted
             },

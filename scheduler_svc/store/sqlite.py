@@ -42,6 +42,19 @@ _encode = msgspec.json.Encoder().encode
 QUICK_CHECK_BYTES = 64 * 1024 * 1024
 
 _CORRUPT = (apsw.CorruptError, apsw.NotADBError)
+# The file, not the statement, is the trouble. Anything else is a bug and comes up as it is.
+_REFUSALS = (
+    *_CORRUPT,
+    apsw.BusyError,
+    apsw.CantOpenError,
+    apsw.FullError,
+    apsw.IOError,
+    apsw.LockedError,
+    apsw.NoMemError,
+    apsw.PermissionsError,
+    apsw.ProtocolError,
+    apsw.ReadOnlyError,
+)
 
 
 class SqliteStore:
@@ -138,6 +151,8 @@ class SqliteStore:
             try:
                 return work(self._db)
             except apsw.Error as err:
+                if not _refuses(err):
+                    raise
                 raise StoreUnavailable(
                     "the store takes no writes now (full, read-only or damaged); nothing was "
                     "changed",
@@ -268,10 +283,12 @@ class SqliteStore:
             ):
                 known.sessions[key] = (head, _previous.decode(previous))
             for key, event_id in event_ids:
-                if db.execute(
-                    "SELECT 1 FROM events WHERE session_key = ? AND event_id = ?", (key, event_id)
-                ).get:
-                    known.event_ids.add((key, event_id))
+                sequence = db.execute(
+                    "SELECT sequence FROM events WHERE session_key = ? AND event_id = ?",
+                    (key, event_id),
+                ).get
+                if sequence is not None:
+                    known.event_ids[key, event_id] = sequence
             return known
 
         return await self._run(read)
@@ -370,6 +387,13 @@ class SqliteStore:
             return int(removed or 0) + 1
 
         return await self._run(read)
+
+
+def _refuses(err: BaseException | None) -> bool:
+    # A full disk also ends the transaction, so that rolling it back is a second error on top.
+    while err is not None and not isinstance(err, _REFUSALS):
+        err = err.__context__
+    return err is not None
 
 
 def _start_error(path: Path, err: Exception) -> StartError:
