@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 
 import msgspec
@@ -19,6 +18,8 @@ from conveyor.scheduler.v1 import run_pb2
 PART_BYTES = 256 * 1024
 MESSAGE_BYTES = 1024 * 1024
 EVENT_BYTES = 8 * 1024
+# Each level of JSON is three of the message, and parsers of messages stop at a hundred.
+EVENT_DEPTH = 20
 
 _ROLES: dict[content_pb2.Role.ValueType, Role] = {
     content_pb2.ROLE_USER: "user",
@@ -129,17 +130,28 @@ def usage_to_proto(usage: s.Usage, *, priced: bool) -> usage_pb2.Usage:
 
 
 def arguments_struct(arguments: str) -> struct_pb2.Struct:
-    """Write a call's arguments for an event, cut to 8 KiB."""
+    """Write a call's arguments for an event, cut to 8 KiB.
+
+    What is no JSON object, or none that an event can hold, is written as text: the model is told
+    what is wrong with it, and whoever watches sees what it wrote.
+    """
     out = struct_pb2.Struct()
     try:
-        raw = json.loads(arguments or "{}")
-    except ValueError:
-        raw = None
-    if isinstance(raw, dict) and len(arguments.encode()) <= EVENT_BYTES:
-        out.update(raw)
-    else:
-        out.update({"text": cut(arguments, EVENT_BYTES)})
+        if len(arguments.encode()) <= EVENT_BYTES:
+            # Stricter than the json module, which takes NaN and half surrogate pairs.
+            raw = msgspec.json.decode(arguments or "{}")
+            if isinstance(raw, dict) and _depth(raw) <= EVENT_DEPTH:
+                out.update(raw)
+                return out
+    except (msgspec.DecodeError, RecursionError, OverflowError):
+        out.Clear()
+    out.update({"text": cut(arguments, EVENT_BYTES)})
     return out
+
+
+def _depth(value: object) -> int:
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return 1 + max(map(_depth, inner), default=0)
 
 
 def cut(text: str, limit: int) -> str:

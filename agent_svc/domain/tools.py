@@ -108,7 +108,7 @@ def _read(arguments: str, shape: type[_Shape]) -> _Shape:
     # Weaker models write "true" for true and null for "leave it": both are meant, both are taken.
     try:
         raw = msgspec.json.decode(arguments or "{}")
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, RecursionError):
         raise BadArguments("the arguments are not valid JSON") from None
     if not isinstance(raw, dict):
         raise BadArguments("the arguments must be a JSON object")
