@@ -397,6 +397,7 @@ class Engine:
         snapshot.last_token += 1
         now = self._clock.now_us()
         await self.store.commit(Batch(time=now, token=snapshot.last_token))
+        self.hub.start_over(snapshot.last_position)
         self._kernel = recovery.rebuild(self._config, snapshot, now)
         self._available = True
         self._wake.set()

@@ -1,8 +1,7 @@
-"""Tells watchers what was committed, and what is only live: pieces of messages being written.
+"""Tells watchers what was committed, and when there is more of a message that is being written.
 
 Each watcher has a bounded inbox. One that is too slow loses the inbox, not events: it reads them
-again from the store. Pieces of messages need no queue at all: the hub keeps each message so far,
-and a watcher remembers how much of it it has sent, so slow watchers get larger pieces.
+again from the store.
 """
 
 from __future__ import annotations
@@ -11,85 +10,60 @@ import asyncio
 from collections import deque
 from collections.abc import Iterable, Iterator
 
+from scheduler_svc.live import LiveMessages, Sent
 from scheduler_svc.store.base import EventQuery, EventRow
 
 # 1000 events of typical size are a few hundred kilobytes; a watcher further behind reads the store.
 INBOX_EVENTS = 1000
 
 
-class LiveMessage:
-    """A message that is being written."""
-
-    __slots__ = ("flow_id", "generation", "message_id", "run_id", "session_key", "text")
-
-    def __init__(self, message_id: str, run_id: str, session_key: str, flow_id: str) -> None:
-        self.message_id = message_id
-        self.run_id = run_id
-        self.session_key = session_key
-        self.flow_id = flow_id
-        self.text = ""
-        # Grows when the text is taken back, for example by a new attempt.
-        self.generation = 0
-
-    def write(self, text: str, offset: int) -> None:
-        """Puts `text` at `offset` (code points); what stood behind it is dropped."""
-        if offset < len(self.text):
-            if self.text[offset : offset + len(text)] == text:
-                return  # a repeated piece
-            self.text = self.text[:offset]
-            self.generation += 1
-        self.text += text
-
-
 class Watcher:
     """One stream's view: which events it wants, what waits for it, what it has sent."""
 
-    def __init__(self, query: EventQuery) -> None:
+    def __init__(self, query: EventQuery, *, pieces: bool) -> None:
         self.query = query
+        # It wants pieces of messages too.
+        self.wants_pieces = pieces
         self.wake = asyncio.Event()
         self.inbox: deque[EventRow] = deque()
+        # Events were left out of the inbox: they have to be read from the store.
         self.overflowed = False
-        self._sent: dict[str, tuple[int, int]] = {}
+        # Newest sequence that was offered, wanted or not. Of use when the scope is one session.
+        self.sequence = 0
+        self.sent = Sent()
 
     def offer(self, row: EventRow) -> None:
         """Puts a committed event into the inbox, if it is wanted."""
+        self.sequence = row.sequence
         if self.query.kinds and row.kind not in self.query.kinds:
             return
-        if self.query.run_id and row.run_id != self.query.run_id:
-            return
         if len(self.inbox) >= INBOX_EVENTS:
-            self.inbox.clear()
-            self.overflowed = True
+            self.lose_inbox()
         elif not self.overflowed:
             self.inbox.append(row)
         self.wake.set()
 
-    def pieces(self, messages: Iterable[LiveMessage]) -> Iterator[tuple[LiveMessage, str, int]]:
-        """What was not sent yet of messages being written: (message, text, offset)."""
-        sent: dict[str, tuple[int, int]] = {}
-        for message in messages:
-            done, generation = self._sent.get(message.message_id, (0, message.generation))
-            if generation != message.generation:
-                done = 0
-            if done < len(message.text):
-                yield message, message.text[done:], done
-            sent[message.message_id] = (len(message.text), message.generation)
-        self._sent = sent
+    def lose_inbox(self) -> None:
+        """Makes the watcher read from the store what it has not sent yet."""
+        self.inbox.clear()
+        self.overflowed = True
+        self.wake.set()
 
 
 class Hub:
-    """All watchers and all messages being written."""
+    """All watchers."""
 
     def __init__(self) -> None:
+        self.live = LiveMessages()
+        # Everything up to here was offered to the watchers.
+        self.position = 0
         self._by_session: dict[str, set[Watcher]] = {}
         self._by_flow: dict[str, set[Watcher]] = {}
         self._all: set[Watcher] = set()
-        self._messages: dict[str, LiveMessage] = {}
-        self._of_run: dict[str, set[str]] = {}
 
-    def watch(self, query: EventQuery) -> Watcher:
+    def watch(self, query: EventQuery, *, pieces: bool = True) -> Watcher:
         """A new watcher. It must be given back to `leave`."""
-        watcher = Watcher(query)
+        watcher = Watcher(query, pieces=pieces)
         self._group(query).add(watcher)
         return watcher
 
@@ -115,15 +89,25 @@ class Hub:
         yield from self._by_flow.get(flow_id, ())
         yield from self._all
 
+    def _everybody(self) -> Iterator[Watcher]:
+        for group in (*self._by_session.values(), *self._by_flow.values(), self._all):
+            yield from group
+
     def publish(self, rows: Iterable[EventRow]) -> None:
         """Passes committed events on, in order."""
         for row in rows:
             # The turn is over, or its message is complete: the pieces are replaced.
             if row.kind in ("run_state_changed", "message_completed"):
-                for message_id in self._of_run.pop(row.run_id, ()):
-                    self._messages.pop(message_id, None)
+                self.live.drop(row.session_key, row.run_id)
             for watcher in self._watchers(row.session_key, row.flow_id):
                 watcher.offer(row)
+            self.position = row.position
+
+    def start_over(self, position: int) -> None:
+        """What was committed up to `position` may not have been published: all read it again."""
+        self.position = position
+        for watcher in self._everybody():
+            watcher.lose_inbox()
 
     def write(
         self,
@@ -132,29 +116,13 @@ class Hub:
         flow_id: str,
         pieces: Iterable[tuple[str, str, int]],
     ) -> None:
-        """Adds pieces (message id, text, offset) of messages that a run writes."""
-        for message_id, text, offset in pieces:
-            message = self._messages.get(message_id)
-            if message is None:
-                message = LiveMessage(message_id, run_id, session_key, flow_id)
-                self._messages[message_id] = message
-                self._of_run.setdefault(run_id, set()).add(message_id)
-            if message.run_id == run_id:
-                message.write(text, offset)
+        """Shows pieces (message id, text, offset) of messages that a run writes."""
+        self.live.write(run_id, session_key, flow_id, pieces)
         for watcher in self._watchers(session_key, flow_id):
-            watcher.wake.set()
-
-    def messages(self, query: EventQuery) -> list[LiveMessage]:
-        """Messages being written that a watcher may see."""
-        return [
-            message
-            for message in self._messages.values()
-            if (not query.session_key or message.session_key == query.session_key)
-            and (not query.flow_id or message.flow_id == query.flow_id)
-        ]
+            if watcher.wants_pieces:
+                watcher.wake.set()
 
     def wake_all(self) -> None:
         """Wakes every watcher, for example to end its stream."""
-        for group in (*self._by_session.values(), *self._by_flow.values(), self._all):
-            for watcher in group:
-                watcher.wake.set()
+        for watcher in self._everybody():
+            watcher.wake.set()

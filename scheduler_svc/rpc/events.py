@@ -107,9 +107,9 @@ class EventLogServicer(pb_grpc.EventLogServiceServicer):
         query, start = await self._start(request)
         wants_deltas = not request.payloads or "delta" in request.payloads
         only_live = bool(request.payloads) and not query.kinds
-        watcher = self._engine.hub.watch(query)
+        watcher = self._engine.hub.watch(query, pieces=wants_deltas)
         try:
-            async for response in self._follow(watcher, start, wants_deltas, only_live):
+            async for response in self._follow(watcher, start, only_live):
                 yield response
         finally:
             self._engine.hub.leave(watcher)
@@ -154,7 +154,7 @@ class EventLogServicer(pb_grpc.EventLogServiceServicer):
             )
 
     async def _follow(
-        self, watcher: Watcher, start: _Position, wants_deltas: bool, only_live: bool
+        self, watcher: Watcher, start: _Position, only_live: bool
     ) -> AsyncIterator[pb.WatchEventsResponse]:
         """Stored events after the start, then live ones, without a gap: the watcher's inbox fills
         from before the first read, and what was read already is left out of it."""
@@ -174,7 +174,7 @@ class EventLogServicer(pb_grpc.EventLogServiceServicer):
                     watcher.overflowed, behind = False, True
             if not live:
                 live = True
-                yield _progress(watcher, at, live)
+                yield self._progress(watcher, at)
             while watcher.inbox:
                 row = watcher.inbox.popleft()
                 if row.position > at.position and not only_live:
@@ -184,8 +184,8 @@ class EventLogServicer(pb_grpc.EventLogServiceServicer):
             if behind:
                 watcher.overflowed = False
                 continue
-            if wants_deltas:
-                for message, text, offset in watcher.pieces(hub.messages(watcher.query)):
+            if watcher.wants_pieces:
+                for message, text, offset in watcher.sent.pieces(hub.live.seen_by(watcher.query)):
                     yield pb.WatchEventsResponse(
                         delta=event_pb2.MessageDelta(
                             message_id=message.message_id,
@@ -196,12 +196,22 @@ class EventLogServicer(pb_grpc.EventLogServiceServicer):
                         )
                     )
             if self._engine.draining:
-                yield _progress(watcher, at, live)
+                yield self._progress(watcher, at)
                 return
             try:
                 await asyncio.wait_for(watcher.wake.wait(), PROGRESS_SECONDS)
             except TimeoutError:
-                yield _progress(watcher, at, live)
+                yield self._progress(watcher, at)
+
+    def _progress(self, watcher: Watcher, at: _Position) -> pb.WatchEventsResponse:
+        if not watcher.inbox and not watcher.overflowed:
+            # What was filtered out is behind the watcher too.
+            at.position = max(at.position, self._engine.hub.position)
+            at.sequence = max(at.sequence, watcher.sequence)
+        sequence = at.sequence if watcher.query.session_key else 0
+        return pb.WatchEventsResponse(
+            progress=pb.WatchProgress(sequence=sequence, position=at.position, live=True)
+        )
 
     async def _read(self, watcher: Watcher, at: _Position) -> list[EventRow]:
         query = watcher.query
@@ -232,13 +242,6 @@ def _event(row: EventRow) -> pb.WatchEventsResponse:
     response = pb.WatchEventsResponse()
     response.event.ParseFromString(row.data)
     return response
-
-
-def _progress(watcher: Watcher, at: _Position, live: bool) -> pb.WatchEventsResponse:
-    sequence = at.sequence if watcher.query.session_key else 0
-    return pb.WatchEventsResponse(
-        progress=pb.WatchProgress(sequence=sequence, position=at.position, live=live)
-    )
 
 
 def _kinds(names: Iterable[str], also: frozenset[str]) -> frozenset[str]:

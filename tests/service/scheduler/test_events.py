@@ -13,9 +13,10 @@ from grpc import aio
 
 from conveyor.events.v1 import event_log_service_pb2 as pb
 from conveyor.events.v1 import event_pb2
+from conveyor.scheduler.v1 import scheduler_service_pb2 as scheduler_pb
 from scheduler_svc import hub
 from scheduler_svc.rpc import events as servicer
-from svckit.errors import ServiceError
+from svckit.errors import ServiceError, StoreUnavailable
 from svckit.grpc.status import from_rpc_error
 from svckit.testing import eventually
 
@@ -182,6 +183,71 @@ async def test_a_slow_watcher_misses_no_event(s: Driver, monkeypatch: pytest.Mon
             )
         found = await read(call, "event", 400)
     assert [e.sequence for e in found] == list(range(4, 404))
+
+
+async def test_progress_goes_past_what_is_filtered_out(
+    s: Driver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the position of a watcher of rare events grows too old, and retention overtakes it."""
+    monkeypatch.setattr(servicer, "PROGRESS_SECONDS", 0.1)
+    async with (
+        watching(s, session_key="a", payloads=["child_announced"]) as one,
+        watching(s, all_sessions=True, payloads=["child_announced"]) as every,
+    ):
+        await read(one, "progress", 1)
+        await read(every, "progress", 1)
+        await s.send("a")
+        await s.send("b")
+        async with asyncio.timeout(10):
+            while (found := (await read(one, "progress", 1))[0]).position < 4:
+                pass
+            assert found.sequence == 2
+            while (await read(every, "progress", 1))[0].position < 4:
+                pass
+
+
+class Doubtful:
+    """Commits, and then says that it could not."""
+
+    def __init__(self, inner: Any) -> None:
+        self._inner = inner
+        self.doubtful = False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+    async def commit(self, batch: Any) -> None:
+        await self._inner.commit(batch)
+        if self.doubtful and batch.events:
+            self.doubtful = False
+            raise StoreUnavailable("lost the answer")
+
+
+async def test_a_watch_has_no_gap_after_a_commit_whose_answer_was_lost(
+    tmp_path: Path, store: str
+) -> None:
+    stores: list[Doubtful] = []
+
+    def wrap(inner: Any) -> Doubtful:
+        stores.append(Doubtful(inner))
+        return stores[0]
+
+    async with driver(settings(tmp_path, store), wrap=wrap) as s:
+        await s.send("a", "one", request_id="one")
+        async with watching(s, session_key="a") as call:
+            await read(call, "progress", 1)
+            stores[0].doubtful = True
+            await s.refused(s.item("a", "two", request_id="two"))
+
+            async def repeated() -> bool:
+                items = [s.item("a", "two", request_id="two"), s.item("a", "three")]
+                response = await s.scheduler.EnqueueRuns(
+                    scheduler_pb.EnqueueRunsRequest(items=items)
+                )
+                return all(result.HasField("accepted") for result in response.results)
+
+            await eventually(repeated)
+            assert [e.sequence for e in await read(call, "event", 4)] == [3, 4, 5, 6]
 
 
 async def test_an_old_position_says_what_retention_left(tmp_path: Path, store: str) -> None:
