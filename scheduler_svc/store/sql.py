@@ -89,33 +89,23 @@ INSERT INTO sessions (session_key, head, previous) VALUES (?, ?, ?)
 ON CONFLICT (session_key) DO UPDATE SET head = excluded.head, previous = excluded.previous
 """
 
-# Whole flows go together, and only when their last run ended before the time.
-PRUNE_RUNS = """
-DELETE FROM runs WHERE flow_id IN (
-  SELECT run_id FROM runs WHERE parent_id = '' AND state >= 5
-  AND json_extract(record, '$.end_time') < ?
-)
+# Whole flows go together, and only when their last run ended before the time: the root ends last.
+PRUNABLE_FLOWS = """
+SELECT run_id FROM runs WHERE parent_id = '' AND state >= 5
+AND json_extract(record, '$.end_time') < ? ORDER BY ord LIMIT ?
 """
+
+FLOW_RUNS = "SELECT run_id, session_key FROM runs WHERE flow_id = ?"
 
 # Events are removed only as a prefix of their session: up to the first one whose run is kept.
-MARK_COMPACTED = """
-INSERT OR REPLACE INTO compacted
-SELECT session_key, max(sequence) FROM events e WHERE NOT EXISTS (
-  SELECT 1 FROM events f WHERE f.session_key = e.session_key AND f.sequence <= e.sequence
-  AND f.run_id IN (SELECT run_id FROM runs)
-) GROUP BY session_key
+LAST_REMOVABLE_EVENT = """
+SELECT sequence, position FROM events WHERE session_key = ?1 AND sequence < coalesce(
+  (SELECT sequence FROM events WHERE session_key = ?1 AND run_id IN (SELECT run_id FROM runs)
+   ORDER BY sequence LIMIT 1), 9223372036854775807)
+ORDER BY sequence DESC LIMIT 1
 """
 
-KEEP_POSITION = """
-INSERT OR REPLACE INTO meta SELECT 'position', max(position) FROM events HAVING max(position) > 0
-"""
-
-MARK_COMPACTED_POSITION = """
-INSERT OR REPLACE INTO meta SELECT 'compacted', max(position) FROM events JOIN compacted c
-USING (session_key) WHERE events.sequence <= c.sequence HAVING max(position) > 0
-"""
-
-PRUNE_EVENTS = """
-DELETE FROM events WHERE sequence <=
-  (SELECT sequence FROM compacted c WHERE c.session_key = events.session_key)
+# Positions and the places of the cuts outlive the events that are removed.
+KEEP_GREATEST = """
+INSERT INTO meta VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value = max(value, excluded.value)
 """

@@ -40,6 +40,8 @@ _offer = msgspec.json.Decoder(SteerOffer)
 _encode = msgspec.json.Encoder().encode
 
 QUICK_CHECK_BYTES = 64 * 1024 * 1024
+# Flows that retention removes in one transaction.
+PRUNED_FLOWS = 50
 
 _CORRUPT = (apsw.CorruptError, apsw.NotADBError)
 # The file, not the statement, is the trouble. Anything else is a bug and comes up as it is.
@@ -210,22 +212,17 @@ class SqliteStore:
         await self._run(write)
 
     async def prune(self, *, requests_before: int, ended_before: int) -> int:
-        """See `LaneStore`."""
+        """See `LaneStore`. In small transactions, so that commits need not wait for long."""
 
-        def write(db: apsw.Connection) -> int:
-            before = db.total_changes()
+        def requests(db: apsw.Connection) -> int:
             with db:
                 db.execute("DELETE FROM requests WHERE time < ?", (requests_before,))
-                db.execute(sql.PRUNE_RUNS, (ended_before,))
-                db.execute("DELETE FROM payloads WHERE run_id NOT IN (SELECT run_id FROM runs)")
-                # Positions and the place of the cut outlive the events that are removed.
-                db.execute(sql.KEEP_POSITION)
-                db.execute(sql.MARK_COMPACTED)
-                db.execute(sql.MARK_COMPACTED_POSITION)
-                db.execute(sql.PRUNE_EVENTS)
-            return db.total_changes() - before
+            return int(db.changes())
 
-        return await self._run(write)
+        removed = await self._run(requests)
+        while count := await self._run(lambda db: _prune_flows(db, ended_before)):
+            removed += count
+        return removed
 
     # -- Reading ----------------------------------------------------------------------------------
 
@@ -394,6 +391,31 @@ def _refuses(err: BaseException | None) -> bool:
     while err is not None and not isinstance(err, _REFUSALS):
         err = err.__context__
     return err is not None
+
+
+def _prune_flows(db: apsw.Connection, ended_before: int) -> int:
+    """Removes some flows, and the events that no kept run stands in front of. Returns the rows."""
+    before = db.total_changes()
+    with db:
+        flows = [row[0] for row in db.execute(sql.PRUNABLE_FLOWS, (ended_before, PRUNED_FLOWS))]
+        gone = [
+            row for flow_id in flows for row in db.execute(sql.FLOW_RUNS, (flow_id,)).fetchall()
+        ]
+        if not gone:
+            return 0
+        _many(db, "DELETE FROM runs WHERE flow_id = ?", [(flow_id,) for flow_id in flows])
+        _many(db, "DELETE FROM payloads WHERE run_id = ?", [(run_id,) for run_id, _ in gone])
+        db.execute(
+            sql.KEEP_GREATEST, ("position", db.execute("SELECT max(position) FROM events").get or 0)
+        )
+        for key in {session_key for _, session_key in gone}:
+            for sequence, position in db.execute(sql.LAST_REMOVABLE_EVENT, (key,)).fetchall():
+                db.execute(
+                    "DELETE FROM events WHERE session_key = ? AND sequence <= ?", (key, sequence)
+                )
+                db.execute("INSERT OR REPLACE INTO compacted VALUES (?, ?)", (key, sequence))
+                db.execute(sql.KEEP_GREATEST, ("compacted", position))
+    return db.total_changes() - before
 
 
 def _start_error(path: Path, err: Exception) -> StartError:

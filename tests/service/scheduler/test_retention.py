@@ -1,0 +1,118 @@
+"""Retention: what goes, what stays, and that nobody waits for it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from pathlib import Path
+
+import pytest
+
+from scheduler_svc.domain.records import Run, RunState
+from scheduler_svc.retention import FIRST_SECONDS, HOUR_SECONDS, keep_tidy
+from scheduler_svc.store import sqlite
+from scheduler_svc.store.base import Batch, EventQuery, EventRow, LaneStore, RunQuery
+from scheduler_svc.store.memory import MemoryStore
+from scheduler_svc.store.sqlite import SqliteStore
+from svckit.clock import FakeClock
+from svckit.settings_model import RetentionSettings
+from svckit.testing import eventually
+
+
+@pytest.fixture
+def kept(store: str, tmp_path: Path) -> LaneStore:
+    return MemoryStore() if store == "memory" else SqliteStore(tmp_path / "scheduler.db")
+
+
+def ended(n: int, session: str, *, end_time: int = 1) -> Run:
+    state = RunState.SUCCEEDED if end_time else RunState.QUEUED
+    return Run(
+        run_id=f"r{n}",
+        flow_id=f"r{n}",
+        order=n,
+        session_key=session,
+        customer_key="c",
+        queue="agent",
+        lane="main",
+        create_time=1,
+        state=state,
+        end_time=end_time,
+    )
+
+
+async def fill(store: LaneStore, runs: list[Run], per_run: int = 2) -> None:
+    await store.acquire()
+    events, heads = [], dict[str, int]()
+    for run in runs:
+        for _ in range(per_run):
+            key = run.session_key
+            heads[key] = heads.get(key, 0) + 1
+            events.append(
+                EventRow(len(events) + 1, key, heads[key], run.run_id, run.flow_id, "k", None, b"")
+            )
+    payloads = {run.run_id: b"p" for run in runs}
+    sessions = [(key, head, []) for key, head in heads.items()]
+    await store.commit(
+        Batch(time=1, runs=runs, payloads=payloads, events=events, sessions=sessions)
+    )
+
+
+async def test_events_go_as_a_prefix_however_many_transactions_it_takes(
+    kept: LaneStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sqlite, "PRUNED_FLOWS", 2)
+    old = [ended(n, "a") for n in range(1, 6)]
+    live = ended(6, "a", end_time=0)
+    behind = [ended(n, "a") for n in range(7, 9)]
+    await fill(kept, [*old, live, *behind, ended(9, "b")])
+    await kept.prune(requests_before=0, ended_before=10)
+    left = await kept.list_runs(RunQuery(), before=0, after=0, limit=100)
+    assert [found.run.run_id for found in left] == ["r6"]
+    rows = await kept.events(EventQuery(session_key="a"), 100)
+    assert [row.sequence for row in rows] == list(range(11, 17))
+    assert await kept.oldest("a") == 11
+    assert await kept.oldest("b") == 3
+    assert await kept.oldest("") == 19
+    # The run in front ends: now those behind it go too, and positions go on.
+    live.state, live.end_time = RunState.SUCCEEDED, 5
+    await kept.commit(Batch(time=6, runs=[live]))
+    await kept.prune(requests_before=0, ended_before=10)
+    assert await kept.events(EventQuery(), 100) == []
+    assert (await kept.load()).last_position == 18
+    await kept.close()
+
+
+async def test_pruning_a_long_session_does_not_hold_commits_up(tmp_path: Path) -> None:
+    store = SqliteStore(tmp_path / "scheduler.db")
+    await fill(store, [ended(n, "long") for n in range(1, 1001)], per_run=8)
+    pruning = asyncio.create_task(store.prune(requests_before=0, ended_before=10))
+    longest = 0.0
+    while not pruning.done():
+        before = time.monotonic()
+        await store.commit(Batch(time=1))
+        longest = max(longest, time.monotonic() - before)
+    assert await pruning >= 8000
+    assert longest < 1.0
+    await store.close()
+
+
+async def test_what_is_old_goes_soon_after_a_start_and_then_every_hour() -> None:
+    class Counting(MemoryStore):
+        calls = 0
+
+        async def prune(self, *, requests_before: int, ended_before: int) -> int:
+            self.calls += 1
+            return 0
+
+    store, clock = Counting(), FakeClock()
+    task = asyncio.create_task(keep_tidy(store, RetentionSettings(), clock))
+    for expected, seconds in ((1, FIRST_SECONDS), (2, HOUR_SECONDS)):
+
+        async def pruned(expected: int = expected, seconds: float = seconds) -> bool:
+            return store.calls == expected
+
+        await asyncio.sleep(0)
+        clock.advance(seconds)
+        await eventually(pruned)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
