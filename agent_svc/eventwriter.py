@@ -8,6 +8,7 @@ stored or the lease is lost.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from google.rpc import status_pb2
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
     from conveyor.events.v1.event_log_service_pb2_grpc import EventLogServiceAsyncStub
 
 MERGE_SECONDS = 0.05
+# Well below what one request may hold: 256 events, 2 MiB with the text beside them.
+BATCH_EVENTS = 200
+BATCH_BYTES = 1024 * 1024
 PASSING = (Unreachable, StoreUnavailable, ShuttingDown, NotLeader)
 
 _log = get_logger("agent.events")
@@ -77,17 +81,23 @@ class EventWriter:
         if not events:
             return
         async with self._lock:
-            request = log_pb.AppendEventsRequest(lease_id=self._lease_id, events=events)
-            if (delta := self._take()) is not None:
-                request.deltas.append(delta)
-            pauses = full_jitter(0.1, 2.0)
-            while True:
-                try:
-                    await call(self._stub.AppendEvents(request), service="scheduler")
-                    return
-                except PASSING:
-                    # The worker cancels the turn when its lease runs out meanwhile.
-                    await self._clock.sleep(next(pauses))
+            delta = self._take()
+            for batch in _batches(events):
+                request = log_pb.AppendEventsRequest(lease_id=self._lease_id, events=batch)
+                if delta is not None:
+                    request.deltas.append(delta)
+                    delta = None
+                await self._append(request)
+
+    async def _append(self, request: log_pb.AppendEventsRequest) -> None:
+        pauses = full_jitter(0.1, 2.0)
+        while True:
+            try:
+                await call(self._stub.AppendEvents(request), service="scheduler")
+                return
+            except PASSING:
+                # The worker cancels the turn when its lease runs out meanwhile.
+                await self._clock.sleep(next(pauses))
 
     async def _merge(self) -> None:
         while self._text:
@@ -108,6 +118,20 @@ class EventWriter:
             await call(self._stub.AppendEvents(request), service="scheduler")
         except ServiceError as err:
             _log.debug("text was not shown", reason=err.reason)
+
+
+def _batches(events: Sequence[event_pb2.Event]) -> Iterator[list[event_pb2.Event]]:
+    """Split events into requests of a size that the log takes, in order."""
+    batch: list[event_pb2.Event] = []
+    size = 0
+    for event in events:
+        bytes_ = event.ByteSize()
+        if batch and (len(batch) == BATCH_EVENTS or size + bytes_ > BATCH_BYTES):
+            yield batch
+            batch, size = [], 0
+        batch.append(event)
+        size += bytes_
+    yield batch
 
 
 def call_started(run_id: str, tool_call: s.ToolCall) -> event_pb2.Event:

@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from conveyor.scheduler.v1.scheduler_service_pb2_grpc import SchedulerServiceAsyncStub
 
 NO_LIMIT_SECONDS = 366 * 86_400
+MOST_AT_ONCE = 100
+"""Children of one reply. More is a model that repeats itself, and more than one request holds."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,10 @@ class Spawner:
         outcomes: dict[str, SpawnOutcome] = {}
         items: list[tuple[s.ToolCall, t.SpawnArgs, sched.EnqueueItem]] = []
         for tool_call in calls:
+            if len(items) == MOST_AT_ONCE:
+                why = f"at most {MOST_AT_ONCE} can be started in one reply"
+                outcomes[tool_call.id] = _refused(tool_call, why)
+                continue
             try:
                 args = t.read_spawn(tool_call.arguments)
                 items.append((tool_call, args, self._item(parent, tool_call, args)))

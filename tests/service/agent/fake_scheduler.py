@@ -17,7 +17,7 @@ from conveyor.scheduler.v1 import limit_service_pb2 as limit_pb
 from conveyor.scheduler.v1 import run_pb2
 from conveyor.scheduler.v1 import scheduler_service_pb2 as sched
 from conveyor.scheduler.v1 import worker_service_pb2 as ws
-from svckit.errors import LeaseLost, RunNotFound, ServiceError
+from svckit.errors import LeaseLost, RunNotFound, ServiceError, invalid_field
 from svckit.grpc.status import to_proto
 from svckit.testing import ScriptedServicer
 
@@ -209,6 +209,8 @@ class FakeScheduler:
         return ws.CompleteRunsResponse(results=[result])
 
     def _enqueue(self, request: sched.EnqueueRunsRequest) -> sched.EnqueueRunsResponse:
+        if not 1 <= len(request.items) <= 256:
+            raise invalid_field("items", "1 to 256 items")
         results = []
         for item in request.items:
             self._check(item.parent_lease_id)
@@ -224,6 +226,8 @@ class FakeScheduler:
         return sched.EnqueueRunsResponse(results=results)
 
     def _append(self, request: log_pb.AppendEventsRequest) -> log_pb.AppendEventsResponse:
+        if len(request.events) > 256 or request.ByteSize() > 2 * 1024 * 1024:
+            raise invalid_field("events", "at most 256 events, at most 2 MiB")
         self._check(request.lease_id)
         self.deltas.extend(request.deltas)
         for event in request.events:

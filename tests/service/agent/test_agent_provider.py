@@ -220,6 +220,18 @@ async def test_wrong_calls_go_back_to_the_model(
     assert not scheduler.children
 
 
+async def test_hundreds_of_spawns_in_one_reply_do_not_fail_the_turn(
+    scheduler: FakeScheduler, live: InProcess, provider: FakeOpenAI
+) -> None:
+    provider.script(Reply("", [spawn(f"task {number}") for number in range(300)]))
+    end = await scheduler.answer(scheduler.leased("go"))
+    assert len(end.condition.children.run_ids) == 100
+    assert len(scheduler.children) == 100
+    assert len([e for e in scheduler.events.values() if e.HasField("tool_call_started")]) == 300
+    refused = scheduler.events["R1-1.2.300-ended"].tool_call_ended.error
+    assert "at most 100" in refused.message
+
+
 async def test_a_model_that_goes_round_in_circles_is_stopped(
     scheduler: FakeScheduler, live: InProcess, provider: FakeOpenAI
 ) -> None:

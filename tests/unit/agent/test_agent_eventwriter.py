@@ -1,0 +1,33 @@
+"""The requests in which a turn's events go out."""
+
+from __future__ import annotations
+
+import pytest
+
+from agent_svc.eventwriter import EventWriter, said_between
+from conveyor.events.v1 import event_log_service_pb2 as log_pb
+from svckit.clock import FakeClock
+
+MIB = 1024 * 1024
+
+
+class Log:
+    """Takes what the contract takes."""
+
+    def __init__(self) -> None:
+        self.requests: list[log_pb.AppendEventsRequest] = []
+
+    async def AppendEvents(self, request: log_pb.AppendEventsRequest) -> None:
+        assert len(request.events) <= 256
+        assert request.ByteSize() <= 2 * MIB
+        self.requests.append(request)
+
+
+@pytest.mark.parametrize(("count", "size"), [(700, 10), (5, MIB - 1000), (40, 100_000)])
+async def test_many_or_large_events_go_out_in_several_requests(count: int, size: int) -> None:
+    log = Log()
+    events = [said_between("R1", 1, step, "x" * size) for step in range(count)]
+    async with EventWriter(log, "R1:1", "R1-1", FakeClock()) as writer:  # type: ignore[arg-type]
+        await writer.write(*events)
+    assert len(log.requests) > 1
+    assert [event for request in log.requests for event in request.events] == events
