@@ -128,6 +128,8 @@ class Transcripts:
                     t.exchanges.c.session_key == session_key,
                     t.exchanges.c.ordinal >= after[0],
                     t.exchanges.c.kind != "note",
+                    # Without a message it would take a place on the page and show nothing.
+                    sa.or_(t.exchanges.c.kind != "closing", t.exchanges.c.reply.is_not(None)),
                     sa.not_(t.exchanges.c.copied),
                 )
                 .order_by(t.exchanges.c.ordinal)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sqlite3
+from pathlib import Path
+
 import grpc
 import pytest
 
@@ -73,6 +76,43 @@ async def test_messages_come_in_pages(
         if not token:
             break
     assert found == [text for n in (1, 2, 3) for text in (f"[[reply: a{n}]]", f"a{n}")]
+
+
+async def test_silent_closing_turns_do_not_cut_a_list_short(
+    scheduler: FakeScheduler, start_agent: StartAgent, tmp_path: Path
+) -> None:
+    async with start_agent() as agent:
+        stub = agent_grpc.AgentServiceStub(agent.channel)
+        await scheduler.answer(scheduler.leased("[[reply: one]]"))
+        await scheduler.answer(
+            scheduler.leased("[[reply: two]]", run_id="R2", previous=[("R1", SUCCEEDED, 1)])
+        )
+        scheduler.runs["R2"].state = SUCCEEDED
+        assert await listed(stub) == [
+            "user: [[reply: one]]", "agent: one", "user: [[reply: two]]", "agent: two"
+        ]  # fmt: skip
+    with sqlite3.connect(tmp_path / "data" / "agent.db") as db:
+        # As runs leave them whose background work needs no further word.
+        db.execute("UPDATE exchanges SET ordinal = 10 WHERE run_id = 'R2'")
+        for turn in range(2, 6):
+            db.execute(
+                "INSERT INTO exchanges SELECT ordinal + ?, session_key, epoch, run_id, ?,"
+                " 'closing', x'5b5d', NULL, quoted, copied, create_us"
+                " FROM exchanges WHERE run_id = 'R1' AND turn = 1",
+                (turn - 1, turn),
+            )
+    db.close()
+    async with start_agent() as agent:
+        stub = agent_grpc.AgentServiceStub(agent.channel)
+        found, token = [], ""
+        while True:
+            request = pb.ListMessagesRequest(session_key=SESSION, page_size=1, page_token=token)
+            page = await stub.ListMessages(request)
+            found += [message.parts[0].text for message in page.messages]
+            token = page.next_page_token
+            if not token:
+                break
+    assert found == ["[[reply: one]]", "one", "[[reply: two]]", "two"]
 
 
 async def test_a_failed_run_adds_no_reply(
