@@ -16,7 +16,7 @@ import asyncio
 import contextlib
 import logging
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from typing import Any, Generic, TypeVar
 
 from scheduler_svc import eventlog
@@ -156,13 +156,25 @@ class Engine:
         return await future
 
     async def lease(
-        self, queue: str, worker: str, incarnation: int, max_runs: int, wait: float
+        self,
+        queue: str,
+        worker: str,
+        incarnation: int,
+        max_runs: int,
+        wait: float,
+        held: Set[tuple[str, int]] | None = None,
     ) -> list[Leased]:
-        """Leases ready runs: at once, or as soon as one is ready, or none after `wait` seconds."""
+        """Leases ready runs: at once, or as soon as one is ready, or none after `wait` seconds.
+
+        `held` are the leases (run id, fencing token) that the worker has; others that were given to
+        it got lost on their way and go back first. `None` compares nothing.
+        """
         poll = _Poll(queue, worker, incarnation, max_runs)
 
         def apply(kernel: Kernel, now: int) -> None:
             leasing.greet(kernel, queue, worker, incarnation, now)
+            if held is not None:
+                leasing.give_back_all_but(kernel, queue, worker, held, now)
             if self.draining:
                 poll.future.set_result([])
             else:
@@ -205,8 +217,7 @@ class Engine:
 
             def apply(kernel: Kernel, now: int, run_id: str = run_id, token: int = token) -> None:
                 run = leasing.leased_run(kernel, run_id, token)
-                run.attempt -= 1
-                leasing.retry(kernel, run, 0, None, "the worker left", now)
+                leasing.give_back(kernel, run, "the worker left", now)
 
             try:
                 await self.submit(apply)

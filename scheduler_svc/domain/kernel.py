@@ -18,6 +18,7 @@ from scheduler_svc.domain.emits import Emit, Payload, StateChanged
 from scheduler_svc.domain.lanes import GlobalLane, Session
 from scheduler_svc.domain.records import (
     Failure,
+    Lease,
     ResumeReason,
     Run,
     RunState,
@@ -94,6 +95,8 @@ class Kernel:
         self.lanes = {name: GlobalLane(name, limit) for name, limit in config.lanes.items()}
         # (queue, worker name) -> newest incarnation.
         self.workers: dict[tuple[str, str], int] = {}
+        # (queue, worker name) -> the runs leased to it.
+        self.leased: dict[tuple[str, str], set[str]] = {}
         self.steers: dict[tuple[str, str], SteerOffer] = {}
         # Read from the store for the commands at hand: known request ids, ended runs, and the
         # sequences of known event ids.
@@ -240,10 +243,21 @@ class Kernel:
 
     # -- Layer two --------------------------------------------------------------------------------
 
+    def take_slot(self, run: Run, lease: Lease) -> None:
+        """The run executes from now on, under a lease."""
+        run.lease = lease
+        self.lanes[run.lane].running += 1
+        self.leased.setdefault((run.queue, lease.worker), set()).add(run.run_id)
+        self.touch(run)
+
     def free_slot(self, run: Run, now: int) -> None:
         """The run stops executing, if it was: its lease is over and its slot is free."""
         if run.lease is not None:
             run.executed += max(0, now - run.lease.lease_time)
+            worker = (run.queue, run.lease.worker)
+            self.leased[worker].discard(run.run_id)
+            if not self.leased[worker]:
+                del self.leased[worker]
             run.lease = None
             self.lanes[run.lane].running -= 1
             self.touch(run)

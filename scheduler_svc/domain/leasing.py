@@ -6,6 +6,8 @@ and every write about an attempt names it: so only the newest lease changes a ru
 
 from __future__ import annotations
 
+from collections.abc import Set
+
 import msgspec
 
 from scheduler_svc.domain import settling
@@ -76,12 +78,21 @@ def greet(k: Kernel, queue: str, worker: str, incarnation: int, now: int) -> Non
     if incarnation == newest:
         return
     k.workers[(queue, worker)] = incarnation
-    if not newest:
-        return
-    for run in list(k.runs.values()):
-        lease = run.lease
-        if lease and run.queue == queue and lease.worker == worker:
-            lose(k, run, now)
+    for run_id in sorted(k.leased.get((queue, worker), ())):
+        lose(k, k.runs[run_id], now)
+
+
+def give_back_all_but(
+    k: Kernel, queue: str, worker: str, held: Set[tuple[str, int]], now: int
+) -> None:
+    """Gives back the runs whose lease, (run id, fencing token), got lost on its way to the worker.
+
+    `held` is what the worker has; `greet` comes before, so all its leases are of one incarnation.
+    """
+    for run_id in sorted(k.leased.get((queue, worker), ())):
+        run = k.runs[run_id]
+        if run.lease is not None and (run_id, run.lease.token) not in held:
+            give_back(k, run, "the lease did not reach the worker", now)
 
 
 def _check_newest(k: Kernel, queue: str, worker: str, incarnation: int) -> int:
@@ -116,7 +127,6 @@ def _lease(k: Kernel, run: Run, worker: str, incarnation: int, now: int) -> Leas
     session = k.sessions[run.session_key]
     session.ready = ""
     k.hold_lane(run)
-    k.lanes[run.lane].running += 1
     token, k.next_token = k.next_token, k.next_token + 1
     k.changes.token = token
     if run.new_turn:
@@ -127,13 +137,14 @@ def _lease(k: Kernel, run: Run, worker: str, incarnation: int, now: int) -> Leas
     run.start_time = run.start_time or now
     run.ready_time, run.told_previous = 0, len(session.previous)
     k.set_state(run, RunState.RUNNING, now)
-    run.lease = Lease(token, worker, incarnation, now, now + k.config.lease_ttl)
-    k.at(run.lease.expire_time, Timer.LEASE, run, token)
+    lease = Lease(token, worker, incarnation, now, now + k.config.lease_ttl)
+    k.take_slot(run, lease)
+    k.at(lease.expire_time, Timer.LEASE, run, token)
     if run.run_timeout:
         k.at(now + max(0, run.run_timeout - run.executed), Timer.RUN_TIMEOUT, run, token)
     return Leased(
         run=copy(run),
-        lease=copy_lease(run.lease),
+        lease=copy_lease(lease),
         resumption=run.resumption,
         steered=offers(k, run),
         previous=list(session.previous),
@@ -213,6 +224,15 @@ def lose(k: Kernel, run: Run, now: int) -> None:
         settling.fail(k, run, exhausted(run, Failure("LEASE_LOST", "the lease was lost")), now)
     else:
         retry(k, run, run.retry.backoff(run.attempt), None, "the lease was lost", now)
+
+
+def give_back(k: Kernel, run: Run, cause: str, now: int) -> None:
+    """The attempt is not counted: the run stays at the head of its session lane, or ends."""
+    if run.stopping:
+        settling.stopped(k, run, now)
+    else:
+        run.attempt -= 1
+        retry(k, run, 0, None, cause, now)
 
 
 def exhausted(run: Run, last: Failure) -> Failure:

@@ -72,7 +72,7 @@ def _take_in(
     elif run.state is RunState.QUEUED:
         session.add_fresh(run.order, run.run_id)
     if run.lease is not None:
-        lane.running += 1
+        k.take_slot(run, run.lease)
         run.lease.expire_time = now + k.config.lease_ttl
         worker = (run.queue, run.lease.worker)
         k.workers[worker] = max(k.workers.get(worker, 0), run.lease.incarnation)

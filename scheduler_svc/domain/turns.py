@@ -168,11 +168,7 @@ def release(k: Kernel, run_id: str, token: int, digest: str, now: int) -> Run:
         return repeated
     run = leasing.leased_run(k, run_id, token)
     run.spent = SpentLease(token, digest)
-    if run.stopping:
-        settling.stopped(k, run, now)
-    else:
-        run.attempt -= 1
-        leasing.retry(k, run, 0, None, "the worker handed the run back", now)
+    leasing.give_back(k, run, "the worker handed the run back", now)
     return run
 
 

@@ -44,12 +44,18 @@ class WorkerServicer(pb_grpc.WorkerServiceServicer):
         remaining = context.time_remaining()
         if remaining is not None:
             wait = min(wait, max(0.0, remaining - POLL_MARGIN_SECONDS))
+        held = None
+        if request.HasField("held"):
+            if len(request.held.lease_ids) > 1024:
+                raise invalid_field("held.lease_ids", "must be at most 1024")
+            held = {validate.lease_id(value, "held.lease_ids") for value in request.held.lease_ids}
         leased = await self._engine.lease(
             request.queue,
             request.worker.name,
             request.worker.incarnation,
             request.max_runs,
             wait,
+            held,
         )
         response = pb.LeaseRunsResponse()
         room = RESPONSE_BYTES

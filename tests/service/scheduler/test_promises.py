@@ -118,6 +118,36 @@ async def test_a_replaced_worker_learns_it_from_extending(s: Driver) -> None:
     assert error.metadata == {"worker": s.me.name, "incarnation": str(newer.incarnation)}
 
 
+async def test_leases_that_got_lost_on_their_way_go_back_with_the_next_poll(s: Driver) -> None:
+    async def poll(*held: Any) -> list[Any]:
+        request = ws.LeaseRunsRequest(
+            worker=s.me,
+            queue="agent",
+            max_runs=4,
+            held=ws.HeldLeases(lease_ids=[item.lease.lease_id for item in held]),
+        )
+        return list((await s.worker.LeaseRuns(request)).leased_runs)
+
+    await s.send("a")
+    await s.send("b")
+    kept, lost = await poll()
+    [again] = await poll(kept)
+    assert again.lease.run_id == lost.lease.run_id
+    assert (again.lease.turn, again.lease.attempt) == (1, 1)
+    assert [status.lost for status in await s.extend(kept, lost, again)] == [False, True, False]
+    assert await poll(kept, again) == []
+
+
+async def test_a_cancelled_run_whose_lease_got_lost_ends(s: Driver) -> None:
+    accepted = await s.send("a")
+    await s.lease_one()
+    await s.scheduler.CancelRun(pb.CancelRunRequest(run_id=accepted.run.run_id))
+    await s.worker.LeaseRuns(
+        ws.LeaseRunsRequest(worker=s.me, queue="agent", max_runs=1, held=ws.HeldLeases())
+    )
+    assert await s.state(accepted.run.run_id) == "CANCELLED"
+
+
 async def test_appending_again_names_the_sequence_of_the_stored_event(s: Driver) -> None:
     await s.send("a")
     leased = await s.lease_one()
