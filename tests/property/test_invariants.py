@@ -29,8 +29,9 @@ from hypothesis.stateful import (
 )
 
 from conveyor.common.v1 import content_pb2
+from conveyor.events.v1 import event_pb2
 from conveyor.scheduler.v1 import run_pb2
-from scheduler_svc.domain import admission, leasing, settling, steering, turns
+from scheduler_svc.domain import admission, leasing, settling, steering, turns, waiting
 from scheduler_svc.domain.kernel import Config, Kernel
 from scheduler_svc.domain.leasing import Leased
 from scheduler_svc.domain.records import (
@@ -39,6 +40,7 @@ from scheduler_svc.domain.records import (
     AnnounceMode,
     Failure,
     NewRun,
+    ResumeReason,
     RetryPolicy,
     Run,
     RunState,
@@ -46,7 +48,7 @@ from scheduler_svc.domain.records import (
     WaitKind,
 )
 from scheduler_svc.engine import Engine, _Command, _Poll
-from scheduler_svc.store.base import Batch, EventQuery, LaneStore, RunQuery
+from scheduler_svc.store.base import Batch, EventQuery, LaneStore, RunQuery, StoredRun
 from scheduler_svc.store.memory import MemoryStore
 from scheduler_svc.store.sqlite import SqliteStore
 from svckit.clock import FakeClock
@@ -93,7 +95,9 @@ class Machine(RuleBasedStateMachine):
         self.accepted: dict[str, str] = {}  # request id -> run id
         self.started: dict[str, list[int]] = {}  # session -> orders of first leases
         self.cancelled: set[str] = set()  # roots that were cancelled
-        self.told: dict[str, list[str]] = {}  # parent -> children told, over all turns
+        self.admitted: dict[str, set[str]] = {}  # cancelled roots -> their runs at that time
+        self.last_accepted: dict[str, int] = {}  # session -> order of the newest message
+        self.told: dict[str, dict[int, list[str]]] = {}  # parent -> turn -> children told
         self.incarnation = 1
         self.lowered: set[str] = set()
         self.store: Faulty
@@ -191,6 +195,11 @@ class Machine(RuleBasedStateMachine):
         )
         if isinstance(found, admission.Accepted):
             self.accepted[new.request_id] = found.run_id
+            if not found.deduplicated and found.outcome is not admission.Outcome.STEERED:
+                run = self.k.runs[found.run_id]
+                last = self.last_accepted.get(run.session_key, 0)
+                assert run.order > last, "places in the order are given out as accepted"
+                self.last_accepted[run.session_key] = run.order
         return found
 
     @rule(session=st.sampled_from(SESSIONS), steer=st.booleans(), timeout=st.booleans())
@@ -218,6 +227,14 @@ class Machine(RuleBasedStateMachine):
         flow = self.k.runs[run_id].flow_id
         if isinstance(self.quietly(apply), int) and flow == run_id:
             self.cancelled.add(run_id)
+            self.admitted[run_id] = {stored.run.run_id for stored in self.flow(run_id)}
+
+    def flow(self, flow_id: str) -> list[StoredRun]:
+        query = RunQuery(flow_id=flow_id)
+        found: list[StoredRun] = self.do(
+            self.store.list_runs(query, before=0, after=0, limit=10_000)
+        )
+        return found
 
     @precondition(lambda self: self.k.runs)
     @rule(data=st.data())
@@ -241,14 +258,19 @@ class Machine(RuleBasedStateMachine):
 
     # -- Workers ----------------------------------------------------------------------------------
 
-    @rule(most=st.integers(1, 4))
-    def lease(self, most: int) -> None:
+    @rule(most=st.integers(1, 4), compare=st.booleans(), lost=st.booleans())
+    def lease(self, most: int, compare: bool = False, lost: bool = False) -> None:
+        """A poll. `compare` says which leases are held, `lost` loses the answer."""
+        held = {(run_id, item.lease.token) for run_id, item in self.held.items()}
+
         async def work() -> list[Leased] | None:
             poll = _Poll("agent", "w", self.incarnation, most)
             future: asyncio.Future[None] = self.loop.create_future()
 
             def apply(k: Kernel, now: int) -> None:
                 leasing.greet(k, "agent", "w", self.incarnation, now)
+                if compare:
+                    leasing.give_back_all_but(k, "agent", "w", held, now)
                 self.engine._polls.append(poll)
 
             command = _Command(apply, future, (), (), (), ())
@@ -270,16 +292,23 @@ class Machine(RuleBasedStateMachine):
         for item in leased:
             run = item.run
             assert run.state is RunState.RUNNING
-            self.held[run.run_id] = item
+            if not lost:
+                self.held[run.run_id] = item
+            else:
+                self.held.pop(run.run_id, None)
             if (run.turn, run.attempt) == (1, 1):
                 orders = self.started.setdefault(run.session_key, [])
                 if not orders or orders[-1] != run.order:
                     assert not orders or run.order > orders[-1], "order of a session"
                     orders.append(run.order)
-            if item.resumption and run.attempt == 1:
-                told = self.told.setdefault(run.run_id, [])
-                assert not set(told) & set(item.resumption.told), "told twice"
-                told += item.resumption.told
+            if item.resumption:
+                turns_told = self.told.setdefault(run.run_id, {})
+                told = turns_told.setdefault(run.turn, item.resumption.told)
+                assert told == item.resumption.told, "the same for every attempt of a turn"
+                others = [c for turn, cs in turns_told.items() if turn != run.turn for c in cs]
+                assert not set(others) & set(told), "each end is told in exactly one turn"
+                if item.resumption.reason is ResumeReason.CHILDREN_SETTLED:
+                    assert told, "nothing new had settled"
         if len(leased) < most:  # work conserving: what is ready got a slot, or none was free
             for lane in self.k.lanes.values():
                 assert lane.free == 0 or lane.waiting == 0
@@ -348,9 +377,10 @@ class Machine(RuleBasedStateMachine):
         each=st.booleans(),
         after=st.sampled_from([0, 5]),
         timeout=st.sampled_from([0, 20]),
+        limit=st.booleans(),
     )
     def suspend(
-        self, data: st.DataObject, hold: bool, each: bool, after: int, timeout: int
+        self, data: st.DataObject, hold: bool, each: bool, after: int, timeout: int, limit: bool
     ) -> None:
         item = self.pick(data)
 
@@ -358,6 +388,8 @@ class Machine(RuleBasedStateMachine):
             wait = Wait(
                 kind=WaitKind.CHILDREN, mode=AnnounceMode.EACH if each else AnnounceMode.ALL
             )
+            if limit:
+                wait = Wait(kind=WaitKind.LIMIT, name="x", expire_time=now + 5 * SECOND)
             if after and hold and not item.run.depth:
                 wait.yield_time = now + after * SECOND
             if timeout:
@@ -369,7 +401,7 @@ class Machine(RuleBasedStateMachine):
                     item.lease.token,
                     f"u{item.lease.token}",
                     wait=wait,
-                    hold_lane=hold,
+                    hold_lane=hold or limit,
                     interim=MESSAGE,
                     taken=[],
                     now=now,
@@ -461,8 +493,10 @@ class Machine(RuleBasedStateMachine):
     def one_executing_run_per_session(self) -> None:
         if not hasattr(self, "store"):
             return
-        executing = [run.session_key for run in self.k.runs.values() if run.lease is not None]
-        assert len(executing) == len(set(executing))
+        executing = [run for run in self.k.runs.values() if run.lease is not None]
+        assert len(executing) == len({run.session_key for run in executing})
+        leased = {run_id for run_ids in self.k.leased.values() for run_id in run_ids}
+        assert leased == {run.run_id for run in executing}
 
     @invariant()
     def lanes_keep_their_limits(self) -> None:
@@ -499,6 +533,34 @@ class Machine(RuleBasedStateMachine):
                     assert run.holds_lane or run.run_id in standing
 
     @invariant()
+    def what_is_ready_waits_for_a_slot_only(self) -> None:
+        """With `lease`, which looks at free slots: work is conserved."""
+        if not hasattr(self, "store"):
+            return
+        now = self.clock.now_us()
+        for key, session in self.k.sessions.items():
+            runs = [r for r in self.k.runs.values() if r.session_key == key]
+            first = [r for r in runs if r.holds_lane]
+            first = first or [self.k.runs[run_id] for run_id in session.returning[:1]]
+            first = first or sorted(
+                (r for r in runs if r.state is RunState.QUEUED and not r.turn),
+                key=lambda r: r.order,
+            )
+            ready = first[:1] if first and first[0].state is RunState.QUEUED else []
+            assert session.ready == "".join(r.run_id for r in ready if r.ready_time <= now)
+        standing = sum(lane.waiting for lane in self.k.lanes.values())
+        assert standing == sum(bool(session.ready) for session in self.k.sessions.values())
+
+    @invariant()
+    def no_satisfied_wait_goes_on(self) -> None:
+        if not hasattr(self, "store"):
+            return
+        for run in self.k.runs.values():
+            assert (run.state is RunState.SUSPENDED) == (run.wait is not None)
+            if run.wait is not None:
+                assert not waiting.satisfied(run, run.wait)
+
+    @invariant()
     def trees_close_from_the_leaves(self) -> None:
         if not hasattr(self, "store"):
             return
@@ -517,9 +579,13 @@ class Machine(RuleBasedStateMachine):
                 if parent.state is RunState.SUCCEEDED:
                     assert run.run_id in parent.told, "every end is told before the run succeeds"
         for run_id in self.cancelled:
+            assert {r.run_id for r in by_id.values() if r.flow_id == run_id} == self.admitted[
+                run_id
+            ], "no child is admitted to a cancelled tree"
             for run in by_id.values():
                 if run.flow_id == run_id and not run.terminal:
                     assert run.state is RunState.CANCELLING, "nothing of a cancelled tree goes on"
+                    assert run.lease or run.live, "it waits for a worker or a descendant only"
 
     @invariant()
     def memory_is_what_the_store_says(self) -> None:
@@ -545,6 +611,21 @@ class Machine(RuleBasedStateMachine):
             position = row.position
             assert row.sequence == seen.get(row.session_key, 0) + 1
             seen[row.session_key] = row.sequence
+
+    @invariant()
+    def a_run_is_reported_as_ended_once_and_then_no_more(self) -> None:
+        if not hasattr(self, "store"):
+            return
+        query = EventQuery(kinds=frozenset({"run_state_changed"}))
+        states: dict[str, RunState] = {}
+        for row in self.do(self.store.events(query, 100_000)):
+            change = event_pb2.Event.FromString(row.data).run_state_changed
+            before = states.get(row.run_id, RunState.UNSPECIFIED)
+            assert before not in TERMINAL, "a run that was reported as ended goes on"
+            assert before == change.previous_state
+            states[row.run_id] = RunState(change.state)
+        for run_id, run in self.k.runs.items():
+            assert states[run_id] is run.state
 
     # -- The end: faults stop, and everything ends ----------------------------------------------
 
