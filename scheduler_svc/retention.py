@@ -20,12 +20,12 @@ DAY_SECONDS = 24 * HOUR_SECONDS
 async def keep_tidy(store: LaneStore, keep: RetentionSettings, clock: Clock) -> None:
     """Prunes a minute after the start, then once an hour, until cancelled.
 
-    Events go with their runs, whichever is kept longer.
+    Events go with their runs, whichever is kept longer; a run stays while its request id is known.
     """
     await clock.sleep(FIRST_SECONDS)  # not in the way of a start
     while True:
         now = clock.now_us()
-        days = max(keep.events_days, keep.runs_days)
+        days = max(keep.events_days, keep.runs_days, keep.request_ids_hours / 24)
         try:
             removed = await store.prune(
                 requests_before=now - round(keep.request_ids_hours * HOUR_SECONDS * SECOND),

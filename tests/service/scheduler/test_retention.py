@@ -96,6 +96,29 @@ async def test_pruning_a_long_session_does_not_hold_commits_up(tmp_path: Path) -
     await store.close()
 
 
+async def test_a_run_stays_while_a_repeated_request_must_find_it() -> None:
+    asked: list[dict[str, int]] = []
+
+    class Asked(MemoryStore):
+        async def prune(self, **before: int) -> int:
+            asked.append(before)
+            return 0
+
+    keep = RetentionSettings(events_days=0.1, runs_days=0.1, request_ids_hours=48)
+    clock = FakeClock()
+    task = asyncio.create_task(keep_tidy(Asked(), keep, clock))
+    await asyncio.sleep(0)
+    clock.advance(FIRST_SECONDS)
+
+    async def pruned() -> bool:
+        return bool(asked)
+
+    await eventually(pruned)
+    assert asked[0]["ended_before"] <= asked[0]["requests_before"]
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
 async def test_what_is_old_goes_soon_after_a_start_and_then_every_hour() -> None:
     class Counting(MemoryStore):
         calls = 0
