@@ -160,10 +160,11 @@ class SchedulerServicer(pb_grpc.SchedulerServiceServicer):
         size = validate.page_size(request.page_size, 50, 500)
         filters = pb.ListLanesRequest(kind=request.kind)
         start = position(request.page_token, filters)
-        found = await self._engine.submit(lambda k, now: _lanes(k, request.kind))
-        page = found[start : start + size]
-        more = start + size < len(found)
-        token = token_after(start + size, filters) if more else ""
+        end = start + size
+        page, more = await self._engine.submit(
+            lambda k, now: _lanes(k, request.kind, slice(start, end))
+        )
+        token = token_after(end, filters) if more else ""
         return pb.ListLanesResponse(lanes=page, next_page_token=token)
 
     async def UpdateLane(
@@ -276,13 +277,20 @@ def _estimate(standing: _Standing, now: int) -> lane_pb2.QueueEstimate:
     )
 
 
-def _lanes(k: Kernel, kind: lane_pb2.LaneKind.ValueType) -> list[lane_pb2.Lane]:
-    found: list[lane_pb2.Lane] = []
+def _lanes(
+    k: Kernel, kind: lane_pb2.LaneKind.ValueType, part: slice
+) -> tuple[list[lane_pb2.Lane], bool]:
+    # Only the page is made into messages: there may be thousands of sessions.
+    found: list[lanes.GlobalLane | lanes.Session] = []
     if kind != lane_pb2.LANE_KIND_SESSION:
-        found += [_global_lane(k, lane) for lane in k.lanes.values()]
+        found += k.lanes.values()
     if kind != lane_pb2.LANE_KIND_GLOBAL:
-        found += [_session_lane(k, session) for session in k.sessions.values()]
-    return found
+        found += k.sessions.values()
+    page = [
+        _session_lane(k, lane) if isinstance(lane, lanes.Session) else _global_lane(k, lane)
+        for lane in found[part]
+    ]
+    return page, part.stop < len(found)
 
 
 def _global_lane(k: Kernel, lane: lanes.GlobalLane) -> lane_pb2.Lane:
