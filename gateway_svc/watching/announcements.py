@@ -20,11 +20,10 @@ from gateway_svc.domain.tokens import (
 )
 from gateway_svc.upstream import Upstream
 from gateway_svc.watching.log import EventLog, passed, start_after
-from gateway_svc.watching.merge import Draining, Ended, Idle, Merge
+from gateway_svc.watching.merge import HEARTBEAT_SECONDS, Draining, Ended, Idle, Merge
 from svckit.errors import FlowNotFound, invalid_field
 from svckit.grpc.client import call
 
-HEARTBEAT_SECONDS = 15.0
 _PAYLOADS = ("child_announced",)
 _ONLY = "announcements"
 
@@ -92,6 +91,7 @@ class AnnouncementWatcher:
                         live = message.progress.live
                     else:
                         continue
+                merge.said()
                 token = encode_token(subject, positions)
                 if announcement is not None:
                     yield gw.WatchAnnouncementsResponse(

@@ -17,10 +17,8 @@ from gateway_svc.domain.tokens import Positions, decode_token, encode_token
 from gateway_svc.inbox import Accepted, Inbox
 from gateway_svc.upstream import Upstream, patiently
 from gateway_svc.watching.log import OLDEST, EventLog, Start
-from gateway_svc.watching.merge import Draining, Ended, Idle, Merge
+from gateway_svc.watching.merge import HEARTBEAT_SECONDS, Draining, Ended, Idle, Merge
 from svckit.errors import EventsCompacted
-
-HEARTBEAT_SECONDS = 15.0
 
 
 def chat_subject(request_id: str) -> str:
@@ -65,6 +63,7 @@ class ChatService:
             while True:
                 async with aclosing(answer.responses()) as responses:
                     async for response in responses:
+                        merge.said()
                         yield response
                 if not answer.finished:
                     return  # draining

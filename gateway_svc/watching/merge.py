@@ -14,6 +14,7 @@ T = TypeVar("T")
 # Small: each stream that fills it waits, so a slow client slows its upstream down instead of
 # filling this process.
 _QUEUE_SIZE = 64
+HEARTBEAT_SECONDS = 15.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +34,7 @@ class Ended:
 
 
 class Idle:
-    """Nothing came for the length of a heartbeat."""
+    """Nothing was said to the client for the length of a heartbeat: say how far the stream is."""
 
 
 class Draining:
@@ -41,11 +42,16 @@ class Draining:
 
 
 class Merge(Generic[T]):
-    """An async context manager over any number of streams; leaving it closes them all."""
+    """An async context manager over any number of streams; leaving it closes them all.
 
-    def __init__(self, draining: asyncio.Event, heartbeat: float) -> None:
+    Call `said` with everything that goes to the client: much may come that it does not want, and
+    it takes a long silence for a broken stream.
+    """
+
+    def __init__(self, draining: asyncio.Event, heartbeat: float = HEARTBEAT_SECONDS) -> None:
         self._draining = draining
         self._heartbeat = heartbeat
+        self._due = asyncio.get_running_loop().time() + heartbeat
         self._queue: asyncio.Queue[Item[T] | Ended] = asyncio.Queue(_QUEUE_SIZE)
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._drain_wait: asyncio.Task[bool] | None = None
@@ -81,25 +87,34 @@ class Merge(Generic[T]):
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
 
+    def said(self) -> None:
+        """Note that the client was told something: the next heartbeat counts from now."""
+        self._due = asyncio.get_running_loop().time() + self._heartbeat
+
     async def next(self) -> Item[T] | Ended | Idle | Draining:
         """Return what comes next."""
         assert self._drain_wait is not None
+        if self._draining.is_set():
+            return Draining()
+        left = self._due - asyncio.get_running_loop().time()
+        if left <= 0:
+            self.said()
+            return Idle()
         if not self._queue.empty():
             return self._queue.get_nowait()
-        if self._drain_wait.done():
-            return Draining()
         getting = asyncio.ensure_future(self._queue.get())
         try:
             await asyncio.wait(
-                (getting, self._drain_wait),
-                timeout=self._heartbeat,
-                return_when=asyncio.FIRST_COMPLETED,
+                (getting, self._drain_wait), timeout=left, return_when=asyncio.FIRST_COMPLETED
             )
             if getting.done():
                 return getting.result()
         finally:
             getting.cancel()
-        return Draining() if self._drain_wait.done() else Idle()
+        if self._drain_wait.done():
+            return Draining()
+        self.said()
+        return Idle()
 
     async def _pump(self, source: str, stream: AsyncGenerator[T, None]) -> None:
         ended = Ended(source)

@@ -22,11 +22,10 @@ from gateway_svc.domain.sessions import LIVE_STATES, ended_run
 from gateway_svc.domain.tokens import Positions, decode_token, encode_token, session_subject
 from gateway_svc.upstream import Upstream
 from gateway_svc.watching.log import FROM_NOW, OLDEST, EventLog, Start, passed, start_after
-from gateway_svc.watching.merge import Draining, Ended, Idle, Merge
+from gateway_svc.watching.merge import HEARTBEAT_SECONDS, Draining, Ended, Idle, Merge
 from svckit.errors import FlowNotFound, invalid_field
 from svckit.grpc.client import call
 
-HEARTBEAT_SECONDS = 15.0
 _SESSION = "session"
 _TREE_PAYLOADS = ("child_spawned", "child_announced", "run_state_changed")
 _LIVE_PAYLOADS = ("delta", "lane_position")
@@ -69,6 +68,7 @@ class SessionWatcher:
             await view.open(await self._live_trees(row.session_key, request))
             async with aclosing(view.responses()) as responses:
                 async for response in responses:
+                    merge.said()
                     yield response
 
     async def _live_trees(self, session_key: str, request: gw.WatchSessionRequest) -> list[str]:
@@ -185,10 +185,13 @@ class _View:
         if event.WhichOneof("payload") in ("child_spawned", "child_announced"):
             if flow_id not in self._trees and flow_id not in self._closed_trees:
                 self._open_tree(flow_id, OLDEST)
-        elif ended_run(event) and event.run_id == flow_id and flow_id in self._trees:
-            self._ended_trees.add(flow_id)
-            if len(self._ended_trees) >= _MAX_ENDED_TREES:
-                self._room.clear()
+        elif ended_run(event) and event.run_id == flow_id:
+            # The last that is said of the tree here: it will not be asked for again.
+            self._closed_trees.discard(flow_id)
+            if flow_id in self._trees:
+                self._ended_trees.add(flow_id)
+                if len(self._ended_trees) >= _MAX_ENDED_TREES:
+                    self._room.clear()
 
     def _open_tree(self, flow_id: str, start: Start) -> None:
         self._trees[flow_id] = start.position
@@ -196,8 +199,10 @@ class _View:
 
     async def _close_tree(self, flow_id: str) -> None:
         self._trees.pop(flow_id, None)
-        self._closed_trees.add(flow_id)
-        self._ended_trees.discard(flow_id)
+        if flow_id in self._ended_trees:
+            self._ended_trees.discard(flow_id)
+        else:
+            self._closed_trees.add(flow_id)
         if len(self._ended_trees) < _MAX_ENDED_TREES:
             self._room.set()
         await self._merge.remove(flow_id)

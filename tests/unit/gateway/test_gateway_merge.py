@@ -98,3 +98,41 @@ async def test_draining_ends_a_silent_stream() -> None:
         await asyncio.sleep(0)
         draining.set()
         assert isinstance(await waiting, Draining)
+
+
+async def test_items_that_the_client_does_not_want_do_not_starve_its_heartbeat() -> None:
+    async def chatter() -> AsyncGenerator[int, None]:
+        while True:
+            await asyncio.sleep(0)
+            yield 0
+
+    async with Merge[int](asyncio.Event(), 0.05) as merge, asyncio.timeout(5):
+        merge.add("a", chatter())
+        while not isinstance(await merge.next(), Idle):
+            pass
+        while not isinstance(await merge.next(), Idle):
+            pass
+
+
+async def test_what_is_said_to_the_client_is_its_heartbeat() -> None:
+    async with Merge[int](asyncio.Event(), 0.2) as merge:
+        merge.add("a", numbers(300))
+        for _ in range(300):
+            assert isinstance(await merge.next(), Item)
+            merge.said()
+            await asyncio.sleep(0.001)
+
+
+async def test_a_stream_that_never_pauses_ends_when_draining() -> None:
+    draining = asyncio.Event()
+
+    async def chatter() -> AsyncGenerator[int, None]:
+        while True:
+            yield 0
+
+    async with Merge[int](draining, 5) as merge, asyncio.timeout(5):
+        merge.add("a", chatter())
+        assert isinstance(await merge.next(), Item)
+        draining.set()
+        while not isinstance(await merge.next(), Draining):
+            pass
