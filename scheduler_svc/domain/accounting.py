@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from scheduler_svc.domain import requests
 from scheduler_svc.domain.admission import ancestors
 from scheduler_svc.domain.emits import UsageReported
-from scheduler_svc.domain.kernel import Kernel, KnownRequest
+from scheduler_svc.domain.kernel import Kernel
 from scheduler_svc.domain.records import Usage
-from svckit.errors import RequestIdReused
 
 
 def report(
@@ -24,16 +24,10 @@ def report(
     Spent is spent: a report counts after the lease was lost and after the run ended. The caller
     makes sure that the run and its ancestors are known: live, or among `Kernel.ended`.
     """
-    known = k.requests.get(request_id)
-    if known is not None:
-        if known.body_hash != body_hash:
-            raise RequestIdReused(
-                f"request_id {request_id!r} was used before with another body; use a new one",
-                metadata={"requestId": request_id, "runId": known.run_id},
-            )
+    if requests.seen(k, request_id, body_hash):
         return
     run = k.runs.get(run_id) or k.ended[run_id]
-    k.requests[request_id] = k.changes.requests[request_id] = KnownRequest(body_hash, run_id)
+    requests.remember(k, request_id, body_hash, run_id)
     run.usage.add(usage)
     for node in (run, *ancestors(k, run)):
         node.tree_usage.add(usage)

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import msgspec
 
-from scheduler_svc.domain import starting, steering
+from scheduler_svc.domain import requests, starting, steering
 from scheduler_svc.domain.emits import ChildSpawned
 from scheduler_svc.domain.kernel import Kernel, KnownRequest
 from scheduler_svc.domain.lanes import Session
@@ -22,7 +22,6 @@ from svckit.errors import (
     FlowCancelling,
     LaneFull,
     LaneNotFound,
-    RequestIdReused,
 )
 
 
@@ -57,9 +56,9 @@ def enqueue(
     `parent_lease` is (run id, fencing token) of the parent for a child run. Raises
     `RequestIdReused`, `LaneNotFound`, `LaneFull`, `BudgetExceeded`, `FlowCancelling`, `LeaseLost`.
     """
-    known = k.requests.get(new.request_id)
+    known = requests.seen(k, new.request_id, new.body_hash)
     if known is not None:
-        return _repeated(k, new, known)
+        return _repeated(k, known)
     if new.lane not in k.lanes:
         raise LaneNotFound(
             f"no global lane is named {new.lane!r}; configured are: {', '.join(sorted(k.lanes))}",
@@ -75,12 +74,12 @@ def enqueue(
         target = steering.target(k, session)
         if target is not None:
             steering.offer_with_fallback(k, target, new, now)
-            _remember(k, new, target.run_id)
+            requests.remember(k, new.request_id, new.body_hash, target.run_id)
             return Accepted(target.run_id, Outcome.STEERED, False, before)
         if session.next_run():
             outcome = Outcome.STEER_FELL_BACK
     starting.start(k, new, now)
-    _remember(k, new, new.run_id)
+    requests.remember(k, new.request_id, new.body_hash, new.run_id)
     return Accepted(new.run_id, outcome, False, before)
 
 
@@ -122,7 +121,7 @@ def _child(
         now,
     )
     starting.admit(k, run, new, now)
-    _remember(k, new, run.run_id)
+    requests.remember(k, new.request_id, new.body_hash, run.run_id)
     return Accepted(run.run_id, Outcome.QUEUED, False, last_sequence=0)
 
 
@@ -158,18 +157,7 @@ def _exceeded(run: Run, budget: str, limit: int, used: int, requested: int) -> B
     )
 
 
-def _repeated(k: Kernel, new: NewRun, known: KnownRequest) -> Accepted:
-    if known.body_hash != new.body_hash:
-        raise RequestIdReused(
-            f"request_id {new.request_id!r} was used before with another body; use a new one",
-            metadata={"requestId": new.request_id, "runId": known.run_id},
-        )
+def _repeated(k: Kernel, known: KnownRequest) -> Accepted:
     run = k.runs.get(known.run_id)
     session = k.sessions.get(run.session_key) if run else None
     return Accepted(known.run_id, Outcome.QUEUED, True, session.head if session else 0)
-
-
-def _remember(k: Kernel, new: NewRun, run_id: str) -> None:
-    known = KnownRequest(new.body_hash, run_id)
-    k.requests[new.request_id] = known
-    k.changes.requests[new.request_id] = known

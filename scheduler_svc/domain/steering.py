@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import msgspec
 
-from scheduler_svc.domain import starting, waiting
+from scheduler_svc.domain import requests, starting, waiting
 from scheduler_svc.domain.emits import InputAccepted, Steered
-from scheduler_svc.domain.kernel import Kernel, KnownRequest
+from scheduler_svc.domain.kernel import Kernel
 from scheduler_svc.domain.lanes import Session
 from scheduler_svc.domain.records import (
     NewRun,
@@ -21,7 +21,7 @@ from scheduler_svc.domain.records import (
     SteerOffer,
     WaitKind,
 )
-from svckit.errors import NotSteerable, RequestIdReused, RunAlreadyEnded
+from svckit.errors import NotSteerable, RunAlreadyEnded
 
 
 def target(k: Kernel, session: Session) -> Run | None:
@@ -45,13 +45,7 @@ def steer(
     run is known: live, or among `Kernel.ended`.
     """
     run = k.runs.get(run_id) or k.ended[run_id]
-    known = k.requests.get(request_id)
-    if known is not None:
-        if known.body_hash != body_hash:
-            raise RequestIdReused(
-                f"request_id {request_id!r} was used before with another body; use a new one",
-                metadata={"requestId": request_id, "runId": known.run_id},
-            )
+    if requests.seen(k, request_id, body_hash):
         return run
     details = {"runId": run_id, "state": run.state.name}
     if run.terminal:
@@ -60,7 +54,7 @@ def steer(
         raise NotSteerable(
             f"the run is {run.state.name} and takes no message now", metadata=details
         )
-    k.changes.requests[request_id] = k.requests[request_id] = KnownRequest(body_hash, run_id)
+    requests.remember(k, request_id, body_hash, run_id)
     _offer(k, run, SteerOffer(request_id=request_id, input=data), message, now)
     return run
 
@@ -106,7 +100,7 @@ def miss(k: Kernel, run: Run, now: int) -> None:
         )
         if new is not None:
             starting.start(k, new, now, order=offer.order, told=True)
-            k.changes.requests[request_id] = KnownRequest(new.body_hash, new.run_id)
+            requests.remember(k, request_id, new.body_hash, new.run_id)
 
 
 def _drop(k: Kernel, run: Run, request_id: str) -> SteerOffer:
