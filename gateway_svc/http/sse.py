@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import aclosing
 
 from sse_starlette import EventSourceResponse, ServerSentEvent
+from starlette.types import Receive, Scope, Send
 
 from conveyor.gateway.v1 import gateway_service_pb2 as gw
 from gateway_svc.http.metrics import Metrics
@@ -39,44 +39,56 @@ async def event_stream(
         await asyncio.gather(first, return_exceptions=True)
         await responses.aclose()
         raise
-    return _EventSource(
-        _stream(first, responses, metrics), ping=15, sep="\n", headers={"Cache-Control": "no-store"}
-    )
+    return _EventSource(first, responses, metrics)
 
 
 class _EventSource(EventSourceResponse):
-    """Without the library's own watch for a shutdown: our streams end by themselves."""
+    """The response. A watch is left with it, also when not a byte of it could be sent."""
+
+    def __init__(
+        self,
+        first: asyncio.Future[gw.WatchSessionResponse | None],
+        responses: AsyncGenerator[gw.WatchSessionResponse, None],
+        metrics: Metrics,
+    ) -> None:
+        super().__init__(
+            _stream(first, responses), ping=15, sep="\n", headers={"Cache-Control": "no-store"}
+        )
+        self._first = first
+        self._responses = responses
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self._metrics.add(STREAMS)
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._metrics.add(STREAMS, -1)
+            self._first.cancel()
+            await asyncio.gather(self._first, return_exceptions=True)
+            await self._responses.aclose()
 
     @staticmethod
     async def _listen_for_exit_signal() -> None:
+        """Replace the library's own watch for a shutdown: our streams end by themselves."""
         await asyncio.Event().wait()
 
 
 async def _stream(
     first: asyncio.Future[gw.WatchSessionResponse | None],
     responses: AsyncGenerator[gw.WatchSessionResponse, None],
-    metrics: Metrics,
 ) -> AsyncIterator[ServerSentEvent]:
-    metrics.add(STREAMS)
+    # A comment at once, so that the browser knows that it is connected.
+    yield ServerSentEvent(comment="connected", retry=1000, sep="\n")
     try:
-        # A comment at once, so that the browser knows that it is connected.
-        yield ServerSentEvent(comment="connected", retry=1000, sep="\n")
-        async with aclosing(responses):
-            try:
-                response = await first
-                while response is not None:
-                    yield _event(response)
-                    response = await anext(responses, None)
-            except ServiceError as error:
-                yield ServerSentEvent(
-                    data=json.dumps(error_body(error), ensure_ascii=False),
-                    event="failure",
-                    sep="\n",
-                )
-    finally:
-        if not first.done():
-            first.cancel()
-        metrics.add(STREAMS, -1)
+        response = await first
+        while response is not None:
+            yield _event(response)
+            response = await anext(responses, None)
+    except ServiceError as error:
+        yield ServerSentEvent(
+            data=json.dumps(error_body(error), ensure_ascii=False), event="failure", sep="\n"
+        )
 
 
 def _event(response: gw.WatchSessionResponse) -> ServerSentEvent:
