@@ -1,7 +1,8 @@
 """Which Host and Origin headers belong to this server.
 
 A web page of another site can make a browser send requests to a loopback address, and can make its
-own name resolve to it. The first shows in Origin, the second in Host.
+own name resolve to it. The first shows in Origin, the second in Host. For an image, a script or a
+link a browser sends no Origin, but says in Sec-Fetch-Site whose page asks.
 """
 
 from __future__ import annotations
@@ -37,6 +38,10 @@ class OriginRules:
             return False
         # The same host and port: the page came from here.
         return parts.scheme in ("http", "https") and parts.netloc == host_header
+
+    def allows_site(self, header: str | None, origin_header: str | None) -> bool:
+        """True unless a browser asks for a page of another site, of which it names no origin."""
+        return origin_header is not None or header in (None, "same-origin", "none")
 
 
 def origin_rules(bind_address: str, allowed_origins: Iterable[str]) -> OriginRules:

@@ -120,6 +120,10 @@ class Edge:
             return _foreign("Host")
         if not self._rules.allows_origin(origin, host):
             return _foreign("Origin")
+        # Links to the console may stand anywhere; what does something is for our own pages.
+        site = headers.get("sec-fetch-site")
+        if path.startswith("/v1/") and not self._rules.allows_site(site, origin):
+            return _foreign("Sec-Fetch-Site")
         length = headers.get("content-length", "")
         if length.isdigit() and int(length) > self._max_body:
             return too_large("body", int(length), self._max_body)

@@ -74,6 +74,9 @@ def parse_json(raw: bytes) -> dict[str, Any]:
         return {}
     try:
         content = json.loads(raw)
+        if b"\\u" in raw:
+            # Half of a surrogate pair is no character: nothing could store it or say it back.
+            json.dumps(content, ensure_ascii=False).encode()
     except (ValueError, RecursionError):
         raise invalid_field("body", "must be JSON in UTF-8") from None
     if not isinstance(content, dict):

@@ -118,6 +118,9 @@ async def test_the_idempotency_key_makes_repeating_harmless(gateway: Suite) -> N
         (b"[]", "body"),
         (b"\xff", "body"),
         (b"[" * 100_000, "body"),
+        (rb'{"text": "\ud83d"}', "body"),
+        (rb'{"text": "x", "request_id": "\ud83d"}', "body"),
+        (rb'{"inbound": {"text": "x"}, "\ud83d": 1}', "body"),
         (b'{"text": 5}', "text"),
         (b'{"texxt": "x"}', "inbound.texxt"),
         (b'{"text": "x", "priority": "high"}', "inbound.priority"),
@@ -359,6 +362,19 @@ async def test_foreign_pages_stay_out_of_every_path(
     assert response.status_code == 403
     found = error(response)
     assert (found["reason"], found["metadata"]) == ("FOREIGN_ORIGIN", {"header": header})
+
+
+async def test_pages_of_other_sites_do_not_reach_us_by_images_and_links(gateway: Suite) -> None:
+    """They send no Origin, and some GETs start processes."""
+    for site, status in (
+        ("cross-site", 403), ("same-site", 403), ("same-origin", 200), ("none", 200)
+    ):  # fmt: skip
+        response = await gateway.http.get("/v1/lanes", headers={"Sec-Fetch-Site": site})
+        assert response.status_code == status
+        console = await gateway.http.get("/", headers={"Sec-Fetch-Site": site})
+        assert console.status_code == 200
+    refused = await gateway.http.get("/v1/acp/doctor", headers={"Sec-Fetch-Site": "cross-site"})
+    assert error(refused)["metadata"] == {"header": "Sec-Fetch-Site"}
 
 
 async def test_our_own_pages_may_come_in(gateway: Suite) -> None:
