@@ -206,23 +206,23 @@ class Engine:
             payload = stored[run_id].payload if run_id in stored else None
         return payload
 
-    async def _give_back(self, poll: _Poll) -> None:
-        # Nobody hears the answer: the runs go back at once instead of after a lease time.
-        try:
-            leased = await poll.future
-        except ServiceError:
-            return
+    async def give_back(self, leased: Sequence[Leased]) -> None:
+        """Gives back runs that do not reach their worker: at once instead of after a lease time."""
         for item in leased:
             run_id, token = item.run.run_id, item.lease.token
 
             def apply(kernel: Kernel, now: int, run_id: str = run_id, token: int = token) -> None:
                 run = leasing.leased_run(kernel, run_id, token)
-                leasing.give_back(kernel, run, "the worker left", now)
+                leasing.give_back(kernel, run, "the run did not reach the worker", now)
 
             try:
                 await self.submit(apply)
             except ServiceError:
                 log.debug("run was not given back", extra={"run_id": run_id})
+
+    async def _give_back(self, poll: _Poll) -> None:
+        with contextlib.suppress(ServiceError):  # nothing was leased after all
+            await self.give_back(await poll.future)
 
     def _in_background(self, work: Any) -> None:
         task = asyncio.get_running_loop().create_task(work)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 
 from google.rpc import error_details_pb2, status_pb2
 
@@ -64,7 +63,7 @@ class WorkerServicer(pb_grpc.WorkerServiceServicer):
             room -= message.ByteSize()
             if room < 0 and response.leased_runs:
                 # Too much for one answer: back to the head of its lane, uncounted.
-                await self._engine.submit(_hand_back(item))
+                await self._engine.give_back([item])
                 continue
             response.leased_runs.append(message)
         return response
@@ -245,13 +244,6 @@ def _check_worker(worker: pb.Worker) -> None:
     validate.text(worker.name, "worker.name", 64)
     if worker.incarnation <= 0:
         raise invalid_field("worker.incarnation", "must be above 0, greater at every start")
-
-
-def _hand_back(item: Leased) -> Callable[[Kernel, int], None]:
-    def apply(k: Kernel, now: int) -> None:
-        turns.release(k, item.run.run_id, item.lease.token, "", now)
-
-    return apply
 
 
 def _wait(request: pb.SuspendRunRequest) -> Wait:

@@ -9,6 +9,7 @@ import pytest
 from google.protobuf.duration_pb2 import Duration
 from grpc import aio
 
+from conveyor.common.v1 import content_pb2
 from conveyor.events.v1 import event_log_service_pb2 as events
 from conveyor.events.v1 import event_pb2
 from conveyor.scheduler.v1 import lane_pb2, run_pb2
@@ -220,6 +221,20 @@ async def test_many_long_steered_messages_do_not_make_a_lease_too_large_to_recei
     assert offered
     await s.worker.ReleaseRun(ws.ReleaseRunRequest(lease_id=leased.lease.lease_id))
     assert [e.message.parts[0].text for e in (await s.lease_one()).steered] == offered
+
+
+async def test_what_does_not_fit_into_one_answer_comes_with_the_next(s: Driver) -> None:
+    for n in range(4):
+        item = s.item(f"session-{n}", "x")
+        part = content_pb2.ContentPart(text="x" * 250_000)
+        item.message.ClearField("parts")
+        item.message.parts.extend([part] * 4)
+        result = (await s.scheduler.EnqueueRuns(pb.EnqueueRunsRequest(items=[item]))).results[0]
+        assert result.HasField("accepted")
+    first = await s.lease(4)
+    second = await s.lease(4)
+    assert (len(first), len(second)) == (3, 1)
+    assert {item.lease.attempt for item in (*first, *second)} == {1}
 
 
 async def test_an_announcement_names_the_childs_trace_after_a_restart(tmp_path: Path) -> None:
