@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from conveyor.gateway.v1.gateway_service_pb2_grpc import add_GatewayServiceServicer_to_server
@@ -22,6 +23,7 @@ from gateway_svc.http.server import WebServer, address_of, bind_http, build_web
 from gateway_svc.http.sse import STREAMS
 from gateway_svc.inbox import Inbox
 from gateway_svc.operations import Operations
+from gateway_svc.retention import remove_old
 from gateway_svc.rpc.gateway import FULL_NAME, GatewayServicer
 from gateway_svc.store import outbox
 from gateway_svc.upstream import open_channels, upstream_of
@@ -31,6 +33,7 @@ from gateway_svc.watching.chat import ChatService
 from gateway_svc.watching.log import EventLog
 from gateway_svc.watching.session import SessionWatcher
 from svckit.database import Database
+from svckit.housekeeping import keep_tidy
 from svckit.logging import get_logger
 from svckit.service import App, Build, Context, Registered
 
@@ -95,6 +98,7 @@ async def _build(
     dispatcher = Dispatcher(database, channels, clock)
     follower = Follower(database, upstream, event_log, channels, dispatcher.wake)
 
+    forget = partial(remove_old, database, settings.retention)
     metrics = _described(Metrics())
 
     async def refresh() -> None:
@@ -130,6 +134,7 @@ async def _build(
             ("http", server.run),
             ("delivery follower", follower.run),
             ("delivery dispatcher", dispatcher.run),
+            ("retention", partial(keep_tidy, forget, clock)),
         ],
         drain=server.stop,
         http_address=http_address,

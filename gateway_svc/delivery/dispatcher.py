@@ -19,10 +19,8 @@ from svckit.logging import get_logger
 
 ATTEMPT_SECONDS = 30.0
 GIVE_UP_SECONDS = 24 * 3600.0
-KEEP_SECONDS = 7 * 24 * 3600.0
 _FIRST_PAUSE = 1.0
 _LONGEST_PAUSE = 60.0
-_PRUNE_EVERY_SECONDS = 3600.0
 _STORE_PAUSE_SECONDS = 1.0
 
 log = get_logger(__name__)
@@ -57,20 +55,12 @@ class Dispatcher:
     async def run(self) -> None:
         """Deliver until cancelled. What is being sent then is sent again by the next process."""
         self._wake.set()
-        pruned_us = 0
         try:
             while True:
-                try:
-                    async with asyncio.timeout(_PRUNE_EVERY_SECONDS):
-                        await self._wake.wait()
-                except TimeoutError:
-                    pass
+                await self._wake.wait()
                 self._wake.clear()
                 try:
                     await self._start_work()
-                    if self._clock.now_us() - pruned_us > _PRUNE_EVERY_SECONDS * 1_000_000:
-                        pruned_us = self._clock.now_us()
-                        await self._prune(pruned_us)
                 except StoreUnavailable:
                     await self._clock.sleep(_STORE_PAUSE_SECONDS)
                     self._wake.set()
@@ -174,7 +164,3 @@ class Dispatcher:
             )
         )
         self.given_up += 1
-
-    async def _prune(self, now_us: int) -> None:
-        before = now_us - round(KEEP_SECONDS * 1_000_000)
-        await self._database.run(lambda connection: outbox.prune(connection, before))

@@ -131,5 +131,22 @@ def raise_epoch(connection: sa.Connection, session_key: str, epoch: int) -> None
     )
 
 
+def prune(connection: sa.Connection, before_us: int, limit: int) -> int:
+    """Forget sessions without news since a time: of children, and those that never began."""
+    old = sa.select(sessions.c.session_key).where(
+        sa.or_(
+            sa.and_(
+                sessions.c.kind != session_pb2.SESSION_KIND_CONVERSATION,
+                sessions.c.active_us < before_us,
+            ),
+            sa.and_(sessions.c.active_us.is_(None), sessions.c.create_us < before_us),
+        )
+    )
+    result = connection.execute(
+        sa.delete(sessions).where(sessions.c.session_key.in_(old.limit(limit)))
+    )
+    return result.rowcount
+
+
 def _values(row: SessionRow) -> dict[str, object]:
     return {name: getattr(row, name) for name in SessionRow.__slots__}

@@ -1,0 +1,76 @@
+"""What the gateway forgets, and what it keeps."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import sqlalchemy as sa
+
+from conveyor.gateway.v1 import session_pb2
+from gateway_svc.app import MIGRATIONS
+from gateway_svc.retention import BATCH, remove_old
+from gateway_svc.store import outbox, sessions
+from svckit.database import Database
+from svckit.settings_model import RetentionSettings
+
+DAY = 86_400 * 1_000_000
+NOW = 1_000 * DAY
+
+
+def session(
+    key: str, kind: session_pb2.SessionKind.ValueType, age_days: int, *, begun: bool = True
+) -> sessions.SessionRow:
+    at_us = NOW - age_days * DAY
+    return sessions.SessionRow(
+        session_key=key,
+        kind=kind,
+        agent_id="main",
+        customer_key="c",
+        channel="",
+        parent_session_key="",
+        label="",
+        epoch=0,
+        last_run_id="",
+        create_us=at_us,
+        active_us=at_us if begun else None,
+    )
+
+
+async def test_sessions_of_old_children_do_not_pile_up(tmp_path: Path) -> None:
+    child, talk = session_pb2.SESSION_KIND_SUBAGENT, session_pb2.SESSION_KIND_CONVERSATION
+    database = await Database.open(tmp_path / "g.db", migrations=MIGRATIONS, name="gateway")
+
+    def fill(db: sa.Connection) -> None:
+        for number in range(BATCH + 10):
+            sessions.create(db, session(f"old:subagent:{number}", child, 31))
+        sessions.create(db, session("new:subagent:1", child, 29))
+        sessions.create(db, session("alice", talk, 400))
+        sessions.create(db, session("never-begun", talk, 31, begun=False))
+        sessions.create(db, session("beginning", talk, 0, begun=False))
+
+    def keys(db: sa.Connection) -> set[str]:
+        return set(db.scalars(sa.select(sessions.sessions.c.session_key)))
+
+    try:
+        await database.run(fill)
+        assert await remove_old(database, RetentionSettings(), NOW) == BATCH + 11
+        assert await database.run(keys) == {"new:subagent:1", "alice", "beginning"}
+        assert await remove_old(database, RetentionSettings(), NOW) == 0
+    finally:
+        await database.close()
+
+
+async def test_deliveries_are_forgotten_once_they_were_made(tmp_path: Path) -> None:
+    database = await Database.open(tmp_path / "g.db", migrations=MIGRATIONS, name="gateway")
+
+    def fill(db: sa.Connection) -> None:
+        for key in ("made", "waits"):
+            outbox.add(db, outbox.NewEntry("ann", key, "phone", "reply", "hi", "r", 0))
+        outbox.settle(db, 1, outbox.OutboxState.DELIVERED, NOW - 8 * DAY)
+
+    try:
+        await database.run(fill)
+        assert await remove_old(database, RetentionSettings(), NOW) == 1
+        assert await database.run(outbox.count_pending) == 1
+    finally:
+        await database.close()
