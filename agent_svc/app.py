@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from agent_svc.agents import Agents
 from agent_svc.models.catalog import Catalog
+from agent_svc.retention import Retention
 from agent_svc.rpc.service import AgentServicer
 from agent_svc.spawning import Spawner
 from agent_svc.standing import StandingReader
@@ -22,6 +24,7 @@ from conveyor.scheduler.v1 import scheduler_service_pb2_grpc as sched_grpc
 from svckit.database import Database
 from svckit.errors import ModelNotFound, StartError
 from svckit.grpc.channel import make_channel
+from svckit.housekeeping import keep_tidy
 from svckit.service import App, Context, Registered
 from svckit.settings import Settings
 from svckit.worker import Worker
@@ -76,13 +79,11 @@ async def build(context: Context) -> AsyncIterator[App]:
             clock=clock,
             tracer=context.tracer,
         )
+        standing = StandingReader(scheduler, store, clock)
         servicer = AgentServicer(
-            store=store,
-            agents=agents,
-            catalog=catalog,
-            standing=StandingReader(scheduler, store, clock),
-            clock=clock,
+            store=store, agents=agents, catalog=catalog, standing=standing, clock=clock
         )
+        retention = Retention(store, standing, settings.retention)
 
         async def drain() -> None:
             await worker.drain()
@@ -95,7 +96,10 @@ async def build(context: Context) -> AsyncIterator[App]:
                     lambda server: agent_grpc.add_AgentServiceServicer_to_server(servicer, server),
                 )
             ],
-            tasks=[("agent worker", worker.run)],
+            tasks=[
+                ("agent worker", worker.run),
+                ("retention", partial(keep_tidy, retention.remove_old, clock)),
+            ],
             drain=drain,
         )
     finally:

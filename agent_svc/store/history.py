@@ -269,3 +269,30 @@ def messages(row: sa.Row[tuple[object, ...]]) -> list[Message]:
     if row.reply is not None:
         messages.append(_message_decoder.decode(row.reply))
     return messages
+
+
+def forget_runs(db: sa.Connection, before_us: int, limit: int) -> int:
+    """Delete ended runs with their steps, and the sessions of children that have no run left."""
+    last_step = (
+        sa.select(sa.func.max(t.steps.c.create_us))
+        .where(t.steps.c.run_id == t.runs.c.run_id)
+        .scalar_subquery()
+    )
+    old = db.execute(
+        sa.select(t.runs.c.run_id, t.runs.c.session_key, t.runs.c.depth)
+        .where(t.runs.c.closed, t.runs.c.start_us < before_us, last_step < before_us)
+        .limit(limit)
+    ).all()
+    if not old:
+        return 0
+    run_ids = [run.run_id for run in old]
+    removed = db.execute(sa.delete(t.steps).where(t.steps.c.run_id.in_(run_ids))).rowcount
+    removed += db.execute(sa.delete(t.runs).where(t.runs.c.run_id.in_(run_ids))).rowcount
+    children = {run.session_key for run in old if run.depth > 0}
+    in_use = set(
+        db.scalars(sa.select(t.runs.c.session_key).where(t.runs.c.session_key.in_(children)))
+    )
+    for table in (t.exchanges, t.resets, t.sessions):
+        gone = sa.delete(table).where(table.c.session_key.in_(children - in_use))
+        removed += db.execute(gone).rowcount
+    return removed

@@ -199,6 +199,27 @@ class Transcripts:
 
         return await self._db.run(write)
 
+    async def sessions_with_open_runs(self, started_before_us: int) -> list[str]:
+        """Sessions of runs that began before a time and whose end this store does not know."""
+        query = (
+            sa.select(t.runs.c.session_key)
+            .where(sa.not_(t.runs.c.closed), t.runs.c.start_us < started_before_us)
+            .distinct()
+        )
+        return await self._db.run(lambda db: list(db.scalars(query)))
+
+    async def forget_resets(self, before_us: int) -> int:
+        """Forget the request ids of resets before a time; returns how many."""
+        old = sa.delete(t.resets).where(t.resets.c.create_us < before_us)
+        return await self._db.run(lambda db: db.execute(old).rowcount)
+
+    async def forget_runs(self, before_us: int, limit: int) -> int:
+        """Forget up to `limit` ended runs without a step since a time; returns the rows that went.
+
+        Of a conversation the exchanges stay. A child's session goes with its last run.
+        """
+        return await self._db.run(lambda db: history.forget_runs(db, before_us, limit))
+
 
 def _begin(db: sa.Connection, start: TurnStart, now_us: int) -> Transcript:
     epoch = rows.ensure_session(db, start.session_key, start.epoch, now_us)
