@@ -56,6 +56,8 @@ def flow_list(
                     for f in found.flows
                 ),
                 "No flows.",
+                whole="FLOW",
+                give_way=("TOKENS", "ACCEPTED", "RUNS"),
             )
             more(found.next_page_token)
 

@@ -91,6 +91,8 @@ def sessions(
                     for s in found.sessions
                 ),
                 "No sessions yet.",
+                whole="AT WORK",
+                give_way=("CUSTOMER", "AGENT", "ACTIVE"),
             )
             more(found.next_page_token)
 
@@ -154,6 +156,8 @@ def runs(
                     for r in found.runs
                 ),
                 "No runs.",
+                whole="RUN",
+                give_way=("ACCEPTED", "LANE", "LABEL"),
             )
             more(found.next_page_token)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
 from google.protobuf import json_format
@@ -104,20 +104,58 @@ def console() -> Console:
     return Console(highlight=False, width=None if sys.stdout.isatty() else 10_000)
 
 
-def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], empty: str) -> None:
-    """Print a table, or `empty` when there are no rows. Cells hold rich markup."""
+def print_table(
+    columns: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    empty: str,
+    *,
+    whole: str = "",
+    give_way: Sequence[str] = (),
+) -> None:
+    """Print a table, or `empty` when there are no rows. Cells hold rich markup.
+
+    Where a terminal is too narrow, the columns in `give_way` are left out, the first one first,
+    until the rest fits. What still does not fit is folded, but never the column `whole`: an id in
+    two halves cannot be copied.
+    """
+    target = console()
+    cells = [list(row) for row in rows]
+    if not cells:
+        target.print(empty)
+        return
+    widths = {
+        column: max(measured(text) for text in (column, *(row[index] for row in cells)))
+        for index, column in enumerate(columns)
+    }
+    shown = fitting(widths, target.width, give_way)
     from rich.table import Table
 
     table = Table(box=None, header_style="bold", pad_edge=False)
-    for column in columns:
-        table.add_column(column, overflow="fold", no_wrap=not sys.stdout.isatty())
-    for row in rows:
-        table.add_row(*row)
-    target = console()
-    if not table.row_count:
-        target.print(empty)
-    else:
-        target.print(table)
+    for column in shown:
+        no_wrap = column == whole or not sys.stdout.isatty()
+        table.add_column(column, overflow="fold", no_wrap=no_wrap)
+    for row in cells:
+        by_column = dict(zip(columns, row, strict=True))
+        table.add_row(*(by_column[column] for column in shown))
+    target.print(table)
+
+
+def measured(markup: str) -> int:
+    """Return how many places a cell takes on a terminal."""
+    from rich.text import Text
+
+    return max((line.cell_len for line in Text.from_markup(markup).split()), default=0)
+
+
+def fitting(widths: Mapping[str, int], room: int, give_way: Sequence[str]) -> list[str]:
+    """Return the columns to show: all but as many of `give_way` as it takes to fit into `room`."""
+    shown = list(widths)
+    for column in give_way:
+        gaps = 2 * (len(shown) - 1)
+        if sum(widths[name] for name in shown) + gaps <= room:
+            break
+        shown.remove(column)
+    return shown
 
 
 def plain(text: str) -> str:

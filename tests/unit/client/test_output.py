@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import tomllib
 
 import pytest
@@ -10,7 +11,16 @@ from rich.console import Console
 from conveyor.acp.v1 import doctor_pb2
 from conveyor.agent.v1 import task_pb2
 from conveyor.scheduler.v1 import flow_service_pb2, run_pb2, scheduler_service_pb2
-from conveyor_client.cli.output import as_json, printable, shorten, span, tokens
+from conveyor_client.cli.output import (
+    as_json,
+    fitting,
+    measured,
+    print_table,
+    printable,
+    shorten,
+    span,
+    tokens,
+)
 from conveyor_client.cli.tree import flow_tree
 from conveyor_client.diagnosis import flat_toml, summarise
 from svckit.settings import load
@@ -155,3 +165,38 @@ def test_harnesses_never_make_the_suite_unhealthy() -> None:
         ("harness gemini: command found", "ok"),
         ("harnesses: not installed", "ok"),
     ]
+
+
+FLOWS = ("FLOW", "STATE", "RUNS", "SESSION", "TOKENS", "ACCEPTED")
+FLOW = "01KBBC3J5N8M2Z0Y7C5W1Q9TXA"
+
+
+@pytest.mark.parametrize("width", [200, 100, 80, 60, 50])
+def test_ids_in_a_table_are_whole_in_every_terminal(
+    width: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", str(width))
+    session = "agent:main:http:direct:local"
+    row = (FLOW, "[green]✓ succeeded[/]", "4", session, "1,234 tokens", "2026-11-22 17:51:15")
+    print_table(FLOWS, [row] * 3, "none", whole="FLOW", give_way=("TOKENS", "ACCEPTED", "RUNS"))
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out).splitlines()
+    assert max(len(line.rstrip()) for line in lines) <= width
+    assert sum(FLOW in line for line in lines) == 3
+    if width >= 80:
+        assert sum(session in line for line in lines) == 3
+        assert ("TOKENS" in lines[0], "RUNS" in lines[0]) == (width == 200, True)
+
+
+def test_columns_give_way_in_order_and_only_as_many_as_needed() -> None:
+    widths = {"A": 10, "B": 5, "C": 5}
+    assert fitting(widths, 24, ("C", "B")) == ["A", "B", "C"]
+    assert fitting(widths, 23, ("C", "B")) == ["A", "B"]
+    assert fitting(widths, 16, ("C", "B")) == ["A"]
+    assert fitting(widths, 3, ("C", "B")) == ["A"]
+
+
+def test_a_cell_is_measured_as_it_is_shown() -> None:
+    assert measured("[green]✓ done[/]") == 6
+    assert measured("研究") == 4
+    assert measured("") == 0
