@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from conveyor_client.cli import flows, later, lists, local, talk, up
+from conveyor_client.cli import flows, lanes, later, lists, local, runs, talk, up
 from conveyor_client.cli.context import Options
 
 app = typer.Typer(
@@ -56,11 +56,11 @@ app.command("chat")(talk.chat)
 app.command("send")(talk.send)
 app.command("watch")(talk.watch)
 app.command("sessions")(lists.sessions)
-app.command("runs")(lists.runs)
-app.command("cancel")(lists.cancel)
-app.command("steer")(lists.steer)
+app.command("runs")(runs.runs)
+app.command("cancel")(runs.cancel)
+app.command("steer")(runs.steer)
 app.add_typer(flows.flow_app, name="flow")
-app.add_typer(lists.lanes_app, name="lanes")
+app.add_typer(lanes.lanes_app, name="lanes")
 app.command("why")(later.why)
 app.command("forecast")(later.forecast)
 app.command("agents")(lists.agents)

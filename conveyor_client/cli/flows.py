@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
+from conveyor_client.cli.arguments import Json, Limit, Page, States, more
 from conveyor_client.cli.context import connect, run
-from conveyor_client.cli.lists import Json, Limit, Page, States, more
 
 flow_app = typer.Typer(no_args_is_help=True, help="Spawn trees: list, show, cancel.")
 

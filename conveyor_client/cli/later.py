@@ -11,10 +11,10 @@ from typing import Annotated
 
 import typer
 
+from conveyor_client.cli.arguments import Json
 from conveyor_client.cli.context import CannotRun, connect, run
 
 Id = Annotated[str, typer.Argument(help="Id of the ACP session.")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def why(

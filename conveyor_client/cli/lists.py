@@ -1,38 +1,15 @@
-"""Verbs that look into the suite or change one thing in it."""
+"""Verbs that list what there is: sessions with their messages, agents, models."""
 
 from __future__ import annotations
 
-from enum import StrEnum
 from typing import Annotated
 
 import typer
 
+from conveyor_client.cli.arguments import Json, Limit, Page, more
 from conveyor_client.cli.context import CannotRun, connect, run
 
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-Limit = Annotated[int, typer.Option(help="At most this many.", min=1, max=500)]
-Page = Annotated[str, typer.Option(help="Token of the page, from the answer before.")]
-
-lanes_app = typer.Typer(invoke_without_command=True, help="Lanes and their use; `set` a limit.")
 model_app = typer.Typer(no_args_is_help=True, help="Models: list, probe.")
-
-
-class StateName(StrEnum):
-    """States of a run."""
-
-    QUEUED = "queued"
-    RUNNING = "running"
-    SUSPENDED = "suspended"
-    CANCELLING = "cancelling"
-    SUCCEEDED = "succeeded"
-    FAILED = "failed"
-    CANCELLED = "cancelled"
-    EXPIRED = "expired"
-
-
-States = Annotated[
-    list[StateName] | None, typer.Option("--state", help="Only this state. May be repeated.")
-]
 
 
 def sessions(
@@ -95,189 +72,6 @@ def sessions(
                 give_way=("CUSTOMER", "AGENT", "ACTIVE"),
             )
             more(found.next_page_token)
-
-    run(work())
-
-
-def runs(
-    context: typer.Context,
-    run_id: Annotated[str, typer.Argument(metavar="[RUN]", help="Show this run.")] = "",
-    session: Annotated[str, typer.Option(help="Only of this session.")] = "",
-    flow: Annotated[str, typer.Option(help="Only of this spawn tree.")] = "",
-    customer: Annotated[str, typer.Option(help="Only of this customer.")] = "",
-    lane: Annotated[str, typer.Option(help="Only of this global lane.")] = "",
-    state: States = None,
-    limit: Limit = 50,
-    page: Page = "",
-    json: Json = False,
-) -> None:
-    """List runs, newest first, or show one."""
-
-    async def work() -> None:
-        from conveyor.scheduler.v1 import run_pb2
-        from conveyor_client.cli import output as out
-        from conveyor_client.cli.tree import node_line
-
-        async with connect(context) as client:
-            if run_id:
-                one = await client.run(run_id)
-                if json:
-                    out.print_json(one)
-                    return
-                target = out.console()
-                target.print(node_line(one.run))
-                for input_ in one.run.inputs:
-                    target.print(f"[bold]asked[/] {out.plain(out.text_of(input_.message))}")
-                if one.run.result.HasField("reply"):
-                    target.print(f"[bold]said[/] {out.plain(out.text_of(one.run.result.reply))}")
-                return
-            wanted = run_pb2.RunFilter(
-                session_key=session,
-                flow_id=flow,
-                customer_key=customer,
-                global_lane=lane,
-                states=[run_pb2.RunState.Value(f"RUN_STATE_{s.name}") for s in state or ()],
-            )
-            found = await client.runs(wanted, page_size=limit, page_token=page)
-            if json:
-                out.print_json(found)
-                return
-            out.print_table(
-                ("RUN", "STATE", "LANE", "SESSION", "LABEL", "ACCEPTED"),
-                (
-                    (
-                        r.run_id,
-                        out.state_markup(r.state),
-                        out.plain(r.spec.global_lane),
-                        out.plain(r.spec.session_key),
-                        out.plain(r.spec.label) or "-",
-                        out.when(r.timing.create_time),
-                    )
-                    for r in found.runs
-                ),
-                "No runs.",
-                whole="RUN",
-                give_way=("ACCEPTED", "LANE", "LABEL"),
-            )
-            more(found.next_page_token)
-
-    run(work())
-
-
-def cancel(
-    context: typer.Context,
-    run_id: Annotated[str, typer.Argument(metavar="RUN", help="Id of the run.")],
-    reason: Annotated[str, typer.Option(help="Shown to the customer.")] = "",
-    json: Json = False,
-) -> None:
-    """Stop a run and everything it spawned."""
-
-    async def work() -> None:
-        from conveyor_client.cli import output as out
-
-        async with connect(context) as client:
-            answer = await client.cancel(run_id, reason=reason)
-            if json:
-                out.print_json(answer)
-            else:
-                print(
-                    f"run {answer.run.run_id} {out.state_word(answer.run.state)}, "
-                    f"{answer.affected_runs} runs stopped"
-                )
-
-    run(work())
-
-
-def steer(
-    context: typer.Context,
-    run_id: Annotated[str, typer.Argument(metavar="RUN", help="Id of the run.")],
-    text: Annotated[str, typer.Argument(help="The message.")],
-    json: Json = False,
-) -> None:
-    """Give a message to a run that executes or waits for children."""
-
-    async def work() -> None:
-        from conveyor_client.cli import output as out
-
-        async with connect(context) as client:
-            answer = await client.steer(run_id, text)
-            if json:
-                out.print_json(answer)
-            else:
-                print(f"run {answer.run.run_id} {out.state_word(answer.run.state)}: handed over")
-
-    run(work())
-
-
-@lanes_app.callback()
-def lanes(
-    context: typer.Context,
-    everything: Annotated[bool, typer.Option("--all", help="Session lanes too.")] = False,
-    json: Json = False,
-) -> None:
-    """List the lanes with their use."""
-    if context.invoked_subcommand:
-        return
-
-    async def work() -> None:
-        from conveyor.scheduler.v1 import lane_pb2
-        from conveyor_client.cli import output as out
-
-        kind = lane_pb2.LANE_KIND_UNSPECIFIED if everything else lane_pb2.LANE_KIND_GLOBAL
-        async with connect(context) as client:
-            found = await client.lanes(kind, page_size=500)
-            if json:
-                out.print_json(found)
-                return
-            out.print_table(
-                ("LANE", "LIMIT", "RUNNING", "WAITING", "CUSTOMERS", "SUSPENDED"),
-                (
-                    (
-                        out.plain(ln.name),
-                        _limit(ln.limit, ln.configured_limit),
-                        str(ln.running),
-                        str(ln.waiting),
-                        str(ln.waiting_customers),
-                        str(ln.suspended),
-                    )
-                    for ln in found.lanes
-                ),
-                "No lanes.",
-            )
-            more(found.next_page_token)
-
-    run(work())
-
-
-def _limit(limit: int, configured: int) -> str:
-    words = "paused" if limit == 0 else str(limit)
-    return words if limit == configured else f"{words} (configured {configured})"
-
-
-@lanes_app.command("set")
-def lanes_set(
-    context: typer.Context,
-    name: Annotated[str, typer.Argument(help="Name of a global lane.")],
-    limit: Annotated[
-        int | None, typer.Option(help="New limit; 0 pauses the lane.", min=0, max=1_000_000)
-    ] = None,
-    reset: Annotated[bool, typer.Option("--reset", help="Back to the configured limit.")] = False,
-    json: Json = False,
-) -> None:
-    """Change the limit of a global lane, now and after restarts."""
-    if reset == (limit is not None):
-        raise CannotRun("give either --limit N or --reset", 2)
-
-    async def work() -> None:
-        from conveyor_client.cli import output as out
-
-        async with connect(context) as client:
-            answer = await client.update_lane(name, None if reset else limit)
-            if json:
-                out.print_json(answer)
-            else:
-                lane = answer.lane
-                print(f"lane {lane.name}: limit {_limit(lane.limit, lane.configured_limit)}")
 
     run(work())
 
@@ -345,9 +139,3 @@ def model_list(context: typer.Context, json: Json = False) -> None:
             )
 
     run(work())
-
-
-def more(token: str) -> None:
-    """Say how to get the next page, if there is one."""
-    if token:
-        print(f"more: --page {token}")

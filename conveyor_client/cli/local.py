@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from conveyor_client.cli.arguments import Json
 from conveyor_client.cli.context import connect, options, run
 
 if TYPE_CHECKING:
     from conveyor.acp.v1 import doctor_pb2 as doctor_pb
 
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 acp_app = typer.Typer(no_args_is_help=True, help="External coding agents.")
 config_app = typer.Typer(no_args_is_help=True, help="The configuration: check, show.")
