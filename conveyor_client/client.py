@@ -1,4 +1,4 @@
-"""The typed client of `GatewayService`."""
+"""The typed client of `GatewayService`: its streams, and the life of a connection."""
 
 from __future__ import annotations
 
@@ -7,18 +7,12 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from types import TracebackType
 
-from conveyor.acp.v1 import acp_service_pb2 as acp_pb
-from conveyor.acp.v1 import doctor_pb2 as doctor_pb
-from conveyor.acp.v1 import session_pb2 as acp_session_pb
 from conveyor.agent.v1 import agent_service_pb2 as agent_pb
 from conveyor.common.v1 import content_pb2 as content_pb
 from conveyor.gateway.v1 import gateway_service_pb2 as gateway_pb
-from conveyor.gateway.v1 import session_pb2 as session_pb
-from conveyor.scheduler.v1 import flow_service_pb2 as flow_pb
-from conveyor.scheduler.v1 import forecast_pb2 as forecast_pb
 from conveyor.scheduler.v1 import lane_pb2 as lane_pb
 from conveyor.scheduler.v1 import run_pb2 as run_pb
-from conveyor.scheduler.v1 import scheduler_service_pb2 as scheduler_pb
+from conveyor_client.calls import Calls, as_inbound
 from conveyor_client.connection import Connection, Patience
 from svckit.ids import new_ulid
 
@@ -26,15 +20,13 @@ DEFAULT_ADDRESS = "127.0.0.1:50050"
 """Where a gateway listens unless it is configured otherwise."""
 
 
-class ConveyorClient:
+class ConveyorClient(Calls):
     """A connection to a suite. Use it as a context manager, within one event loop.
 
     `address` is the gateway's `host:port`; `token` is sent as bearer token when given. Calls that
     may be repeated are repeated while the suite does not answer, within `patience`; a standby's
     leader is followed. Every method may raise `ServiceError` with the reason of the server, or
     `Unreachable`.
-
-    Lists return one page with `next_page_token`; pass it as `page_token` for the next one.
     """
 
     def __init__(
@@ -45,7 +37,7 @@ class ConveyorClient:
         patience: Patience | None = None,
     ) -> None:
         metadata = (("authorization", f"Bearer {token}"),) if token else ()
-        self._to = Connection(address, metadata=metadata, patience=patience or Patience())
+        super().__init__(Connection(address, metadata=metadata, patience=patience or Patience()))
 
     async def __aenter__(self) -> ConveyorClient:
         return self
@@ -61,34 +53,6 @@ class ConveyorClient:
     async def close(self) -> None:
         """End what is under way and close the connection."""
         await self._to.close()
-
-    # Talking
-
-    async def send(
-        self,
-        message: str | content_pb.Message,
-        *,
-        session_key: str = "",
-        agent_id: str = "",
-        customer_key: str = "",
-        queue_mode: lane_pb.QueueMode.ValueType = lane_pb.QUEUE_MODE_UNSPECIFIED,
-        budget: run_pb.Budget | None = None,
-        priority: int = 0,
-        labels: Mapping[str, str] | None = None,
-        request_id: str | None = None,
-    ) -> gateway_pb.SendMessageResponse:
-        """Queue a message; returns once it is stored.
-
-        An empty `session_key` means the caller's own session with `agent_id`. `request_id` makes
-        repeating harmless; without one each call is a new message.
-        """
-        inbound = _inbound(
-            message, session_key, agent_id, customer_key, queue_mode, budget, priority, labels
-        )
-        return await self._to.call(
-            lambda stub: stub.SendMessage,
-            gateway_pb.SendMessageRequest(inbound=inbound, request_id=request_id or new_ulid()),
-        )
 
     async def chat(
         self,
@@ -113,7 +77,7 @@ class ConveyorClient:
 
         To go on in another process, pass the `request_id` and the last `resume_token`.
         """
-        inbound = _inbound(
+        inbound = as_inbound(
             message, session_key, agent_id, customer_key, queue_mode, budget, priority, labels
         )
         key = request_id or new_ulid()
@@ -127,7 +91,10 @@ class ConveyorClient:
             )
 
         stream = self._to.stream(
-            lambda stub: stub.Chat, request, _chat_token, resume_token=resume_token
+            lambda stub: stub.Chat,
+            request,
+            lambda item: item.resume_token,
+            resume_token=resume_token,
         )
         seen = _Seen()
         accepted = False
@@ -171,7 +138,10 @@ class ConveyorClient:
             )
 
         stream = self._to.stream(
-            lambda stub: stub.WatchSession, request, _session_token, resume_token=resume_token
+            lambda stub: stub.WatchSession,
+            request,
+            lambda item: item.resume_token,
+            resume_token=resume_token,
         )
         seen = _Seen()
         async with aclosing(stream):
@@ -208,7 +178,7 @@ class ConveyorClient:
         stream = self._to.stream(
             lambda stub: stub.WatchAnnouncements,
             request,
-            _announcement_token,
+            lambda item: item.resume_token,
             resume_token=resume_token,
         )
         # What is repeated was told just before, so the newest few are enough to remember.
@@ -220,189 +190,6 @@ class ConveyorClient:
                         continue
                     told.append(item.announcement.announcement_id)
                 yield item
-
-    async def execute(
-        self, text: str, *, session_key: str = "", request_id: str | None = None
-    ) -> gateway_pb.ExecuteCommandResponse:
-        """Run a slash command, for example `/lanes`."""
-        return await self._to.call(
-            lambda stub: stub.ExecuteCommand,
-            gateway_pb.ExecuteCommandRequest(
-                session_key=session_key, text=text, request_id=request_id or new_ulid()
-            ),
-        )
-
-    # Sessions
-
-    async def session(self, session_key: str) -> gateway_pb.GetSessionResponse:
-        """Return a session and the token to watch it from now on."""
-        return await self._to.call(
-            lambda stub: stub.GetSession, gateway_pb.GetSessionRequest(session_key=session_key)
-        )
-
-    async def sessions(
-        self,
-        filter: session_pb.SessionFilter | None = None,
-        *,
-        page_size: int = 0,
-        page_token: str = "",
-    ) -> gateway_pb.ListSessionsResponse:
-        """List sessions, last used first."""
-        return await self._to.call(
-            lambda stub: stub.ListSessions,
-            gateway_pb.ListSessionsRequest(
-                filter=filter, page_size=page_size, page_token=page_token
-            ),
-        )
-
-    async def messages(
-        self,
-        session_key: str,
-        *,
-        since_reset: bool = False,
-        page_size: int = 0,
-        page_token: str = "",
-    ) -> agent_pb.ListMessagesResponse:
-        """List messages of a session, oldest first."""
-        return await self._to.call(
-            lambda stub: stub.ListMessages,
-            agent_pb.ListMessagesRequest(
-                session_key=session_key,
-                since_reset=since_reset,
-                page_size=page_size,
-                page_token=page_token,
-            ),
-        )
-
-    async def reset(
-        self, session_key: str, *, request_id: str | None = None
-    ) -> agent_pb.ResetSessionResponse:
-        """Make a session forget, as `/new`."""
-        return await self._to.call(
-            lambda stub: stub.ResetSession,
-            agent_pb.ResetSessionRequest(
-                session_key=session_key, request_id=request_id or new_ulid()
-            ),
-        )
-
-    # Runs and flows
-
-    async def run(self, run_id: str) -> scheduler_pb.GetRunResponse:
-        """Return a run."""
-        return await self._to.call(
-            lambda stub: stub.GetRun, scheduler_pb.GetRunRequest(run_id=run_id)
-        )
-
-    async def runs(
-        self, filter: run_pb.RunFilter | None = None, *, page_size: int = 0, page_token: str = ""
-    ) -> scheduler_pb.ListRunsResponse:
-        """List runs, newest first."""
-        return await self._to.call(
-            lambda stub: stub.ListRuns,
-            scheduler_pb.ListRunsRequest(filter=filter, page_size=page_size, page_token=page_token),
-        )
-
-    async def cancel(self, run_id: str, *, reason: str = "") -> scheduler_pb.CancelRunResponse:
-        """Stop a run and everything it spawned."""
-        return await self._to.call(
-            lambda stub: stub.CancelRun, scheduler_pb.CancelRunRequest(run_id=run_id, reason=reason)
-        )
-
-    async def steer(
-        self, run_id: str, message: str | content_pb.Message, *, request_id: str | None = None
-    ) -> gateway_pb.SteerRunResponse:
-        """Give a message to a run that executes or waits for children."""
-        return await self._to.call(
-            lambda stub: stub.SteerRun,
-            gateway_pb.SteerRunRequest(
-                run_id=run_id, message=_message(message), request_id=request_id or new_ulid()
-            ),
-        )
-
-    async def explain(self, run_id: str) -> scheduler_pb.ExplainRunResponse:
-        """Say why a run is where it is and when it should start."""
-        return await self._to.call(
-            lambda stub: stub.ExplainRun, scheduler_pb.ExplainRunRequest(run_id=run_id)
-        )
-
-    async def flow(self, flow_id: str) -> flow_pb.GetFlowResponse:
-        """Return a flow with its whole tree, parents before children, in one message."""
-        whole = await self._to.call(
-            lambda stub: stub.GetFlow, flow_pb.GetFlowRequest(flow_id=flow_id)
-        )
-        while whole.next_page_token:
-            page = await self._to.call(
-                lambda stub: stub.GetFlow,
-                flow_pb.GetFlowRequest(flow_id=flow_id, page_token=whole.next_page_token),
-            )
-            whole.nodes.extend(page.nodes)
-            whole.next_page_token = page.next_page_token
-        return whole
-
-    async def flows(
-        self, filter: flow_pb.FlowFilter | None = None, *, page_size: int = 0, page_token: str = ""
-    ) -> flow_pb.ListFlowsResponse:
-        """List flows, newest first."""
-        return await self._to.call(
-            lambda stub: stub.ListFlows,
-            flow_pb.ListFlowsRequest(filter=filter, page_size=page_size, page_token=page_token),
-        )
-
-    async def cancel_flow(self, flow_id: str, *, reason: str = "") -> flow_pb.CancelFlowResponse:
-        """Stop every run of a flow."""
-        return await self._to.call(
-            lambda stub: stub.CancelFlow, flow_pb.CancelFlowRequest(flow_id=flow_id, reason=reason)
-        )
-
-    # Lanes
-
-    async def lanes(
-        self,
-        kind: lane_pb.LaneKind.ValueType = lane_pb.LANE_KIND_UNSPECIFIED,
-        *,
-        page_size: int = 0,
-        page_token: str = "",
-    ) -> scheduler_pb.ListLanesResponse:
-        """List lanes with their use: global ones first, then sessions with unfinished runs."""
-        return await self._to.call(
-            lambda stub: stub.ListLanes,
-            scheduler_pb.ListLanesRequest(kind=kind, page_size=page_size, page_token=page_token),
-        )
-
-    async def update_lane(self, name: str, limit: int | None) -> scheduler_pb.UpdateLaneResponse:
-        """Set the limit of a global lane, 0 pauses it; None goes back to the configuration."""
-        return await self._to.call(
-            lambda stub: stub.UpdateLane, scheduler_pb.UpdateLaneRequest(name=name, limit=limit)
-        )
-
-    async def forecast(
-        self, input: forecast_pb.ForecastInput, *, page_size: int = 0, page_token: str = ""
-    ) -> scheduler_pb.ForecastResponse:
-        """Play a load on a virtual clock."""
-        return await self._to.call(
-            lambda stub: stub.Forecast,
-            scheduler_pb.ForecastRequest(input=input, page_size=page_size, page_token=page_token),
-        )
-
-    # Agents, models, harnesses
-
-    async def agents(
-        self, *, page_size: int = 0, page_token: str = ""
-    ) -> agent_pb.ListAgentsResponse:
-        """List the configured agents."""
-        return await self._to.call(
-            lambda stub: stub.ListAgents,
-            agent_pb.ListAgentsRequest(page_size=page_size, page_token=page_token),
-        )
-
-    async def models(
-        self, *, page_size: int = 0, page_token: str = ""
-    ) -> agent_pb.ListModelsResponse:
-        """List the configured models."""
-        return await self._to.call(
-            lambda stub: stub.ListModels,
-            agent_pb.ListModelsRequest(page_size=page_size, page_token=page_token),
-        )
 
     async def probe_model(
         self, model: str, *, repetitions: int = 0
@@ -417,80 +204,6 @@ class ConveyorClient:
             async for item in stream:
                 yield item
 
-    async def harnesses(
-        self, *, page_size: int = 0, page_token: str = ""
-    ) -> acp_pb.ListHarnessesResponse:
-        """List the harnesses of the registry and the configuration."""
-        return await self._to.call(
-            lambda stub: stub.ListHarnesses,
-            acp_pb.ListHarnessesRequest(page_size=page_size, page_token=page_token),
-        )
-
-    async def doctor(self, harness_id: str = "") -> doctor_pb.DoctorReport:
-        """Examine a harness, or the default one, or all that are allowed."""
-        answer = await self._to.call(
-            lambda stub: stub.AcpDoctor,
-            gateway_pb.AcpDoctorRequest(harness_id=harness_id),
-            repeat=False,
-        )
-        return answer.report
-
-    # ACP sessions
-
-    async def acp_sessions(
-        self,
-        filter: acp_session_pb.AcpSessionFilter | None = None,
-        *,
-        page_size: int = 0,
-        page_token: str = "",
-    ) -> gateway_pb.ListAcpSessionsResponse:
-        """List ACP sessions, newest first."""
-        return await self._to.call(
-            lambda stub: stub.ListAcpSessions,
-            gateway_pb.ListAcpSessionsRequest(
-                filter=filter, page_size=page_size, page_token=page_token
-            ),
-        )
-
-    async def acp_spawn(
-        self,
-        spec: acp_session_pb.AcpSessionSpec,
-        *,
-        bind_session_key: str = "",
-        request_id: str | None = None,
-    ) -> gateway_pb.SpawnAcpSessionResponse:
-        """Open an ACP session and, if named, point a conversation at it."""
-        return await self._to.call(
-            lambda stub: stub.SpawnAcpSession,
-            gateway_pb.SpawnAcpSessionRequest(
-                spec=spec, bind_session_key=bind_session_key, request_id=request_id or new_ulid()
-            ),
-        )
-
-    async def acp_prompt(
-        self,
-        acp_session_id: str,
-        message: str | content_pb.Message,
-        *,
-        request_id: str | None = None,
-    ) -> gateway_pb.PromptAcpSessionResponse:
-        """Queue a prompt for an ACP session."""
-        return await self._to.call(
-            lambda stub: stub.PromptAcpSession,
-            gateway_pb.PromptAcpSessionRequest(
-                acp_session_id=acp_session_id,
-                message=_message(message),
-                request_id=request_id or new_ulid(),
-            ),
-        )
-
-    async def acp_close(self, acp_session_id: str) -> gateway_pb.CloseAcpSessionResponse:
-        """Close an ACP session with its process."""
-        return await self._to.call(
-            lambda stub: stub.CloseAcpSession,
-            gateway_pb.CloseAcpSessionRequest(acp_session_id=acp_session_id),
-        )
-
 
 class _Seen:
     """Which events were yielded, so that a resumed stream repeats none."""
@@ -503,45 +216,3 @@ class _Seen:
             return False
         self._newest[session_key] = sequence
         return True
-
-
-def _chat_token(item: gateway_pb.ChatResponse) -> str:
-    return item.resume_token
-
-
-def _session_token(item: gateway_pb.WatchSessionResponse) -> str:
-    return item.resume_token
-
-
-def _announcement_token(item: gateway_pb.WatchAnnouncementsResponse) -> str:
-    return item.resume_token
-
-
-def _message(message: str | content_pb.Message) -> content_pb.Message:
-    if isinstance(message, content_pb.Message):
-        return message
-    return content_pb.Message(
-        role=content_pb.ROLE_USER, parts=[content_pb.ContentPart(text=message)]
-    )
-
-
-def _inbound(
-    message: str | content_pb.Message,
-    session_key: str,
-    agent_id: str,
-    customer_key: str,
-    queue_mode: lane_pb.QueueMode.ValueType,
-    budget: run_pb.Budget | None,
-    priority: int,
-    labels: Mapping[str, str] | None,
-) -> gateway_pb.InboundMessage:
-    return gateway_pb.InboundMessage(
-        session_key=session_key,
-        agent_id=agent_id,
-        customer_key=customer_key,
-        message=_message(message),
-        queue_mode=queue_mode,
-        budget=budget,
-        priority=priority,
-        labels=labels,
-    )
