@@ -123,7 +123,6 @@ class Inbox:
             parent_session_key="",
             label="",
             epoch=0,
-            last_run_id="",
             create_us=self._clock.now_us(),
             active_us=None,
         )
@@ -147,13 +146,11 @@ class Inbox:
         if result.WhichOneof("result") == "error":
             raise from_proto(result.error)
         accepted = result.accepted
-        key, run_id, now = routed.key.text, accepted.run.run_id, self._clock.now_us()
-        await self._database.run(
-            lambda connection: store.touch(connection, key, now, last_run_id=run_id)
-        )
+        key, now = routed.key.text, self._clock.now_us()
+        await self._database.run(lambda connection: store.touch(connection, key, now))
         log.info(
             "message accepted",
-            run_id=run_id,
+            run_id=accepted.run.run_id,
             outcome=lane_pb2.EnqueueOutcome.Name(accepted.outcome),
             deduplicated=accepted.deduplicated,
         )

@@ -206,11 +206,8 @@ def _store(connection: sa.Connection, fact: _Fact) -> bool:
     if fact.child is not None:
         parent = store.find(connection, fact.child.parent_session_key)
         store.create(connection, _inheriting(fact.child, parent))
-    created = created_run(event)
-    if created or is_spoken(event):
-        store.touch(
-            connection, event.session_key, fact.at_us, last_run_id=event.run_id if created else ""
-        )
+    if created_run(event) or is_spoken(event):
+        store.touch(connection, event.session_key, fact.at_us)
     return fact.entry is not None and outbox.add(connection, fact.entry)
 
 
@@ -236,7 +233,6 @@ def _row_of(
         parent_session_key=key.parent,
         label=label,
         epoch=run.spec.session_epoch if run is not None else 0,
-        last_run_id="",
         create_us=at_us,
         active_us=at_us,
     )

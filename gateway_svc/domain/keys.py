@@ -30,7 +30,6 @@ class SessionKey:
     channel: str = ""
     peer: str = ""
     parent: str = ""
-    spawned_run_id: str = ""
 
     @property
     def is_conversation(self) -> bool:
@@ -74,7 +73,7 @@ def _parse_child(text: str) -> SessionKey | None:
     kind = (
         session_pb2.SESSION_KIND_SUBAGENT if marker == _SUBAGENT else session_pb2.SESSION_KIND_ACP
     )
-    parent, spawned = text[:at], text[at + len(marker) :]
+    parent = text[:at]
     segments = parent.split(":")
     # `agent:<agent>:acp:<id>` opened on its own: what stands before the marker is no session.
     standalone = marker == _ACP and len(segments) == 2 and segments[0] == "agent"
@@ -85,7 +84,6 @@ def _parse_child(text: str) -> SessionKey | None:
         kind=kind,
         agent_id=agent_id,
         parent="" if standalone else parent,
-        spawned_run_id="" if standalone else spawned,
     )
 
 

@@ -17,7 +17,6 @@ sessions = sa.Table(
     sa.Column("parent_session_key", sa.String(256), nullable=False),
     sa.Column("label", sa.String(64), nullable=False),
     sa.Column("epoch", sa.BigInteger, nullable=False),
-    sa.Column("last_run_id", sa.String(64), nullable=False),
     sa.Column("create_us", sa.BigInteger, nullable=False),
     # Null until the scheduler accepted the first message: such a session does not exist yet.
     sa.Column("active_us", sa.BigInteger, nullable=True),

@@ -24,7 +24,6 @@ class SessionRow:
     parent_session_key: str
     label: str
     epoch: int
-    last_run_id: str
     create_us: int
     active_us: int | None
 
@@ -105,21 +104,14 @@ def replace_unborn(connection: sa.Connection, row: SessionRow) -> SessionRow:
     return create(connection, row)
 
 
-def touch(
-    connection: sa.Connection, session_key: str, active_us: int, last_run_id: str = ""
-) -> bool:
-    """Move the time of the last message on, never back. False when there is no such session."""
-    values: dict[str, object] = {
-        "active_us": sa.case(
-            (sessions.c.active_us >= active_us, sessions.c.active_us), else_=active_us
-        )
-    }
-    if last_run_id:
-        values["last_run_id"] = last_run_id
-    result = connection.execute(
-        sa.update(sessions).where(sessions.c.session_key == session_key).values(values)
+def touch(connection: sa.Connection, session_key: str, active_us: int) -> None:
+    """Move the time of the last message on, never back."""
+    older = sa.or_(sessions.c.active_us.is_(None), sessions.c.active_us < active_us)
+    connection.execute(
+        sa.update(sessions)
+        .where(sessions.c.session_key == session_key, older)
+        .values(active_us=active_us)
     )
-    return result.rowcount > 0
 
 
 def raise_epoch(connection: sa.Connection, session_key: str, epoch: int) -> None:

@@ -30,7 +30,6 @@ def session(
         parent_session_key="",
         label="",
         epoch=0,
-        last_run_id="",
         create_us=at_us,
         active_us=at_us if begun else None,
     )

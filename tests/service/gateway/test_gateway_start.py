@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import shutil
 import socket
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
 
 from conveyor.agent.v1 import agent_service_pb2 as ag
 from conveyor.gateway.v1 import gateway_service_pb2 as gw
-from gateway_svc.app import build
+from gateway_svc.app import MIGRATIONS, build
+from gateway_svc.store import sessions
+from gateway_svc.store.schema import metadata
+from svckit.database import Database
 from svckit.errors import StartError
 from svckit.grpc.server import PortInUse
 from svckit.settings import load
@@ -55,6 +62,7 @@ async def test_an_address_of_another_machine(tmp_path: Path) -> None:
     [
         ('[gateway.tokens.a]\ntoken_env = "A"\n', r"gateway\.tokens"),
         ('[gateway.tls]\ncert_file = "a"\nkey_file = "b"\n', r"gateway\.tls"),
+        ("[agents.defaults.subagents.budget]\nmax_tokens = 5\n", r"subagents\.budget"),
         ('[channels.team]\nkind = "slack"\n', r"channels\.team\.kind"),
     ],
 )
@@ -89,3 +97,25 @@ async def test_sessions_and_epochs_outlive_the_process(tmp_path: Path) -> None:
             assert answer.accepted.run.spec.customer_key == "acme"
             found = await around.stub.GetSession(gw.GetSessionRequest(session_key="alice"))
             assert found.session.epoch == 3
+
+
+async def test_a_database_of_the_first_schema_is_taken_over(tmp_path: Path) -> None:
+    first = tmp_path / "first" / "versions"
+    first.mkdir(parents=True)
+    shutil.copy(MIGRATIONS / "versions" / "0001_first.py", first)
+    file = tmp_path / "gateway.db"
+    database = await Database.open(file, migrations=first.parent, name="gateway")
+    row = "('alice', 1, 'main', 'c', 'http', '', '', 3, 'R', 1, 2)"
+    await database.run(lambda db: db.execute(sa.text(f"INSERT INTO sessions VALUES {row}")))
+    await database.close()
+    database = await Database.open(file, migrations=MIGRATIONS, name="gateway")
+    try:
+        found = await database.run(lambda db: sessions.find_active(db, "alice"))
+        differences = await database.run(
+            lambda db: compare_metadata(MigrationContext.configure(db), metadata)
+        )
+    finally:
+        await database.close()
+    assert found is not None
+    assert (found.customer_key, found.epoch, found.active_us) == ("c", 3, 2)
+    assert differences == []
