@@ -44,13 +44,24 @@ PROCESSES = {
 }
 
 
-def _message(policy: lane_pb2.QueuePolicy, request_id: str = "probe") -> ss.EnqueueRunsRequest:
+def _message(
+    policy: lane_pb2.QueuePolicy | None = None,
+    request_id: str = "probe",
+    *,
+    budget: run_pb2.Budget | None = None,
+    preferred_worker: str = "",
+) -> ss.EnqueueRunsRequest:
     message = content_pb2.Message(
         message_id="probe",
         role=content_pb2.ROLE_USER,
         parts=[content_pb2.ContentPart(text="probe")],
     )
-    spec = run_pb2.RunSpec(session_key="agent:main:probe:direct:probe", queue="acp")
+    spec = run_pb2.RunSpec(
+        session_key="agent:main:probe:direct:probe",
+        queue="acp",
+        budget=budget,
+        preferred_worker=preferred_worker,
+    )
     item = ss.EnqueueItem(spec=spec, message=message, request_id=request_id, queue_policy=policy)
     return ss.EnqueueRunsRequest(items=[item])
 
@@ -81,6 +92,16 @@ OPTIONS: tuple[tuple[str, str, Message], ...] = (
         _ENQUEUE,
         "overflow rule `drop_oldest`",
         _message(lane_pb2.QueuePolicy(overflow=lane_pb2.OVERFLOW_RULE_DROP_OLDEST)),
+    ),
+    (
+        _ENQUEUE,
+        "budgets of tokens, cost and wall time",
+        _message(budget=run_pb2.Budget(max_tokens=1)),
+    ),
+    (
+        _ENQUEUE,
+        "`preferred_worker`",
+        _message(preferred_worker="acp-0"),
     ),
     (
         _STEER,

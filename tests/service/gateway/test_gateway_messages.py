@@ -167,10 +167,10 @@ async def test_first_messages_at_once_agree_on_the_customer(gateway: Suite) -> N
 
 
 async def test_budgets_are_lowered_to_the_configuration(gateway: Suite) -> None:
-    asked: Any = run_pb2.Budget(max_depth=9, max_children=2, max_tokens=1000)
+    asked: Any = run_pb2.Budget(max_depth=9, max_children=2)
     answer = await gateway.send("alice", "hello", budget=asked)
     budget = answer.accepted.run.spec.budget
-    assert (budget.max_depth, budget.max_children, budget.max_tokens) == (1, 2, 1000)
+    assert (budget.max_depth, budget.max_children) == (1, 2)
 
 
 async def test_children_have_sessions_of_their_own_kind(gateway: Suite) -> None:
