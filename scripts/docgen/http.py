@@ -31,8 +31,9 @@ are in [call it from anything](../how-to/call-it-from-anything.md).
   `?from_now=1` leaves out what was, `?include_descendants=1` adds the sub-agents, `?payloads=` chooses.
 - **Errors** are `{"error": {"reason", "message", "metadata", "fields"}}` with the HTTP status and reason of the
   [table](errors.md), and `Retry-After` where repeating helps.
-- **Who may call.** A `Host` or `Origin` header of another site is refused with `FOREIGN_ORIGIN`, so that a web page
-  elsewhere cannot use your browser; `[gateway] allowed_origins` adds sites. Bodies are at most 2 MiB.
+- **Who may call.** A `Host` or `Origin` header of another site, or a `Sec-Fetch-Site` header without an `Origin` that
+  names another one, is refused with `FOREIGN_ORIGIN`, so that a web page elsewhere cannot use your browser;
+  `[gateway] allowed_origins` adds sites. Bodies are at most 2 MiB.
 
 | Method | Path | Call |
 |---|---|---|
