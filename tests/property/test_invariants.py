@@ -18,6 +18,7 @@ from typing import Any
 
 import hypothesis.strategies as st
 import msgspec
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -693,6 +694,8 @@ class SqliteMachine(Machine):
 _SLOW_IS_FINE = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much]
 
 
+# A search takes what it takes; the bound only ends one that hangs.
+@pytest.mark.timeout(900)
 def test_invariants_on_memory() -> None:
     run_state_machine_as_test(
         Machine,
@@ -705,6 +708,7 @@ def test_invariants_on_memory() -> None:
     )
 
 
+@pytest.mark.timeout(900)
 def test_invariants_on_sqlite() -> None:
     run_state_machine_as_test(
         SqliteMachine,
