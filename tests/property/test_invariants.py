@@ -700,7 +700,7 @@ def test_invariants_on_memory() -> None:
     run_state_machine_as_test(
         Machine,
         settings=settings(
-            max_examples=60 * SCALE,
+            max_examples=200 * SCALE,
             stateful_step_count=50,
             deadline=None,
             suppress_health_check=_SLOW_IS_FINE,
@@ -713,7 +713,7 @@ def test_invariants_on_sqlite() -> None:
     run_state_machine_as_test(
         SqliteMachine,
         settings=settings(
-            max_examples=15 * SCALE,
+            max_examples=60 * SCALE,
             stateful_step_count=40,
             deadline=None,
             suppress_health_check=_SLOW_IS_FINE,
