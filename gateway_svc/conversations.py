@@ -14,7 +14,7 @@ from gateway_svc.domain.keys import parse_key
 from gateway_svc.domain.routing import RoutingRules, check_request_id, queue_mode_of
 from gateway_svc.domain.sessions import LIVE_STATES, LaneUse, lane_use
 from gateway_svc.domain.tokens import encode_token, session_subject
-from gateway_svc.inbox import not_found
+from gateway_svc.refusals import session_not_found
 from gateway_svc.store import sessions as store
 from gateway_svc.upstream import Upstream
 from gateway_svc.watching.log import EventLog
@@ -45,7 +45,7 @@ class Conversations:
         key = parse_key(session_key)
         row = await self._database.run(lambda connection: store.find_active(connection, key.text))
         if row is None or not principal.may_see(row.customer_key):
-            raise not_found(session_key)
+            raise session_not_found(session_key)
         return row
 
     async def get(self, session_key: str, principal: Principal) -> gw.GetSessionResponse:

@@ -12,6 +12,7 @@ from conveyor.scheduler.v1 import lane_pb2
 from conveyor.scheduler.v1 import scheduler_service_pb2 as ss
 from gateway_svc.auth import Principal, Scope
 from gateway_svc.domain.keys import DEFAULT_CHANNEL, SessionKey
+from gateway_svc.domain.redaction import clear_run
 from gateway_svc.domain.reply_route import ReplyAddress
 from gateway_svc.domain.routing import (
     KnownSession,
@@ -22,11 +23,12 @@ from gateway_svc.domain.routing import (
     route,
 )
 from gateway_svc.domain.tokens import Positions, encode_token, session_subject
+from gateway_svc.refusals import session_not_found
 from gateway_svc.store import sessions as store
 from gateway_svc.upstream import Upstream
 from svckit.clock import Clock
 from svckit.database import Database
-from svckit.errors import Internal, SessionNotFound
+from svckit.errors import Internal
 from svckit.grpc.client import call
 from svckit.grpc.status import from_proto
 from svckit.logging import get_logger
@@ -60,6 +62,14 @@ class Inbox:
         self._rules = rules
         self._clock = clock
         self._births: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+
+    async def send(
+        self, request: gw.SendMessageRequest, principal: Principal
+    ) -> gw.SendMessageResponse:
+        """Store a message and say what its sender may know of that."""
+        taken = await self.accept(request.inbound, request.request_id, principal)
+        clear_run(taken.accepted.run, for_admin=principal.is_admin)
+        return gw.SendMessageResponse(accepted=taken.accepted, resume_token=taken.resume_token)
 
     async def accept(
         self,
@@ -110,7 +120,7 @@ class Inbox:
         if row is None:
             return None
         if not principal.may_see(row.customer_key):
-            raise not_found(row.session_key)
+            raise session_not_found(row.session_key)
         return row.known if row.active_us is not None else None
 
     async def _create(self, routed: Routed) -> KnownSession:
@@ -155,11 +165,3 @@ class Inbox:
             deduplicated=accepted.deduplicated,
         )
         return Accepted(session_key=key, accepted=accepted)
-
-
-def not_found(session_key: str) -> SessionNotFound:
-    """Return the error for a session that does not exist, or not for the caller."""
-    return SessionNotFound(
-        "there is no such session; its first message creates it",
-        metadata={"sessionKey": session_key[:256]},
-    )

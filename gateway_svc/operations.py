@@ -14,9 +14,8 @@ from conveyor.scheduler.v1 import scheduler_service_pb2 as ss
 from gateway_svc.auth import Principal, Scope
 from gateway_svc.domain.redaction import clear_run
 from gateway_svc.domain.routing import check_request_id, checked_message
+from gateway_svc.refusals import flow_not_found, run_not_found
 from gateway_svc.upstream import Upstream
-from gateway_svc.watching.announcements import flow_not_found
-from svckit.errors import RunNotFound
 from svckit.grpc.client import call
 
 
@@ -165,4 +164,4 @@ class Operations:
 
 def _own_run(run: run_pb2.Run, principal: Principal) -> None:
     if not principal.may_see(run.spec.customer_key):
-        raise RunNotFound("there is no such run", metadata={"runId": run.run_id})
+        raise run_not_found(run.run_id)

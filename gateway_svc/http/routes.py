@@ -25,7 +25,7 @@ from gateway_svc.http.bodies import (
 from gateway_svc.http.metrics import Metrics
 from gateway_svc.http.sse import event_stream
 from gateway_svc.http.wire import parse_json, respond, to_message
-from gateway_svc.rpc.gateway import not_yet, send_response
+from gateway_svc.refusals import not_yet
 from gateway_svc.use_cases import UseCases
 from svckit.errors import invalid_field
 
@@ -63,10 +63,9 @@ def build_router(do: UseCases, metrics: Metrics) -> APIRouter:
     async def send_message(key: str, request: Request) -> Response:
         body = parse_json(await request.body())
         asked = send_request(_plain(key), request.headers.get(_IDEMPOTENCY_KEY), body)
-        principal = authenticate()
-        taken = await do.inbox.accept(asked.inbound, asked.request_id, principal)
+        sent = await do.inbox.send(asked, authenticate())
         metrics.add(MESSAGES)
-        return respond(send_response(taken, principal), 202)
+        return respond(sent, 202)
 
     @router.get("/v1/sessions/{key}/events")
     async def watch_session(key: str, request: Request) -> Response:

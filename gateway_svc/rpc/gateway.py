@@ -14,22 +14,13 @@ from conveyor.gateway.v1 import gateway_service_pb2 as gw
 from conveyor.gateway.v1.gateway_service_pb2_grpc import GatewayServiceServicer
 from conveyor.scheduler.v1 import flow_service_pb2 as fs
 from conveyor.scheduler.v1 import scheduler_service_pb2 as ss
-from gateway_svc.auth import Principal, authenticate
-from gateway_svc.domain.redaction import clear_run
-from gateway_svc.inbox import Accepted
+from gateway_svc.auth import authenticate
+from gateway_svc.refusals import not_yet
 from gateway_svc.use_cases import UseCases
-from svckit.errors import NotImplementedYet
 
 FULL_NAME = "conveyor.gateway.v1.GatewayService"
 
 Context = grpc.aio.ServicerContext[Any, Any]
-
-
-def not_yet(feature: str, what: str) -> NotImplementedYet:
-    """Return the refusal of a call of the contract that this release does not have."""
-    return NotImplementedYet(
-        f"{feature} is not part of this release ({what} come later)", metadata={"feature": feature}
-    )
 
 
 class GatewayServicer(GatewayServiceServicer):
@@ -42,9 +33,7 @@ class GatewayServicer(GatewayServiceServicer):
         self, request: gw.SendMessageRequest, context: Context
     ) -> gw.SendMessageResponse:
         """Queue a message."""
-        principal = authenticate()
-        taken = await self._do.inbox.accept(request.inbound, request.request_id, principal)
-        return send_response(taken, principal)
+        return await self._do.inbox.send(request, authenticate())
 
     async def Chat(
         self, request: gw.ChatRequest, context: Context
@@ -233,9 +222,3 @@ class GatewayServicer(GatewayServiceServicer):
     ) -> AsyncIterator[ag.ProbeModelResponse]:
         """Not in this release."""
         raise not_yet("ProbeModel", "delegation probes")
-
-
-def send_response(taken: Accepted, principal: Principal) -> gw.SendMessageResponse:
-    """Return what the sender of a message is told."""
-    clear_run(taken.accepted.run, for_admin=principal.is_admin)
-    return gw.SendMessageResponse(accepted=taken.accepted, resume_token=taken.resume_token)

@@ -18,10 +18,11 @@ from gateway_svc.domain.tokens import (
     flow_subject,
     session_subject,
 )
+from gateway_svc.refusals import flow_not_found
 from gateway_svc.upstream import Upstream
 from gateway_svc.watching.log import EventLog, passed, start_after
 from gateway_svc.watching.merge import HEARTBEAT_SECONDS, Draining, Ended, Idle, Merge
-from svckit.errors import FlowNotFound, invalid_field
+from svckit.errors import invalid_field
 from svckit.grpc.client import call
 
 _PAYLOADS = ("child_announced",)
@@ -111,8 +112,3 @@ class AnnouncementWatcher:
         )
         if not principal.may_see(answer.flow.customer_key):
             raise flow_not_found(flow_id)
-
-
-def flow_not_found(flow_id: str) -> FlowNotFound:
-    """Return the error for a flow that does not exist, or not for the caller."""
-    return FlowNotFound("there is no such flow", metadata={"flowId": flow_id[:64]})

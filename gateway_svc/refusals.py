@@ -1,0 +1,30 @@
+"""Errors that the gateway raises itself, for what is not there, or not for this caller."""
+
+from __future__ import annotations
+
+from svckit.errors import FlowNotFound, NotImplementedYet, RunNotFound, SessionNotFound
+
+
+def session_not_found(session_key: str) -> SessionNotFound:
+    """Return the error for a session that does not exist, or not for the caller."""
+    return SessionNotFound(
+        "there is no such session; its first message creates it",
+        metadata={"sessionKey": session_key[:256]},
+    )
+
+
+def flow_not_found(flow_id: str) -> FlowNotFound:
+    """Return the error for a flow that does not exist, or not for the caller."""
+    return FlowNotFound("there is no such flow", metadata={"flowId": flow_id[:64]})
+
+
+def run_not_found(run_id: str) -> RunNotFound:
+    """Return the error for a run that does not exist, or not for the caller."""
+    return RunNotFound("there is no such run", metadata={"runId": run_id[:64]})
+
+
+def not_yet(feature: str, what: str) -> NotImplementedYet:
+    """Return the refusal of a call of the contract that this release does not have."""
+    return NotImplementedYet(
+        f"{feature} is not part of this release ({what} come later)", metadata={"feature": feature}
+    )
