@@ -28,8 +28,10 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         told = explain_failure(error)
         if told is None:
             raise
+        from conveyor_client.cli.output import printable
+
         message, code = told
-        print(f"error: {message}", file=sys.stderr)
+        print(f"error: {printable(message)}", file=sys.stderr)
     else:  # pragma: no cover  (typer exits by itself)
         code = 0
     sys.exit(code)

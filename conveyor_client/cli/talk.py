@@ -125,7 +125,7 @@ def chat(
 
 
 async def _converse(context: typer.Context, session: str, agent: str) -> None:
-    from conveyor_client.cli.output import print_json
+    from conveyor_client.cli.output import print_json, printable
     from conveyor_client.cli.printer import printer
     from svckit.errors import ServiceError
 
@@ -153,7 +153,7 @@ async def _converse(context: typer.Context, session: str, agent: str) -> None:
                         print("· forgotten; the next message begins afresh")
                     elif text.startswith("/"):
                         answer = await client.execute(text, session_key=known.key)
-                        print(answer.text) if answer.text else print_json(answer)
+                        print(printable(answer.text)) if answer.text else print_json(answer)
                     else:
                         accepted = asyncio.Event()
                         task = asyncio.create_task(
@@ -164,7 +164,7 @@ async def _converse(context: typer.Context, session: str, agent: str) -> None:
                         # The next message must not overtake this one.
                         await accepted.wait()
                 except ServiceError as error:
-                    print(f"✗ {error.message}")
+                    print(f"✗ {printable(error.message)}")
             # Input that ends (a pipe) still gets its answers.
             while at_work:
                 await asyncio.wait(at_work)

@@ -356,3 +356,11 @@ async def test_doctor_names_the_fix_of_each_failed_check(
     assert [check["name"] for check in failed] == ["store", "scheduler", "agent", "acp", "gateway"]
     assert "agent.db is not a database" in failed[0]["message"]
     assert all(check["hint"] for check in failed)
+
+
+async def test_what_a_server_says_cannot_drive_the_terminal(
+    gateway: Gateway, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gateway.script.queue("GetFlow", FlowNotFound("no flow \x1b]0;owned\x07 here"))
+    assert await conveyor("--address", gateway.address, "flow", "show", "F") == 1
+    assert capsys.readouterr().err == "error: no flow ]0;owned here (FLOW_NOT_FOUND)\n"
