@@ -15,7 +15,7 @@ from conveyor.scheduler.v1 import worker_service_pb2_grpc as worker_grpc
 from scheduler_svc.domain.kernel import Config
 from scheduler_svc.domain.records import SECOND, RetryPolicy
 from scheduler_svc.engine import Engine
-from scheduler_svc.retention import keep_tidy
+from scheduler_svc.retention import remove_old
 from scheduler_svc.rpc.events import EventLogServicer
 from scheduler_svc.rpc.flow import FlowServicer
 from scheduler_svc.rpc.limits import LimitServicer
@@ -23,6 +23,7 @@ from scheduler_svc.rpc.scheduler import SchedulerServicer
 from scheduler_svc.rpc.validate import NewRunDefaults
 from scheduler_svc.rpc.worker import WorkerServicer
 from scheduler_svc.store.base import LaneStore
+from svckit.housekeeping import keep_tidy
 from svckit.service import App, Context, Registered, StartError
 from svckit.settings import Settings
 
@@ -46,9 +47,7 @@ def make_app(engine: Engine, context: Context) -> App:
     async def drain() -> None:
         engine.drain()
 
-    async def retention() -> None:
-        await keep_tidy(engine.store, settings.retention, context.clock)
-
+    forget = partial(remove_old, engine.store, settings.retention)
     return App(
         services=[
             Registered(
@@ -77,7 +76,7 @@ def make_app(engine: Engine, context: Context) -> App:
                 ),
             ),
         ],
-        tasks=[("engine", engine.run), ("retention", retention)],
+        tasks=[("engine", engine.run), ("retention", partial(keep_tidy, forget, context.clock))],
         drain=drain,
     )
 

@@ -1,37 +1,22 @@
-"""Removes what is older than the configuration keeps."""
+"""What is older than the configuration keeps."""
 
 from __future__ import annotations
 
-import logging
-
 from scheduler_svc.domain.records import SECOND
 from scheduler_svc.store.base import LaneStore
-from svckit.clock import Clock
-from svckit.errors import StoreUnavailable
+from svckit.housekeeping import runs_kept_since
 from svckit.settings_model import RetentionSettings
 
-log = logging.getLogger(__name__)
-
-HOUR_SECONDS = 3600.0
-FIRST_SECONDS = 60.0
-DAY_SECONDS = 24 * HOUR_SECONDS
+HOUR_SECONDS = 3600
 
 
-async def keep_tidy(store: LaneStore, keep: RetentionSettings, clock: Clock) -> None:
-    """Prunes a minute after the start, then once an hour, until cancelled.
+async def remove_old(store: LaneStore, keep: RetentionSettings, now_us: int) -> int:
+    """Removes old request ids, ended flows and their events. Returns how many rows went.
 
     Events go with their runs, whichever is kept longer; a run stays while its request id is known.
     """
-    await clock.sleep(FIRST_SECONDS)  # not in the way of a start
-    while True:
-        now = clock.now_us()
-        days = max(keep.events_days, keep.runs_days, keep.request_ids_hours / 24)
-        try:
-            removed = await store.prune(
-                requests_before=now - round(keep.request_ids_hours * HOUR_SECONDS * SECOND),
-                ended_before=now - round(days * DAY_SECONDS * SECOND),
-            )
-            log.info("retention", extra={"removed_rows": removed})
-        except StoreUnavailable:
-            log.warning("retention could not write; it tries again in an hour")
-        await clock.sleep(HOUR_SECONDS)
+    requests_before = now_us - round(keep.request_ids_hours * HOUR_SECONDS * SECOND)
+    return await store.prune(
+        requests_before=requests_before,
+        ended_before=min(runs_kept_since(keep, now_us), requests_before),
+    )

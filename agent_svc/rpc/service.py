@@ -135,8 +135,9 @@ def _refuse(feature: str, what: str) -> None:
 
 
 def _session_key(key: str) -> str:
-    if not 1 <= len(key) <= 256:
-        raise invalid_field("session_key", "must have 1 to 256 characters")
+    # A child's key grows with its depth: its parent's, and the kind and id of the child.
+    if not 1 <= len(key) <= 1024:
+        raise invalid_field("session_key", "must have 1 to 1024 characters")
     return key
 
 

@@ -14,6 +14,8 @@ from conveyor.gateway.v1 import session_pb2
 from svckit.errors import invalid_field
 
 MAX_KEY_LENGTH = 256
+# A child's key grows with its depth: its parent's, and the kind and id of the child.
+MAX_CHILD_KEY_LENGTH = 1024
 MAX_CUSTOMER_LENGTH = 128
 DEFAULT_CHANNEL = "http"
 _SUBAGENT = ":subagent:"
@@ -39,11 +41,12 @@ class SessionKey:
 
 def parse_key(text: str, field: str = "session_key") -> SessionKey:
     """Take `text` apart; raises `InvalidField` naming `field` when it can name no session."""
-    if not 1 <= len(text) <= MAX_KEY_LENGTH:
-        raise invalid_field(field, f"must have 1 to {MAX_KEY_LENGTH} characters")
+    child = _parse_child(text)
+    longest = MAX_KEY_LENGTH if child is None else MAX_CHILD_KEY_LENGTH
+    if not 1 <= len(text) <= longest:
+        raise invalid_field(field, f"must have 1 to {longest} characters")
     if not text.isprintable() or any(character.isspace() for character in text):
         raise invalid_field(field, "must hold printable characters only, and no spaces")
-    child = _parse_child(text)
     if child is not None:
         return child
     parts = text.split(":", 4)

@@ -77,7 +77,7 @@ class EventLogServicer(pb_grpc.EventLogServiceServicer):
         self, request: pb.ListEventsRequest, context: CallContext
     ) -> pb.ListEventsResponse:
         """See the contract."""
-        validate.text(request.session_key, "session_key", 512)
+        validate.text(request.session_key, "session_key", validate.CHILD_KEY_LENGTH)
         size = validate.page_size(request.page_size, 100, 1000)
         filters = pb.ListEventsRequest()
         filters.CopyFrom(request)
@@ -119,7 +119,7 @@ class EventLogServicer(pb_grpc.EventLogServiceServicer):
         if scope is None or (scope == "all_sessions" and not request.all_sessions):
             raise invalid_field("scope", "needs session_key, flow_id or all_sessions = true")
         if scope == "session_key":
-            validate.text(request.session_key, "session_key", 512)
+            validate.text(request.session_key, "session_key", validate.CHILD_KEY_LENGTH)
         elif scope == "flow_id":
             validate.text(request.flow_id, "flow_id", 64)
         start = request.WhichOneof("start")

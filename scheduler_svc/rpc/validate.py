@@ -17,6 +17,8 @@ from svckit.errors import NotImplementedYet, PayloadTooLarge, invalid_field
 from svckit.ids import new_ulid
 
 KIB, MIB = 1024, 1024 * 1024
+# A child's key grows with its depth: its parent's, and the kind and id of the child.
+CHILD_KEY_LENGTH = 1024
 QUEUES = ("agent", "acp")
 _PRINTABLE = re.compile(r"[^\x00-\x20\x7f]+")
 

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from pathlib import Path
 
 import pytest
 
 from scheduler_svc.domain.records import Run, RunState
-from scheduler_svc.retention import FIRST_SECONDS, HOUR_SECONDS, keep_tidy
+from scheduler_svc.retention import remove_old
 from scheduler_svc.store import sqlite
 from scheduler_svc.store.base import Batch, EventQuery, EventRow, LaneStore, RunQuery
 from scheduler_svc.store.memory import MemoryStore
 from scheduler_svc.store.sqlite import SqliteStore
-from svckit.clock import FakeClock
 from svckit.settings_model import RetentionSettings
-from svckit.testing import eventually
 
 
 @pytest.fixture
@@ -86,13 +83,12 @@ async def test_pruning_a_long_session_does_not_hold_commits_up(tmp_path: Path) -
     store = SqliteStore(tmp_path / "scheduler.db")
     await fill(store, [ended(n, "long") for n in range(1, 1001)], per_run=8)
     pruning = asyncio.create_task(store.prune(requests_before=0, ended_before=10))
-    longest = 0.0
+    commits = 0
     while not pruning.done():
-        before = time.monotonic()
         await store.commit(Batch(time=1))
-        longest = max(longest, time.monotonic() - before)
+        commits += 1
     assert await pruning >= 8000
-    assert longest < 1.0
+    assert commits > 5  # between the small transactions of pruning
     await store.close()
 
 
@@ -105,37 +101,5 @@ async def test_a_run_stays_while_a_repeated_request_must_find_it() -> None:
             return 0
 
     keep = RetentionSettings(events_days=0.1, runs_days=0.1, request_ids_hours=48)
-    clock = FakeClock()
-    task = asyncio.create_task(keep_tidy(Asked(), keep, clock))
-    await asyncio.sleep(0)
-    clock.advance(FIRST_SECONDS)
-
-    async def pruned() -> bool:
-        return bool(asked)
-
-    await eventually(pruned)
+    await remove_old(Asked(), keep, 10**15)
     assert asked[0]["ended_before"] <= asked[0]["requests_before"]
-    task.cancel()
-    await asyncio.gather(task, return_exceptions=True)
-
-
-async def test_what_is_old_goes_soon_after_a_start_and_then_every_hour() -> None:
-    class Counting(MemoryStore):
-        calls = 0
-
-        async def prune(self, *, requests_before: int, ended_before: int) -> int:
-            self.calls += 1
-            return 0
-
-    store, clock = Counting(), FakeClock()
-    task = asyncio.create_task(keep_tidy(store, RetentionSettings(), clock))
-    for expected, seconds in ((1, FIRST_SECONDS), (2, HOUR_SECONDS)):
-
-        async def pruned(expected: int = expected, seconds: float = seconds) -> bool:
-            return store.calls == expected
-
-        await asyncio.sleep(0)
-        clock.advance(seconds)
-        await eventually(pruned)
-    task.cancel()
-    await asyncio.gather(task, return_exceptions=True)

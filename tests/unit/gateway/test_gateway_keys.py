@@ -82,3 +82,12 @@ def test_other_addresses_are_nobodys(text: str) -> None:
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"channel": 1, "peer": ""}', "[" * 100_000])
 def test_broken_addresses_are_nobodys(text: str) -> None:
     assert decode_address(text) is None
+
+
+def test_children_of_long_keys_can_be_named() -> None:
+    key = "k" * 256
+    for _ in range(3):
+        key += ":subagent:01HZZZZZZZZZZZZZZZZZZZZZZZ"
+    assert not parse_key(key).is_conversation
+    with pytest.raises(InvalidField, match="1 to 256"):
+        parse_key("k" * 257)
