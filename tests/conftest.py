@@ -19,6 +19,12 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(autouse=True)
+def _stop_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody watches the health of a test's services: their stop need not wait to be seen."""
+    monkeypatch.setattr("svckit.service.SEEN_SECONDS", 0.0)
+
+
+@pytest.fixture(autouse=True)
 def _clean_log_fields() -> Iterator[None]:
     yield
     structlog.contextvars.clear_contextvars()
