@@ -24,7 +24,7 @@ setup: .venv/.ready ## Only make .venv with what the suite needs
 
 .PHONY: test
 test: .venv/.ready-dev ## Run the tests (ARGS="tests/unit -k lane" chooses)
-	@$(BIN)/python -m pytest $(ARGS)
+	@GRPC_VERBOSITY=NONE $(BIN)/python -m pytest $(ARGS)
 
 .PHONY: check
 check: .venv/.ready-dev ## Style, types, import rules, contract, generated files, docs (ARGS=mypy chooses)

@@ -10,10 +10,6 @@ import pytest
 import structlog
 
 
-# The C core tells every connection that a test cuts on standard error, pytest's last line included.
-os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
-
-
 @pytest.fixture(autouse=True)
 def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """Settings of the developer's shell must not change what a test sees."""
