@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
+from typing import NamedTuple
 
 from google.rpc import error_details_pb2, status_pb2
 
@@ -111,7 +113,7 @@ class WorkerServicer(pb_grpc.WorkerServiceServicer):
         self, request: pb.SuspendRunRequest, context: CallContext
     ) -> pb.SuspendRunResponse:
         """See the contract."""
-        run_id, token = validate.lease_id(request.lease_id)
+        end = _turn_end(request)
         if request.keep_lease:
             raise NotImplementedYet(
                 "keep_lease is not in this release; it comes with ACP sessions",
@@ -131,22 +133,17 @@ class WorkerServicer(pb_grpc.WorkerServiceServicer):
                 wait.expire_time = now + ends_after
             if yield_after and request.hold_session_lane:
                 wait.yield_time = now + yield_after
-            return leasing.copy(
-                turns.suspend(
-                    k,
-                    run_id,
-                    token,
-                    validate.digest(request),
-                    wait=wait,
-                    hold_lane=request.hold_session_lane,
-                    interim=interim,
-                    taken=list(request.taken_request_ids),
-                    now=now,
-                )
+            return turns.suspend(
+                k,
+                *end,
+                wait=wait,
+                hold_lane=request.hold_session_lane,
+                interim=interim,
+                taken=list(request.taken_request_ids),
+                now=now,
             )
 
-        run = await self._engine.submit(apply, runs=[run_id])
-        return pb.SuspendRunResponse(run=await self._brief(run))
+        return pb.SuspendRunResponse(run=await self._ended(end, apply))
 
     async def CompleteRuns(
         self, request: pb.CompleteRunsRequest, context: CallContext
@@ -160,13 +157,12 @@ class WorkerServicer(pb_grpc.WorkerServiceServicer):
 
     async def _complete(self, completion: pb.RunCompletion) -> pb.CompletionResult:
         try:
-            run = await self._completed(completion)
-            return pb.CompletionResult(run=await self._brief(run))
+            return pb.CompletionResult(run=await self._completed(completion))
         except ServiceError as err:
             return pb.CompletionResult(error=grpc_status.to_proto(err))
 
-    async def _completed(self, completion: pb.RunCompletion) -> Run:
-        run_id, token = validate.lease_id(completion.lease_id)
+    async def _completed(self, completion: pb.RunCompletion) -> run_pb2.Run:
+        end = _turn_end(completion)
         result: bytes | None = None
         reply: bytes | None = None
         if completion.HasField("result"):
@@ -178,66 +174,71 @@ class WorkerServicer(pb_grpc.WorkerServiceServicer):
         each = completion.announce_mode == run_pb2.ANNOUNCE_MODE_EACH
 
         def apply(k: Kernel, now: int) -> Run:
-            return leasing.copy(
-                turns.complete(
-                    k,
-                    run_id,
-                    token,
-                    validate.digest(completion),
-                    result=result,
-                    reply=reply,
-                    mode=AnnounceMode.EACH if each else AnnounceMode.ALL,
-                    taken=list(completion.taken_request_ids),
-                    steered_is_next_prompt=completion.steered_is_next_prompt,
-                    now=now,
-                )
+            return turns.complete(
+                k,
+                *end,
+                result=result,
+                reply=reply,
+                mode=AnnounceMode.EACH if each else AnnounceMode.ALL,
+                taken=list(completion.taken_request_ids),
+                steered_is_next_prompt=completion.steered_is_next_prompt,
+                now=now,
             )
 
-        return await self._engine.submit(apply, runs=[run_id])
+        return await self._ended(end, apply)
 
     async def FailRun(self, request: pb.FailRunRequest, context: CallContext) -> pb.FailRunResponse:
         """See the contract."""
-        run_id, token = validate.lease_id(request.lease_id)
+        end = _turn_end(request)
         if not request.HasField("error") or not request.error.code:
             raise invalid_field("error", "is required, with a code other than OK")
         validate.size(request.error, "error", 8 * validate.KIB)
         failure, retry_after = _failure(request.error)
 
         def apply(k: Kernel, now: int) -> Run:
-            return leasing.copy(
-                turns.fail(
-                    k,
-                    run_id,
-                    token,
-                    validate.digest(request),
-                    failure=failure,
-                    retryable=request.retryable,
-                    retry_after=retry_after,
-                    taken=list(request.taken_request_ids),
-                    now=now,
-                )
+            return turns.fail(
+                k,
+                *end,
+                failure=failure,
+                retryable=request.retryable,
+                retry_after=retry_after,
+                taken=list(request.taken_request_ids),
+                now=now,
             )
 
-        run = await self._engine.submit(apply, runs=[run_id])
-        return pb.FailRunResponse(run=await self._brief(run))
+        return pb.FailRunResponse(run=await self._ended(end, apply))
 
     async def ReleaseRun(
         self, request: pb.ReleaseRunRequest, context: CallContext
     ) -> pb.ReleaseRunResponse:
         """See the contract."""
-        run_id, token = validate.lease_id(request.lease_id)
+        end = _turn_end(request)
+        run = await self._ended(end, lambda k, now: turns.release(k, *end, now))
+        return pb.ReleaseRunResponse(run=run)
 
-        def apply(k: Kernel, now: int) -> Run:
-            return leasing.copy(turns.release(k, run_id, token, validate.digest(request), now))
-
-        run = await self._engine.submit(apply, runs=[run_id])
-        return pb.ReleaseRunResponse(run=await self._brief(run))
-
-    async def _brief(self, run: Run) -> run_pb2.Run:
+    async def _ended(self, end: _TurnEnd, apply: Callable[[Kernel, int], Run]) -> run_pb2.Run:
+        """Applies the end of a turn, and answers with the run as it was right after it."""
+        run = await self._engine.submit(
+            lambda k, now: leasing.copy(apply(k, now)), runs=[end.run_id]
+        )
         payload = await self._engine.payload(run.run_id)
         if payload is None:
             raise RunNotFound("no such run", metadata={"runId": run.run_id})
         return convert.run_message(run, payload, brief=True)
+
+
+class _TurnEnd(NamedTuple):
+    """Under which lease a turn ends, and the fingerprint that a repeated call is known by."""
+
+    run_id: str
+    token: int
+    digest: str
+
+
+def _turn_end(
+    request: pb.SuspendRunRequest | pb.RunCompletion | pb.FailRunRequest | pb.ReleaseRunRequest,
+) -> _TurnEnd:
+    return _TurnEnd(*validate.lease_id(request.lease_id), validate.digest(request))
 
 
 def _check_worker(worker: pb.Worker) -> None:
