@@ -19,6 +19,8 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence, Set
 from typing import Any, Generic, TypeVar
 
+import msgspec
+
 from scheduler_svc import eventlog
 from scheduler_svc.domain import leasing, recovery, sweeping
 from scheduler_svc.domain.kernel import Changes, Config, Kernel
@@ -332,6 +334,10 @@ class Engine:
             requests=changes.requests,
             limits=changes.lanes,
             steers=changes.steers,
+            facts={
+                key: None if fact is None else msgspec.json.encode(fact)
+                for key, fact in changes.facts.items()
+            },
             token=changes.token,
         )
 

@@ -69,6 +69,9 @@ class Changes(msgspec.Struct):
     requests: dict[str, KnownRequest] = {}
     lanes: dict[str, int | None] = {}
     steers: dict[tuple[str, str], SteerOffer | None] = {}
+    # Small records that outlive a restart, by kind and key; `None` removes one. Whoever owns a kind
+    # finds it again in `Snapshot.facts`.
+    facts: dict[tuple[str, str], msgspec.Struct | None] = {}
     # The greatest fencing token given out; 0 when none was.
     token: int = 0
 
@@ -80,6 +83,7 @@ class Changes(msgspec.Struct):
             or self.requests
             or self.lanes
             or self.steers
+            or self.facts
             or self.results
             or self.token
         )

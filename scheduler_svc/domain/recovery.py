@@ -24,6 +24,8 @@ class Snapshot(msgspec.Struct):
     # Limits that were set at run time.
     limits: dict[str, int] = {}
     steers: dict[tuple[str, str], SteerOffer] = {}
+    # (kind, key) -> JSON of the record.
+    facts: dict[tuple[str, str], bytes] = {}
     last_order: int = 0
     last_token: int = 0
     last_position: int = 0

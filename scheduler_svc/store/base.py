@@ -36,7 +36,8 @@ class Batch(msgspec.Struct):
     """Everything one commit writes."""
 
     time: int
-    # Changed records; the payload of a run (spec, inputs, trace) comes once, with its first record.
+    # Changed records; the payload of a run (spec, inputs, trace) comes with its first record, and
+    # again when another message joins the run.
     runs: list[Run] = []
     payloads: dict[str, bytes] = {}
     results: dict[str, bytes] = {}
@@ -46,6 +47,8 @@ class Batch(msgspec.Struct):
     # `None` goes back to the configuration.
     limits: dict[str, int | None] = {}
     steers: dict[tuple[str, str], SteerOffer | None] = {}
+    # (kind, key) -> JSON; `None` removes it.
+    facts: dict[tuple[str, str], bytes | None] = {}
     token: int = 0
 
 

@@ -36,6 +36,7 @@ class MemoryStore:
         self._requests: dict[str, tuple[KnownRequest, int]] = {}
         self._limits: dict[str, int] = {}
         self._steers: dict[tuple[str, str], SteerOffer] = {}
+        self._facts: dict[tuple[str, str], bytes] = {}
         self._compacted: dict[str, int] = {}
         self._token = 0
         self._position = 0
@@ -55,6 +56,7 @@ class MemoryStore:
             sessions={k: (h, list(p)) for k, (h, p) in self._sessions.items() if k in keys},
             limits=dict(self._limits),
             steers=dict(self._steers),
+            facts=dict(self._facts),
             last_order=max((run.order for run in self._runs.values()), default=0),
             last_token=self._token,
             last_position=self._position,
@@ -81,6 +83,11 @@ class MemoryStore:
                 self._steers.pop(key_pair, None)
             else:
                 self._steers[key_pair] = offer
+        for key_pair, fact in batch.facts.items():
+            if fact is None:
+                self._facts.pop(key_pair, None)
+            else:
+                self._facts[key_pair] = fact
         self._token = max(self._token, batch.token)
         if batch.events:
             self._position = batch.events[-1].position

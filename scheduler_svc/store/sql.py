@@ -2,11 +2,12 @@
 
 Records are JSON, so that `sqlite3` shows what is going on; payloads apart, because records change
 often and payloads never. Sessions ever seen cost one small row each.
+
+A schema version is the number of steps that were taken: an older file takes the missing ones when
+it is opened, a new one takes all. A released step never changes.
 """
 
-SCHEMA_VERSION = 1
-
-SCHEMA = """
+_FIRST = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
 
 -- One row a run. `ord` is the order of acceptance. `record` holds the whole of `records.Run`; the
@@ -67,6 +68,19 @@ CREATE TABLE steers (
 -- Before which sequence the events of a session were removed.
 CREATE TABLE compacted (session_key TEXT PRIMARY KEY, sequence INTEGER NOT NULL) WITHOUT ROWID;
 """
+
+_FACTS = """
+-- Small records that outlive a restart; which kinds there are is told where `Changes.facts` is set.
+CREATE TABLE facts (
+  kind TEXT NOT NULL, key TEXT NOT NULL, value TEXT NOT NULL, PRIMARY KEY (kind, key)
+) WITHOUT ROWID;
+
+CREATE INDEX runs_customer ON runs (customer_key, ord);
+CREATE INDEX runs_unfinished_lane ON runs (lane, ord) WHERE state < 5;
+"""
+
+STEPS = (_FIRST, _FACTS)
+SCHEMA_VERSION = len(STEPS)
 
 UPSERT_RUN = """
 INSERT INTO runs (ord, run_id, flow_id, parent_id, session_key, customer_key, lane, state, depth,

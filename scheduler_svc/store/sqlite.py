@@ -129,10 +129,11 @@ class SqliteStore:
                 f"{sql.SCHEMA_VERSION}; run the newer release, or set store.url to another "
                 "directory"
             )
-        if version == 0:
+        if version < sql.SCHEMA_VERSION:
             with db:
-                for _ in db.execute(sql.SCHEMA):
-                    pass
+                for step in sql.STEPS[version:]:
+                    for _ in db.execute(step):
+                        pass
                 db.execute(f"PRAGMA user_version = {sql.SCHEMA_VERSION}")
         # A file that can be read but not written is found now, not with the first message.
         with db:
@@ -177,7 +178,8 @@ class SqliteStore:
                 _many(db, sql.UPSERT_RUN, runs)
                 _many(
                     db,
-                    "INSERT INTO payloads (run_id, payload) VALUES (?, ?)",
+                    "INSERT INTO payloads (run_id, payload) VALUES (?, ?) "
+                    "ON CONFLICT (run_id) DO UPDATE SET payload = excluded.payload",
                     batch.payloads.items(),
                 )
                 _many(
@@ -206,6 +208,10 @@ class SqliteStore:
                             "INSERT INTO steers VALUES (?, ?, ?)",
                             (run_id, request_id, _encode(offer).decode()),
                         )
+                for key_pair, fact in batch.facts.items():
+                    db.execute("DELETE FROM facts WHERE kind = ? AND key = ?", key_pair)
+                    if fact is not None:
+                        db.execute("INSERT INTO facts VALUES (?, ?, ?)", (*key_pair, fact.decode()))
                 if batch.token:
                     db.execute("INSERT OR REPLACE INTO meta VALUES ('token', ?)", (batch.token,))
 
@@ -246,6 +252,10 @@ class SqliteStore:
                 steers={
                     (run_id, request_id): _offer.decode(offer)
                     for run_id, request_id, offer in db.execute("SELECT * FROM steers")
+                },
+                facts={
+                    (kind, key): value.encode()
+                    for kind, key, value in db.execute("SELECT kind, key, value FROM facts")
                 },
                 last_order=db.execute("SELECT coalesce(max(ord), 0) FROM runs").get,
                 last_token=db.execute("SELECT value FROM meta WHERE key = 'token'").get or 0,
