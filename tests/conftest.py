@@ -9,6 +9,8 @@ from collections.abc import AsyncIterator, Iterator
 import pytest
 import structlog
 
+from svckit.testing.postgres import PostgresMissing, PostgresServer, postgres_server
+
 
 @pytest.fixture(autouse=True)
 def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -49,3 +51,26 @@ def _is_library(task: asyncio.Task[object]) -> bool:
     code = getattr(task.get_coro(), "cr_code", None)
     filename = code.co_filename if code is not None else ""
     return task is asyncio.current_task() or "/grpc/" in filename or not filename.endswith(".py")
+
+
+@pytest.fixture(scope="session")
+def _postgres() -> Iterator[PostgresServer]:
+    try:
+        with postgres_server() as server:
+            yield server
+    except PostgresMissing as err:
+        pytest.skip(str(err))
+
+
+@pytest.fixture
+def postgres(_postgres: PostgresServer) -> PostgresServer:
+    """The PostgreSQL server that all tests share. Stop one of your own, not this one."""
+    return _postgres
+
+
+@pytest.fixture
+def postgres_url(postgres: PostgresServer) -> Iterator[str]:
+    """The address of an empty database, gone after the test."""
+    url = postgres.create_database()
+    yield url
+    postgres.drop_database(url)
