@@ -165,3 +165,41 @@ class LaneStore(Protocol):
 
         Without a session: the position before which events of any session were removed."""
         ...
+
+
+class Leader(msgspec.Struct, frozen=True):
+    """Who leads, as the shared store says."""
+
+    epoch: int
+    # Names one process, not only one address: never the same after a restart.
+    holder: str
+    # Where it is to be called.
+    address: str
+    # Until its lease ends, by the store's clock; not above 0: nobody leads.
+    seconds_left: float
+
+
+class SharedStore(LaneStore, Protocol):
+    """A store that several schedulers share, one of which leads.
+
+    The leader has a lease with an epoch, in a row of the store and by the store's clock. Every
+    write transaction (`commit`, `prune`) locks that row and checks the epoch of this process: one
+    that does not lead, or not any more, gets `NotLeader`, and nothing was written.
+
+    A leader may be stopped in the middle of a transaction: the store ends that transaction by
+    itself before a leader lease is over, so that it does not keep another from taking the lead.
+    """
+
+    async def campaign(self, holder: str, address: str, ttl: float) -> Leader:
+        """Takes the lead with the next epoch if nobody's lease lasts, for `ttl` seconds; returns
+        who leads now, which is us if `holder` is. Never waits long for another's transaction."""
+        ...
+
+    async def renew(self, ttl: float) -> None:
+        """Leads for another `ttl` seconds, also when the lease has ended and nobody took it.
+        Raises `NotLeader` when somebody else did."""
+        ...
+
+    async def resign(self) -> None:
+        """Ends the lease, so that another may lead at once. Nothing happens if it is not ours."""
+        ...
