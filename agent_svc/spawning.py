@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from conveyor.scheduler.v1.scheduler_service_pb2_grpc import SchedulerServiceAsyncStub
 
 NO_LIMIT_SECONDS = 366 * 86_400
+MAX_ESTIMATE_KEY = 128
 MOST_AT_ONCE = 100
 """Children of one reply. More is a model that repeats itself, and more than one request holds."""
 
@@ -113,10 +114,14 @@ class Spawner:
         return SpawnOutcome(tool_call, record)
 
     def _item(self, parent: Parent, tool_call: s.ToolCall, args: t.SpawnArgs) -> sched.EnqueueItem:
+        task, key = (
+            self._acp_task(args) if args.runtime == "acp" else self._agent_task(parent, args)
+        )
         spec = run_pb2.RunSpec(
             queue="acp" if args.runtime == "acp" else "agent",
-            task=self._acp_task(args) if args.runtime == "acp" else self._task(parent, args),
+            task=task,
             label=t.label_of(args),
+            estimate_key=key[:MAX_ESTIMATE_KEY],
         )
         limit = parent.agent.settings.subagents.run_timeout_seconds or NO_LIMIT_SECONDS
         spec.run_timeout.FromMilliseconds(round(limit * 1000))
@@ -132,12 +137,14 @@ class Spawner:
             trace=tracecontext.current(),
         )
 
-    def _task(self, parent: Parent, args: t.SpawnArgs) -> any_pb2.Any:
+    # Both return the task, and what its turns are compared with when times are estimated.
+
+    def _agent_task(self, parent: Parent, args: t.SpawnArgs) -> tuple[any_pb2.Any, str]:
         agent_id = args.agent_id or parent.agent.agent_id
         if args.agent_id and agent_id not in parent.agent.spawnable:
             allowed = ", ".join(parent.agent.spawnable)
             raise t.BadArguments(f"agent_id {agent_id!r} may not be spawned here; use: {allowed}")
-        self._agents.get(agent_id)
+        agent = self._agents.get(agent_id)
         model = args.model or parent.agent.settings.subagents.model
         if not model and agent_id == parent.agent.agent_id:
             model = parent.task.model
@@ -153,9 +160,9 @@ class Spawner:
         )
         packed = any_pb2.Any()
         packed.Pack(task)
-        return packed
+        return packed, f"{agent_id}/{model or agent.settings.model}"
 
-    def _acp_task(self, args: t.SpawnArgs) -> any_pb2.Any:
+    def _acp_task(self, args: t.SpawnArgs) -> tuple[any_pb2.Any, str]:
         task = acp_task_pb.AcpTask(
             new_session=session_pb2.AcpSessionSpec(
                 harness_id=args.agent_id,
@@ -167,7 +174,7 @@ class Spawner:
         )
         packed = any_pb2.Any()
         packed.Pack(task)
-        return packed
+        return packed, f"{args.agent_id}/{args.model}"
 
 
 def _ceiling(parent: Parent) -> list[str]:

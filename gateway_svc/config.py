@@ -32,7 +32,9 @@ def routing_rules(settings: Settings) -> RoutingRules:
         if agent is None:
             continue
         agents[agent_id] = AgentRules(
-            queue_mode=_QUEUE_MODES[agent.queue_mode], caps=_caps(agent.subagents)
+            queue_mode=_QUEUE_MODES[agent.queue_mode],
+            caps=_caps(agent.subagents),
+            model=agent.model,
         )
     return RoutingRules(
         agents=agents,

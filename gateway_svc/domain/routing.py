@@ -29,6 +29,7 @@ MAX_MESSAGE_ID = 64
 MAX_LABELS = 16
 MAX_LABEL_LENGTH = 64
 MAX_PRIORITY = 3600
+MAX_ESTIMATE_KEY = 128
 _RUN_ID_LENGTH = 26
 _COUNTED_CAPS: tuple[
     Literal["max_depth", "max_children", "max_descendants", "max_tokens", "max_cost_micros_usd"],
@@ -40,11 +41,13 @@ _COUNTED_CAPS: tuple[
 class AgentRules:
     """What the configuration says about one agent, as far as it concerns its messages.
 
-    `caps` holds the configured caps of a spawn tree; unset fields cap nothing.
+    `caps` holds the configured caps of a spawn tree; unset fields cap nothing. `model` is what its
+    turns are compared with when times are estimated.
     """
 
     queue_mode: lane_pb2.QueueMode.ValueType = lane_pb2.QUEUE_MODE_FOLLOWUP
     caps: run_pb2.Budget = field(default_factory=run_pb2.Budget)
+    model: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +163,7 @@ def route(
         priority=inbound.priority,
         budget=lowered(inbound.budget, agent.caps),
         labels=dict(inbound.labels),
+        estimate_key=f"{agent_id}/{agent.model}"[:MAX_ESTIMATE_KEY],
     )
     policy = lane_pb2.QueuePolicy(
         mode=inbound.queue_mode or queue_mode_of(key, agent_id, rules),

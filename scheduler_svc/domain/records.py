@@ -185,6 +185,8 @@ class Run(msgspec.Struct, kw_only=True, omit_defaults=True):
     customer_key: str
     queue: str
     lane: str
+    # What its turns are compared with when times are estimated: agent and model.
+    estimate_key: str = ""
     create_time: int
     depth: int = 0
     parent_id: str = ""
@@ -273,6 +275,7 @@ class NewRun(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
     customer_key: str
     queue: str
     lane: str
+    estimate_key: str = ""
     label: str = ""
     labels: dict[str, str] = {}
     priority: int = 0

@@ -33,6 +33,7 @@ def record(k: Kernel, new: NewRun, now: int, *, session_key: str, order: int = 0
         customer_key=new.customer_key or session_key,
         queue=new.queue,
         lane=new.lane,
+        estimate_key=new.estimate_key,
         label=new.label,
         labels=new.labels,
         priority=new.priority,

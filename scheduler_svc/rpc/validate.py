@@ -140,6 +140,7 @@ def enqueue_item(item: pb.EnqueueItem, now: int, defaults: NewRunDefaults) -> Ne
         customer_key=spec.customer_key,
         queue=spec.queue,
         lane=spec.global_lane or lane,
+        estimate_key=spec.estimate_key,
         label=spec.label,
         labels=dict(spec.labels),
         priority=spec.priority,
@@ -195,6 +196,8 @@ def _check_spec(spec: run_pb2.RunSpec) -> None:
     text(spec.global_lane, "spec.global_lane", 64, required=False)
     size(spec.task, "spec.task", 64 * KIB)
     size(spec.reply_route.address.encode(), "spec.reply_route.address", KIB)
+    if len(spec.estimate_key) > 128:
+        raise invalid_field("spec.estimate_key", "must be at most 128 characters")
     if len(spec.label) > 64:
         raise invalid_field("spec.label", "must be at most 64 characters")
     if not -3600 <= spec.priority <= 3600:

@@ -149,6 +149,7 @@ class RunSpec(_message.Message):
     LABEL_FIELD_NUMBER: _builtins.int
     LABELS_FIELD_NUMBER: _builtins.int
     PREFERRED_WORKER_FIELD_NUMBER: _builtins.int
+    ESTIMATE_KEY_FIELD_NUMBER: _builtins.int
     session_key: _builtins.str
     """Session lane: runs with the same key start in the order accepted, one at a time. 1 to 256
     characters. Required for a root run. Must be empty for a child run: the scheduler builds it, as
@@ -178,6 +179,11 @@ class RunSpec(_message.Message):
     preferred_worker: _builtins.str
     """Name of the worker that holds what the run needs, for example the process of its ACP session.
     Others may take the run only when this worker has not called for 30 s. Empty means any worker.
+    """
+    estimate_key: _builtins.str
+    """What the run is compared with when times are estimated: turns of runs with an equal key are
+    expected to take equally long. At most 128 characters. Agent and model, for example
+    `main/openai:gpt-5`; may be empty.
     """
     @_builtins.property
     def task(self) -> _any_pb2.Any:
@@ -240,10 +246,11 @@ class RunSpec(_message.Message):
         label: _builtins.str = ...,
         labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         preferred_worker: _builtins.str = ...,
+        estimate_key: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["budget", b"budget", "queue_timeout", b"queue_timeout", "reply_route", b"reply_route", "retry_policy", b"retry_policy", "run_timeout", b"run_timeout", "task", b"task", "wall_timeout", b"wall_timeout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["budget", b"budget", "customer_key", b"customer_key", "global_lane", b"global_lane", "label", b"label", "labels", b"labels", "preferred_worker", b"preferred_worker", "priority", b"priority", "queue", b"queue", "queue_timeout", b"queue_timeout", "reply_route", b"reply_route", "retry_policy", b"retry_policy", "run_timeout", b"run_timeout", "session_epoch", b"session_epoch", "session_key", b"session_key", "task", b"task", "wall_timeout", b"wall_timeout"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["budget", b"budget", "customer_key", b"customer_key", "estimate_key", b"estimate_key", "global_lane", b"global_lane", "label", b"label", "labels", b"labels", "preferred_worker", b"preferred_worker", "priority", b"priority", "queue", b"queue", "queue_timeout", b"queue_timeout", "reply_route", b"reply_route", "retry_policy", b"retry_policy", "run_timeout", b"run_timeout", "session_epoch", b"session_epoch", "session_key", b"session_key", "task", b"task", "wall_timeout", b"wall_timeout"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
