@@ -54,6 +54,7 @@ from scheduler_svc.store.memory import MemoryStore
 from scheduler_svc.store.sqlite import SqliteStore
 from svckit.clock import FakeClock
 from svckit.errors import LeaseLost, ServiceError, StoreUnavailable
+from tests.history import History, assert_holds, of_store
 
 SESSIONS = ["a", "b", "c"]
 MESSAGE = content_pb2.Message(
@@ -676,6 +677,9 @@ class Machine(RuleBasedStateMachine):
         assert all(state in TERMINAL for state in ended.values())
         for run_id in self.accepted.values():
             assert run_id in ended, "nothing accepted is lost"
+        history: History = self.do(of_store(self.store))
+        history.accepted, history.finished = self.accepted, True
+        assert_holds(history)
         assert all(not lane.running and not lane.waiting for lane in self.k.lanes.values())
 
 
