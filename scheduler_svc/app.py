@@ -107,6 +107,7 @@ def config(settings: Settings) -> Config:
         max_depth=subagents.max_spawn_depth,
         max_children=subagents.max_children_per_agent,
         max_descendants=subagents.max_descendants,
+        weights={key: customer.weight for key, customer in settings.customers.items()},
     )
 
 

@@ -49,6 +49,8 @@ class Config(msgspec.Struct, frozen=True):
     max_depth: int = 1
     max_children: int = 5
     max_descendants: int = 50
+    # Share of a customer among all that wait, 1 to 100. One that is not named has 1.
+    weights: dict[str, int] = {}
 
 
 class KnownRequest(msgspec.Struct, frozen=True):
@@ -96,7 +98,9 @@ class Kernel:
         self.config = config
         self.runs: dict[str, Run] = {}
         self.sessions: dict[str, Session] = {}
-        self.lanes = {name: GlobalLane(name, limit) for name, limit in config.lanes.items()}
+        self.lanes = {
+            name: GlobalLane(name, limit, config.weights) for name, limit in config.lanes.items()
+        }
         # (queue, worker name) -> newest incarnation.
         self.workers: dict[tuple[str, str], int] = {}
         # (queue, worker name) -> the runs leased to it.
@@ -243,7 +247,7 @@ class Kernel:
 
     def lane_or_paused(self, name: str) -> GlobalLane:
         """The global lane; one that is not configured (any more) comes as paused."""
-        return self.lanes.setdefault(name, GlobalLane(name, 0))
+        return self.lanes.setdefault(name, GlobalLane(name, 0, self.config.weights))
 
     # -- Layer two --------------------------------------------------------------------------------
 

@@ -7,16 +7,19 @@ kernel moves runs through them.
 
 from __future__ import annotations
 
-import heapq
 from bisect import insort
-from collections import OrderedDict
+from collections.abc import Mapping
+from types import MappingProxyType
 
 import msgspec
 
-from scheduler_svc.domain.records import SECOND, PreviousRun, Run
+from scheduler_svc.domain.fairness import FairLine
+from scheduler_svc.domain.records import PreviousRun, Run
 
 # After this many resumed turns one first turn goes, so that finished work cannot starve new work.
 RESUMED_BEFORE_FIRST = 3
+
+NO_WEIGHTS: Mapping[str, int] = MappingProxyType({})
 
 
 class Session(msgspec.Struct):
@@ -73,58 +76,17 @@ class Session(msgspec.Struct):
             self.fresh.remove(entry)
 
 
-class _Ring:
-    """Runs of one class, round robin over customers, first come first served within a customer."""
-
-    __slots__ = ("_customers", "_live")
-
-    def __init__(self) -> None:
-        self._customers: OrderedDict[str, list[tuple[int, int, str]]] = OrderedDict()
-        # run id -> customer; what is not here any more is skipped when its turn comes.
-        self._live: dict[str, str] = {}
-
-    def __len__(self) -> int:
-        return len(self._live)
-
-    def push(self, run: Run) -> None:
-        # `priority` is an offset on the waiting time within the customer, never a class.
-        key = (run.create_time - run.priority * SECOND, run.order, run.run_id)
-        heapq.heappush(self._customers.setdefault(run.customer_key, []), key)
-        self._live[run.run_id] = run.customer_key
-
-    def remove(self, run_id: str) -> None:
-        self._live.pop(run_id, None)
-
-    def pop(self) -> str:
-        """The next run; empty when there is none. Its customer goes to the end of the ring."""
-        while self._customers:
-            customer, heap = next(iter(self._customers.items()))
-            while heap and self._live.get(heap[0][2]) != customer:
-                heapq.heappop(heap)
-            if not heap:
-                del self._customers[customer]
-                continue
-            run_id = heapq.heappop(heap)[2]
-            del self._live[run_id]
-            if heap:
-                self._customers.move_to_end(customer)
-            else:
-                del self._customers[customer]
-            return run_id
-        return ""
-
-    def customers(self) -> set[str]:
-        return set(self._live.values())
-
-
 class ReadyQueue:
-    """Ready runs of one global lane and one queue, in the order in which they get slots."""
+    """Ready runs of one global lane and one queue, in the order in which they get slots.
+
+    `weights` are those of the customers that the configuration names; others have weight 1.
+    """
 
     __slots__ = ("_first", "_in_a_row", "_resumed")
 
-    def __init__(self) -> None:
-        self._resumed = _Ring()
-        self._first = _Ring()
+    def __init__(self, weights: Mapping[str, int] = NO_WEIGHTS) -> None:
+        self._resumed = FairLine(weights)
+        self._first = FairLine(weights)
         self._in_a_row = 0
 
     def __len__(self) -> int:
@@ -141,24 +103,44 @@ class ReadyQueue:
 
     def pop(self) -> str:
         """The run that gets the next slot; empty when there is none."""
-        if self._resumed and (self._in_a_row < RESUMED_BEFORE_FIRST or not self._first):
+        if _resumed_next(len(self._resumed), len(self._first), self._in_a_row):
             self._in_a_row += 1
             return self._resumed.pop()
         self._in_a_row = 0
         return self._first.pop()
 
+    def upcoming(self, n: int) -> list[str]:
+        """The next `n` runs, or as many as there are, as `pop` would give them. Changes nothing."""
+        resumed, first = len(self._resumed), len(self._first)
+        resumed_runs, first_runs = self._resumed.in_order(), self._first.in_order()
+        in_a_row = self._in_a_row
+        found: list[str] = []
+        while len(found) < n and resumed + first:
+            if _resumed_next(resumed, first, in_a_row):
+                in_a_row, resumed = in_a_row + 1, resumed - 1
+                found.append(next(resumed_runs))
+            else:
+                in_a_row, first = 0, first - 1
+                found.append(next(first_runs))
+        return found
+
     def customers(self) -> set[str]:
         """Customers with a ready run."""
-        return self._resumed.customers() | self._first.customers()
+        return self._resumed.customers | self._first.customers
+
+
+def _resumed_next(resumed: int, first: int, in_a_row: int) -> bool:
+    return resumed > 0 and (in_a_row < RESUMED_BEFORE_FIRST or not first)
 
 
 class GlobalLane:
     """Layer two: a named pool with a limit, shared by all sessions."""
 
-    __slots__ = ("configured", "limit", "name", "ready", "running", "suspended")
+    __slots__ = ("configured", "limit", "name", "ready", "running", "suspended", "weights")
 
-    def __init__(self, name: str, configured: int) -> None:
+    def __init__(self, name: str, configured: int, weights: Mapping[str, int] = NO_WEIGHTS) -> None:
         self.name = name
+        self.weights = weights
         self.configured = configured
         # The limit in force: `configured`, or what was set at run time.
         self.limit = configured
@@ -173,7 +155,10 @@ class GlobalLane:
 
     def queue(self, name: str) -> ReadyQueue:
         """The ready runs for one kind of worker."""
-        return self.ready.setdefault(name, ReadyQueue())
+        queue = self.ready.get(name)
+        if queue is None:
+            queue = self.ready[name] = ReadyQueue(self.weights)
+        return queue
 
     @property
     def waiting(self) -> int:

@@ -47,7 +47,7 @@ MEANING = {
     "retention.events_days": "How long the events of an ended flow are kept; the longer of the two counts",
     "retention.runs_days": "How long ended runs are kept; the longer of the two counts",
     "retention.request_ids_hours": "How long a repeated `request_id` is recognised",
-    "customers.<key>.weight": "Share of a lane compared with other customers *(not yet)*",
+    "customers.<key>.weight": "Share of a lane compared with other customers that wait",
     "agents.defaults.model": "`demo`, `demo-weak`, or `provider:model` with a provider from `[providers]`",
     "agents.defaults.queue_mode": "What a message does when the session is busy: `followup` waits its "
     "turn, `steer` joins the work; `collect` and `interrupt` *(not yet)*",
