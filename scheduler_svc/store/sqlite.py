@@ -1,4 +1,10 @@
-"""The store in one SQLite file: WAL, `synchronous=FULL`, one connection in one thread.
+"""The store in one SQLite file: WAL, `synchronous=FULL`, one connection that writes.
+
+A statement takes microseconds, waiting for the disk as long as the disk likes. So the statements
+of a commit, and look-ups by key, run where they are called, on the loop; `COMMIT` has a thread.
+(All in a thread would be slower: a statement lets go of the interpreter, and gets it back only when
+the busy loop hands it over.) Lists and everything else that may read much have a connection and a
+thread of their own, and see what was committed.
 
 apsw brings its own SQLite: that of common systems has the WAL-reset bug fixed in SQLite 3.51.3.
 """
@@ -9,7 +15,7 @@ import asyncio
 import contextlib
 import fcntl
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
@@ -65,18 +71,24 @@ class SqliteStore:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="scheduler-store")
+        self._reading_thread = ThreadPoolExecutor(1, thread_name_prefix="scheduler-reads")
         self._db: apsw.Connection | None = None
+        self._reads: apsw.Connection | None = None
+        # Held by whoever uses the connection that writes, on the loop or in its thread.
+        self._using = asyncio.Lock()
         self._lock: int | None = None
 
     # -- Opening ----------------------------------------------------------------------------------
 
     async def acquire(self) -> None:
         """Opens the file. Raises `StartError` when it is locked, corrupt, newer or read-only."""
-        await asyncio.get_running_loop().run_in_executor(self._thread, self._open)
+        await _settled(self._thread, self._open)
 
     async def close(self) -> None:
-        """Closes the file and ends the thread."""
-        await asyncio.get_running_loop().run_in_executor(self._thread, self._shut)
+        """Closes the file and ends the threads."""
+        await _settled(self._reading_thread, self._shut_reads)
+        await _settled(self._thread, self._shut)
+        self._reading_thread.shutdown()
         self._thread.shutdown()
 
     def _open(self) -> None:
@@ -103,7 +115,9 @@ class SqliteStore:
         try:
             self._db = apsw.Connection(str(self._path))
             self._prepare(self._db)
+            self._reads = apsw.Connection(str(self._path), flags=apsw.SQLITE_OPEN_READONLY)
         except (apsw.Error, StartError) as err:
+            self._shut_reads()
             self._shut()
             raise _start_error(self._path, err) from err
 
@@ -139,6 +153,12 @@ class SqliteStore:
         with db:
             db.execute("INSERT OR REPLACE INTO meta VALUES ('opened', 1)")
 
+    def _shut_reads(self) -> None:
+        if self._reads is not None:
+            with contextlib.suppress(apsw.Error):
+                self._reads.close()
+            self._reads = None
+
     def _shut(self) -> None:
         if self._db is not None:
             with contextlib.suppress(apsw.Error):
@@ -148,74 +168,29 @@ class SqliteStore:
             os.close(self._lock)
             self._lock = None
 
-    async def _run(self, work: Callable[[apsw.Connection], T]) -> T:
-        def call() -> T:
-            assert self._db is not None, "acquire() comes first"
-            try:
-                return work(self._db)
-            except apsw.Error as err:
-                if not _refuses(err):
-                    raise
-                raise StoreUnavailable(
-                    "the store takes no writes now (full, read-only or damaged); nothing was "
-                    "changed",
-                    retry_after=1.0,
-                ) from err
+    # -- Threads ----------------------------------------------------------------------------------
 
-        return await asyncio.get_running_loop().run_in_executor(self._thread, call)
+    async def _run(self, work: Callable[[apsw.Connection], T]) -> T:
+        """Work on the connection that writes, in its thread."""
+        async with self._using:
+            assert self._db is not None, "acquire() comes first"
+            return await _settled(self._thread, _checked, work, self._db)
+
+    async def _read(self, work: Callable[[apsw.Connection], T]) -> T:
+        """A read that may take long, beside the commits."""
+        assert self._reads is not None, "acquire() comes first"
+        return await _settled(self._reading_thread, _checked, work, self._reads)
 
     # -- Writing ----------------------------------------------------------------------------------
 
     async def commit(self, batch: Batch) -> None:
         """See `LaneStore`."""
-        # Encoded here, before control goes back to the loop that changes the records.
-        runs = [_run_row(run) for run in batch.runs]
-        sessions = [(key, head, _encode(prev).decode()) for key, head, prev in batch.sessions]
-        events = [msgspec.structs.astuple(event) for event in batch.events]
-
-        def write(db: apsw.Connection) -> None:
-            with db:
-                _many(db, sql.UPSERT_RUN, runs)
-                _many(
-                    db,
-                    "INSERT INTO payloads (run_id, payload) VALUES (?, ?) "
-                    "ON CONFLICT (run_id) DO UPDATE SET payload = excluded.payload",
-                    batch.payloads.items(),
-                )
-                _many(
-                    db,
-                    "UPDATE payloads SET result = ? WHERE run_id = ?",
-                    [(result, run_id) for run_id, result in batch.results.items()],
-                )
-                _many(db, sql.INSERT_EVENT, events)
-                _many(db, sql.UPSERT_SESSION, sessions)
-                _many(
-                    db,
-                    "INSERT OR REPLACE INTO requests VALUES (?, ?, ?, ?)",
-                    [(r, k.body_hash, k.run_id, batch.time) for r, k in batch.requests.items()],
-                )
-                for lane, limit in batch.limits.items():
-                    db.execute("DELETE FROM limits WHERE lane = ?", (lane,))
-                    if limit is not None:
-                        db.execute("INSERT INTO limits VALUES (?, ?)", (lane, limit))
-                for (run_id, request_id), offer in batch.steers.items():
-                    db.execute(
-                        "DELETE FROM steers WHERE run_id = ? AND request_id = ?",
-                        (run_id, request_id),
-                    )
-                    if offer is not None:
-                        db.execute(
-                            "INSERT INTO steers VALUES (?, ?, ?)",
-                            (run_id, request_id, _encode(offer).decode()),
-                        )
-                for key_pair, fact in batch.facts.items():
-                    db.execute("DELETE FROM facts WHERE kind = ? AND key = ?", key_pair)
-                    if fact is not None:
-                        db.execute("INSERT INTO facts VALUES (?, ?, ?)", (*key_pair, fact.decode()))
-                if batch.token:
-                    db.execute("INSERT OR REPLACE INTO meta VALUES ('token', ?)", (batch.token,))
-
-        await self._run(write)
+        async with self._using:
+            db = self._db
+            assert db is not None, "acquire() comes first"
+            # Without waiting: the caller goes on to change the records.
+            _checked(lambda db: _write(db, batch), db)
+            await _settled(self._thread, _checked, _commit, db)
 
     async def prune(self, *, requests_before: int, ended_before: int) -> int:
         """See `LaneStore`. In small transactions, so that commits need not wait for long."""
@@ -265,7 +240,7 @@ class SqliteStore:
                 ),
             )
 
-        return await self._run(read)
+        return await self._read(read)
 
     async def lookup(
         self,
@@ -298,7 +273,9 @@ class SqliteStore:
                     known.event_ids[key, event_id] = sequence
             return known
 
-        return await self._run(read)
+        async with self._using:
+            assert self._db is not None, "acquire() comes first"
+            return _checked(read, self._db)
 
     async def get_runs(self, run_ids: Sequence[str]) -> dict[str, StoredRun]:
         """See `LaneStore`."""
@@ -313,7 +290,7 @@ class SqliteStore:
             found = (StoredRun(_record.decode(r), payload, result) for r, payload, result in rows)
             return {stored.run.run_id: stored for stored in found}
 
-        return await self._run(read)
+        return await self._read(read)
 
     async def list_runs(
         self, query: RunQuery, *, before: int, after: int, limit: int
@@ -331,7 +308,7 @@ class SqliteStore:
         if where:
             text += " WHERE " + " AND ".join(where)
         text += f" ORDER BY {order} LIMIT ?"
-        return await self._run(
+        return await self._read(
             lambda db: [
                 StoredRun(_record.decode(record), payload)
                 for record, payload in db.execute(text, (*values, limit))
@@ -357,7 +334,7 @@ class SqliteStore:
                 )
             return figures
 
-        return await self._run(read)
+        return await self._read(read)
 
     async def events(self, query: EventQuery, limit: int) -> list[EventRow]:
         """See `LaneStore`."""
@@ -365,7 +342,7 @@ class SqliteStore:
         # Within a session the order of sequences is the order of positions, and has an index.
         order = "sequence" if query.session_key else "position"
         text = f"{sql.SELECT_EVENTS} WHERE {' AND '.join(where)} ORDER BY {order} LIMIT ?"
-        return await self._run(
+        return await self._read(
             lambda db: [EventRow(*row) for row in db.execute(text, (*values, limit))]
         )
 
@@ -378,7 +355,7 @@ class SqliteStore:
             ).get
             return head
 
-        return await self._run(read)
+        return await self._read(read)
 
     async def oldest(self, session_key: str) -> int:
         """See `LaneStore`."""
@@ -393,7 +370,93 @@ class SqliteStore:
             ).get
             return int(removed or 0) + 1
 
-        return await self._run(read)
+        return await self._read(read)
+
+
+async def _settled(thread: ThreadPoolExecutor, call: Callable[..., T], *values: Any) -> T:
+    """What the call returns. Nobody gets past this before it has ended, also when cancelled."""
+    work = asyncio.get_running_loop().run_in_executor(thread, call, *values)
+    try:
+        return await asyncio.shield(work)
+    except asyncio.CancelledError:
+        await asyncio.wait([work])
+        raise
+
+
+def _checked(work: Callable[[apsw.Connection], T], db: apsw.Connection) -> T:
+    try:
+        return work(db)
+    except apsw.Error as err:
+        if not _refuses(err):
+            raise
+        raise StoreUnavailable(
+            "the store takes no writes now (full, read-only or damaged); nothing was changed",
+            retry_after=1.0,
+        ) from err
+
+
+@contextlib.contextmanager
+def _undone(db: apsw.Connection) -> Iterator[None]:
+    """Takes an open transaction back when the block fails."""
+    try:
+        yield
+    except BaseException:
+        if db.in_transaction:  # a full disk has ended it already
+            db.execute("ROLLBACK")
+        raise
+
+
+def _write(db: apsw.Connection, batch: Batch) -> None:
+    """Writes a batch into a transaction that stays open."""
+    with _undone(db):
+        db.execute("BEGIN IMMEDIATE")
+        _many(db, sql.UPSERT_RUN, [_run_row(run) for run in batch.runs])
+        _many(
+            db,
+            "INSERT INTO payloads (run_id, payload) VALUES (?, ?) "
+            "ON CONFLICT (run_id) DO UPDATE SET payload = excluded.payload",
+            batch.payloads.items(),
+        )
+        _many(
+            db,
+            "UPDATE payloads SET result = ? WHERE run_id = ?",
+            [(result, run_id) for run_id, result in batch.results.items()],
+        )
+        _many(db, sql.INSERT_EVENT, [msgspec.structs.astuple(event) for event in batch.events])
+        _many(
+            db,
+            sql.UPSERT_SESSION,
+            [(key, head, _encode(prev).decode()) for key, head, prev in batch.sessions],
+        )
+        _many(
+            db,
+            "INSERT OR REPLACE INTO requests VALUES (?, ?, ?, ?)",
+            [(r, k.body_hash, k.run_id, batch.time) for r, k in batch.requests.items()],
+        )
+        for lane, limit in batch.limits.items():
+            db.execute("DELETE FROM limits WHERE lane = ?", (lane,))
+            if limit is not None:
+                db.execute("INSERT INTO limits VALUES (?, ?)", (lane, limit))
+        for (run_id, request_id), offer in batch.steers.items():
+            db.execute(
+                "DELETE FROM steers WHERE run_id = ? AND request_id = ?", (run_id, request_id)
+            )
+            if offer is not None:
+                db.execute(
+                    "INSERT INTO steers VALUES (?, ?, ?)",
+                    (run_id, request_id, _encode(offer).decode()),
+                )
+        for key_pair, fact in batch.facts.items():
+            db.execute("DELETE FROM facts WHERE kind = ? AND key = ?", key_pair)
+            if fact is not None:
+                db.execute("INSERT INTO facts VALUES (?, ?, ?)", (*key_pair, fact.decode()))
+        if batch.token:
+            db.execute("INSERT OR REPLACE INTO meta VALUES ('token', ?)", (batch.token,))
+
+
+def _commit(db: apsw.Connection) -> None:
+    with _undone(db):
+        db.execute("COMMIT")
 
 
 def _refuses(err: BaseException | None) -> bool:
