@@ -17,9 +17,9 @@ from conveyor.events.v1.event_log_service_pb2_grpc import EventLogServiceStub
 from conveyor.scheduler.v1.flow_service_pb2_grpc import FlowServiceStub
 from conveyor.scheduler.v1.scheduler_service_pb2_grpc import SchedulerServiceStub
 from svckit.backoff import full_jitter
-from svckit.errors import ShuttingDown, StoreUnavailable, Unreachable
 from svckit.grpc.channel import make_channel
 from svckit.grpc.client import call
+from svckit.grpc.watch import RECONNECT
 
 if TYPE_CHECKING:
     from conveyor.acp.v1.acp_service_pb2_grpc import AcpServiceAsyncStub
@@ -80,7 +80,7 @@ async def patiently(start: Callable[[], Awaitable[T]], service: str) -> T:
     while True:
         try:
             return await call(start(), service=service)
-        except (Unreachable, ShuttingDown, StoreUnavailable):
+        except RECONNECT:
             pause = next(pauses)
             if asyncio.get_running_loop().time() + pause > deadline:
                 raise

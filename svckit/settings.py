@@ -59,6 +59,7 @@ class Settings(BaseSettings):
     routes: tuple[m.RouteSettings, ...] = ()
     telemetry: m.TelemetrySettings = m.TelemetrySettings()
     services: m.ServicesSettings = m.ServicesSettings()
+    scheduler: m.SchedulerServiceSettings = m.SchedulerServiceSettings()
     agent: m.AgentServiceSettings = m.AgentServiceSettings()
     log: m.LogSettings = m.LogSettings()
 
@@ -78,6 +79,22 @@ class Settings(BaseSettings):
         lanes = dict(data.get("lanes") or {})
         lanes["subagent"] = {**(lanes.get("subagent") or {}), "limit": other}
         return {**data, "lanes": lanes}
+
+    @model_validator(mode="after")
+    def _several_schedulers(self) -> Self:
+        if not self.store.url.startswith("postgresql://"):
+            if len(self.services.schedulers) > 1:
+                raise ValueError(
+                    "services.scheduler: several schedulers share a store.url of PostgreSQL; "
+                    "with another one, name one address"
+                )
+        elif self.runs.lease_seconds < 2 * self.store.leader_lease_seconds:
+            raise ValueError(
+                "runs.lease_seconds must be at least twice store.leader_lease_seconds "
+                f"({self.store.leader_lease_seconds:g}), so that no worker loses its turn while "
+                "another scheduler takes over"
+            )
+        return self
 
     @model_validator(mode="after")
     def _names_that_must_exist(self) -> Self:

@@ -32,6 +32,18 @@ def _host_port(value: str) -> str:
     return value
 
 
+def _host_ports(value: object) -> object:
+    """One address or several, as a list or with commas between them."""
+    several = _list_of_text(value)
+    if not isinstance(several, list) or not several:
+        raise ValueError('must be "host:port", or a list of such addresses')
+    for address in several:
+        _host_port(str(address))
+    if len(set(several)) < len(several):
+        raise ValueError("must not name an address twice")
+    return ",".join(str(address) for address in several)
+
+
 def _list_of_text(value: object) -> object:
     """From the environment a list comes as text: JSON, or words between commas."""
     if not isinstance(value, str):
@@ -49,6 +61,10 @@ def _name(value: str) -> str:
 
 Address = Annotated[str, AfterValidator(_host_port)]
 """`host:port`; port 0 means any free port."""
+Addresses = Annotated[str, BeforeValidator(_host_ports)]
+"""`host:port`, or several with commas between them; in the file also a list."""
+OptionalAddress = Annotated[str, AfterValidator(lambda value: value and _host_port(value))]
+"""`host:port`, or empty."""
 Texts = Annotated[tuple[str, ...], BeforeValidator(_list_of_text)]
 """A list of texts; in the environment JSON, or words between commas."""
 Name = Annotated[str, AfterValidator(_name)]
@@ -69,6 +85,7 @@ class StoreSettings(Table):
     """`[store]`: where state is kept."""
 
     url: str = "sqlite:///./data"
+    leader_lease_seconds: float = Field(default=5, ge=0.5, le=10)
 
     @model_validator(mode="after")
     def _known_kind(self) -> Self:
@@ -386,9 +403,21 @@ class TelemetrySettings(Table):
 class ServicesSettings(Table):
     """`[services]`: where the inner services listen and are dialled."""
 
-    scheduler: Address = "127.0.0.1:50051"
+    scheduler: Addresses = "127.0.0.1:50051"
     agent: Address = "127.0.0.1:50052"
     acp: Address = "127.0.0.1:50053"
+
+    @property
+    def schedulers(self) -> tuple[str, ...]:
+        """The addresses of all schedulers; one, unless there are standbys."""
+        return tuple(self.scheduler.split(","))
+
+
+class SchedulerServiceSettings(Table):
+    """`[scheduler]`: this scheduler among several."""
+
+    listen: OptionalAddress = ""
+    advertise: OptionalAddress = ""
 
 
 class AgentServiceSettings(Table):

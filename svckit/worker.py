@@ -57,6 +57,7 @@ __all__ = [
 ]
 
 MAX_POLL_RUNS = 64
+EXTEND_AGAIN_SECONDS = 0.5
 STOP_SECONDS = 2.0
 """How long a handler may clean up after it was cancelled before its turn is ended over its head."""
 
@@ -247,12 +248,15 @@ class Worker:
                 await self._draining.wait()
 
     async def _extend_loop(self) -> None:
+        extended = True
         while True:
-            await asyncio.sleep(self._extend_interval)
-            if self._turns:
-                await self._extend()
+            # Another scheduler may lead a moment later, and leases do not wait.
+            interval = self._extend_interval
+            await asyncio.sleep(interval if extended else min(interval, EXTEND_AGAIN_SECONDS))
+            extended = await self._extend() if self._turns else True
 
-    async def _extend(self) -> None:
+    async def _extend(self) -> bool:
+        """Extend all leases; False when nobody answered."""
         asked = list(self._turns.values())
         sent = asyncio.get_running_loop().time()
         request = ws.ExtendLeasesRequest(worker=self._worker, lease_ids=[t.lease_id for t in asked])
@@ -266,7 +270,7 @@ class Worker:
             raise
         except ServiceError as err:
             _log.warning("leases not extended", leases=len(asked), reason=err.reason)
-            return
+            return False
         for turn, status in zip(asked, answer.statuses, strict=False):
             if turn.lease_id not in self._turns:
                 continue
@@ -281,6 +285,7 @@ class Worker:
                 turn.public.cancel_reason = status.cancel_reason
                 turn.public.cancelled.set()
                 turn.stop_handler()
+        return True
 
     # One turn
 

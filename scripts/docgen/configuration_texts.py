@@ -27,6 +27,7 @@ _TURN_SECONDS = "How long a turn is taken to last until some were measured; for 
 MEANING = {
     "store.url": "Where state is kept: `sqlite:///<directory>`, in which each service has a file of "
     "its own, or `memory:` (tests). `postgresql://…` *(not yet)*",
+    "store.leader_lease_seconds": "With PostgreSQL: how long a scheduler leads without renewing. A standby takes over after it. At most half of `runs.lease_seconds`",
     "lanes.main.limit": _LANE_LIMIT,
     "lanes.main.expected_turn_seconds": _TURN_SECONDS,
     "lanes.subagent.limit": _LANE_LIMIT,
@@ -112,9 +113,11 @@ MEANING = {
     "routes.peer": "Matches the peer, as in the session key",
     "telemetry.otlp_endpoint": "OTLP/gRPC collector, for example `http://127.0.0.1:4317`. Empty exports nothing",
     "telemetry.capture_content": "Puts texts of messages into traces *(not yet)*",
-    "services.scheduler": "Address of `scheduler_svc`",
+    "services.scheduler": "Address of `scheduler_svc`. With standbys a list of all of them, or words between commas; needs PostgreSQL",
     "services.agent": "Address of `agent_svc`",
     "services.acp": "Address of `acp_svc`",
+    "scheduler.listen": "Where this scheduler listens. Needed when `services.scheduler` names several; best set in the environment of each process",
+    "scheduler.advertise": "How others reach this scheduler, if not at its own address: one of `services.scheduler`",
     "agent.worker_name": "Stable name of this worker, unique among agent services",
     "agent.slots": "Turns that this process works on at the same time",
     "log.level": "Least important level that is written",

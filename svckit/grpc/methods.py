@@ -41,6 +41,11 @@ def default_timeout(method: str, request: Any = None) -> float:
     return _TIMEOUTS.get(name, DEFAULT_TIMEOUT)
 
 
+def is_repeatable(method: str) -> bool:
+    """Tell whether a call of `method` that nobody answered may be made once more."""
+    return method.rpartition("/")[2] not in _NEVER_REPEATED
+
+
 def is_traced(method: str) -> bool:
     """Tell whether calls of `method` get spans."""
     service, _, name = method.lstrip("/").partition("/")

@@ -9,14 +9,19 @@ from typing import Any, TypeVar, cast
 from grpc import aio
 
 from svckit.backoff import full_jitter
-from svckit.errors import ServiceError, ShuttingDown, StoreUnavailable, Unreachable
+from svckit.errors import NotLeader, ServiceError, ShuttingDown, StoreUnavailable, Unreachable
 from svckit.grpc.status import from_rpc_error
 from svckit.logging import get_logger
 
 Pos = TypeVar("Pos")
 Msg = TypeVar("Msg")
 
-RECONNECT: tuple[type[ServiceError], ...] = (Unreachable, ShuttingDown, StoreUnavailable)
+RECONNECT: tuple[type[ServiceError], ...] = (
+    Unreachable,
+    ShuttingDown,
+    StoreUnavailable,
+    NotLeader,
+)
 """Errors that only mean "come back later"."""
 
 _log = get_logger("svckit.watch")
@@ -38,9 +43,9 @@ async def follow(
     message reaches, or None when the message has none (a live delta). A message counts as seen
     when the next one is asked for, so a consumer that fails sees it again with a later `follow`.
 
-    The stream is reopened when it ends with OK, when the server is gone, drains or has no store,
-    and when nothing came for `silence` seconds (servers send progress every 15 s; None waits for
-    ever). Any other error is raised as its `ServiceError`.
+    The stream is reopened when it ends with OK, when the server is gone, drains, has no store or
+    does not lead, and when nothing came for `silence` seconds (servers send progress every 15 s;
+    None waits for ever). Any other error is raised as its `ServiceError`.
 
     Leaving the loop does not close the generator at once, so wrap it in `contextlib.aclosing`;
     closing it cancels the call, which the server then learns.
