@@ -24,7 +24,7 @@ from scheduler_svc.rpc.validate import NewRunDefaults
 from scheduler_svc.rpc.worker import WorkerServicer
 from scheduler_svc.store.base import LaneStore
 from svckit.housekeeping import keep_tidy
-from svckit.service import App, Context, Registered, StartError
+from svckit.service import App, Context, Registered
 from svckit.settings import Settings
 
 
@@ -92,7 +92,9 @@ def make_store(settings: Settings) -> LaneStore:
         from scheduler_svc.store.sqlite import SqliteStore
 
         return SqliteStore(settings.store.file("scheduler"))
-    raise StartError("store.url: PostgreSQL is not in this release; use sqlite:///<directory>")
+    from scheduler_svc.store.postgres import PostgresStore
+
+    return PostgresStore(settings.store.postgres, leads=5.0)
 
 
 def config(settings: Settings) -> Config:

@@ -20,6 +20,8 @@ from pydantic import (
     model_validator,
 )
 
+from svckit.postgres import PostgresAddress
+
 _NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}")
 
 
@@ -93,7 +95,17 @@ class StoreSettings(Table):
             raise ValueError(
                 'url must be "sqlite:///<directory>", "postgresql://…" or "memory:" (tests only)'
             )
+        if self.url.startswith("postgresql:"):
+            try:
+                PostgresAddress.parse(self.url)
+            except ValueError as err:
+                raise ValueError(f"url {err}") from None
         return self
+
+    @property
+    def postgres(self) -> PostgresAddress:
+        """The address of the PostgreSQL database. Only for `postgresql:` addresses."""
+        return PostgresAddress.parse(self.url)
 
     @property
     def directory(self) -> Path:

@@ -191,7 +191,7 @@ class Driver:
 
 
 def settings(directory: Path, store: str = "sqlite", **env: str) -> Settings:
-    url = "memory:" if store == "memory" else f"sqlite:///{directory}"
+    url = {"memory": "memory:", "sqlite": f"sqlite:///{directory}"}.get(store, store)
     return load(None, {"CONVEYOR_STORE__URL": url} | env)
 
 
@@ -220,8 +220,11 @@ async def driver(config: Settings, **faults: Any) -> AsyncIterator[Driver]:
         yield found
 
 
-@pytest.fixture(params=["memory", "sqlite"])
+@pytest.fixture(params=["memory", "sqlite", "postgres"])
 def store(request: pytest.FixtureRequest) -> str:
+    """A kind of store; that in PostgreSQL as the address of an empty database."""
+    if request.param == "postgres":
+        return str(request.getfixturevalue("postgres_url"))
     return str(request.param)
 
 

@@ -6,17 +6,20 @@ from pathlib import Path
 
 import apsw
 
+from scheduler_svc.app import make_store
 from scheduler_svc.store import sql
 from scheduler_svc.store.base import Batch, LaneStore
 from scheduler_svc.store.memory import MemoryStore
 from scheduler_svc.store.sqlite import SqliteStore
+
+from .conftest import settings
 
 
 async def test_facts_are_kept_replaced_and_removed(store: str, tmp_path: Path) -> None:
     in_memory = MemoryStore()
 
     def opened() -> LaneStore:
-        return in_memory if store == "memory" else SqliteStore(tmp_path / "s.db")
+        return in_memory if store == "memory" else make_store(settings(tmp_path, store))
 
     kept = opened()
     await kept.acquire()

@@ -7,18 +7,21 @@ from pathlib import Path
 
 import pytest
 
+from scheduler_svc.app import make_store
 from scheduler_svc.domain.records import Run, RunState
 from scheduler_svc.retention import remove_old
-from scheduler_svc.store import sqlite
+from scheduler_svc.store import postgres_prune, sqlite
 from scheduler_svc.store.base import Batch, EventQuery, EventRow, LaneStore, RunQuery
 from scheduler_svc.store.memory import MemoryStore
 from scheduler_svc.store.sqlite import SqliteStore
 from svckit.settings_model import RetentionSettings
 
+from .conftest import settings
+
 
 @pytest.fixture
 def kept(store: str, tmp_path: Path) -> LaneStore:
-    return MemoryStore() if store == "memory" else SqliteStore(tmp_path / "scheduler.db")
+    return make_store(settings(tmp_path, store))
 
 
 def ended(n: int, session: str, *, end_time: int = 1) -> Run:
@@ -57,7 +60,8 @@ async def fill(store: LaneStore, runs: list[Run], per_run: int = 2) -> None:
 async def test_events_go_as_a_prefix_however_many_transactions_it_takes(
     kept: LaneStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sqlite, "PRUNED_FLOWS", 2)
+    for module in (sqlite, postgres_prune):
+        monkeypatch.setattr(module, "PRUNED_FLOWS", 2)
     old = [ended(n, "a") for n in range(1, 6)]
     live = ended(6, "a", end_time=0)
     behind = [ended(n, "a") for n in range(7, 9)]

@@ -1,0 +1,254 @@
+"""Connections to PostgreSQL: made when needed, given up when in doubt, errors in our terms.
+
+A statement whose answer does not come (connection lost, deadline passed, caller cancelled) may have
+happened or not. Its connection is never used again, and what must not meet such a statement runs
+only behind `fence` of the next one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+import asyncpg
+
+from svckit.errors import StartError, StoreUnavailable
+from svckit.postgres import PostgresAddress
+
+log = logging.getLogger(__name__)
+
+CONNECT_SECONDS = 5.0
+STATEMENT_SECONDS = 10.0
+READERS = 4
+
+# The server, not the statement, is the trouble. Anything else is a bug and comes up as it is.
+_REFUSALS = (
+    "08",  # connection lost
+    "25006",  # read-only: a standby, or told to be
+    "28",  # the user is not let in
+    "3D",  # the database is gone
+    "40",  # to be tried again
+    "53",  # disk full, out of memory, too many connections
+    "55P03",  # a lock was not to be had in time
+    "57",  # starts, stops, crashed, or took too long
+    "58",  # the system below
+    "XX001",  # damaged
+    "XX002",
+)
+# At the start these are not waited for: they do not change by themselves.
+_FINAL = {
+    "28": "PostgreSQL refuses the user or the password of store.url; the password may come from "
+    "PGPASSWORD or ~/.pgpass instead",
+    "3D": "store.url names a database that does not exist; make it with createdb",
+    "42501": "the user of store.url may not create the schema; "
+    "GRANT CREATE ON DATABASE … TO … allows it",
+    "25006": "PostgreSQL takes no writes here (a standby?); store.url must name the primary",
+}
+
+
+def refuses(err: BaseException) -> bool:
+    """Whether an error means that the server cannot be used now."""
+    if isinstance(err, asyncpg.PostgresError):
+        return (err.sqlstate or "").startswith(_REFUSALS)
+    if isinstance(err, asyncpg.InterfaceError):
+        return "clos" in str(err)  # the connection is closed, or the pool is closing
+    return isinstance(err, OSError | TimeoutError | EOFError)
+
+
+@contextlib.contextmanager
+def unavailable() -> Any:
+    """Turns what `refuses` into `StoreUnavailable`."""
+    try:
+        yield
+    except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, EOFError) as err:
+        if not refuses(err):
+            raise
+        raise StoreUnavailable(
+            "PostgreSQL does not answer or takes no writes now; repeat the call with the same "
+            "request id",
+            retry_after=1.0,
+        ) from err
+
+
+def final(err: BaseException) -> StartError | None:
+    """What to tell when waiting will not help; else `None`."""
+    state = getattr(err, "sqlstate", None) or ""
+    told = next((text for start, text in _FINAL.items() if state.startswith(start)), None)
+    return StartError(told) if told else None
+
+
+class Link:
+    """One connection for writing, used by one call at a time.
+
+    `fence` is awaited with every new connection, before it is used.
+    """
+
+    def __init__(
+        self,
+        address: PostgresAddress,
+        name: str,
+        fence: Callable[[asyncpg.Connection], Awaitable[None]] | None = None,
+        **settings: str,
+    ) -> None:
+        self._address = address
+        self._settings = {"application_name": f"conveyor scheduler {name}", **settings}
+        self._fence = fence
+        self._lock = asyncio.Lock()
+        self._connection: asyncpg.Connection | None = None
+
+    @asynccontextmanager
+    async def use(self) -> AsyncIterator[asyncpg.Connection]:
+        """The connection, for one call. After any doubt about the call it is given up."""
+        async with self._lock:
+            with unavailable():
+                connection = await self._connected()
+                try:
+                    yield connection
+                except BaseException as err:
+                    if _in_doubt(err):
+                        self._give_up()
+                    raise
+
+    async def close(self) -> None:
+        """Ends the connection after the call under way."""
+        async with self._lock:
+            connection, self._connection = self._connection, None
+            if connection is not None:
+                await _close(connection)
+
+    async def _connected(self) -> asyncpg.Connection:
+        if self._connection is not None and not self._connection.is_closed():
+            return self._connection
+        self._give_up()
+        connection = await connect(self._address, **self._settings)
+        try:
+            if self._fence is not None:
+                await self._fence(connection)
+        except BaseException:
+            connection.terminate()
+            raise
+        self._connection = connection
+        return connection
+
+    def _give_up(self) -> None:
+        if self._connection is not None:
+            self._connection.terminate()
+            self._connection = None
+
+
+def _in_doubt(err: BaseException) -> bool:
+    # An error that the server itself tells ends the statement, and its transaction, for certain;
+    # unless it ends the connection too.
+    state = getattr(err, "sqlstate", None)
+    if isinstance(err, asyncpg.PostgresError) and state:
+        return str(state).startswith(("08", "57"))
+    return not isinstance(err, Exception) or refuses(err)
+
+
+async def connect(address: PostgresAddress, **settings: str) -> asyncpg.Connection:
+    """A new connection. Raises what `refuses` knows."""
+    connection = await asyncpg.connect(
+        address.url,
+        timeout=CONNECT_SECONDS,
+        command_timeout=STATEMENT_SECONDS,
+        statement_cache_size=500,
+        max_cacheable_statement_size=64 * 1024,
+        server_settings=_SETTINGS | settings,
+    )
+    try:
+        await prepare(connection)
+    except BaseException:
+        connection.terminate()
+        raise
+    return connection
+
+
+async def open_pool(address: PostgresAddress) -> asyncpg.Pool:
+    """Connections for reading, made when they are needed."""
+    return await asyncpg.create_pool(
+        address.url,
+        min_size=0,
+        max_size=READERS,
+        init=prepare,
+        timeout=CONNECT_SECONDS,
+        command_timeout=STATEMENT_SECONDS,
+        server_settings=_SETTINGS | {"application_name": "conveyor scheduler reads"},
+    )
+
+
+_SETTINGS = {
+    "search_path": "scheduler",
+    "jit": "off",
+    "statement_timeout": f"{STATEMENT_SECONDS:.0f}s",
+    # A process that stops in the middle of a transaction must not hold the leader row for long.
+    "idle_in_transaction_session_timeout": "2s",
+    "lock_timeout": "5s",
+    "timezone": "UTC",
+}
+
+
+async def prepare(connection: asyncpg.Connection) -> None:
+    """What was committed survives a crash, whatever the database's default says."""
+    await connection.execute(
+        "SELECT set_config('synchronous_commit', 'on', false) "
+        "WHERE current_setting('synchronous_commit') = 'off'"
+    )
+
+
+async def patiently(
+    address: PostgresAddress, seconds: float, work: Callable[[asyncpg.Connection], Awaitable[None]]
+) -> None:
+    """Does some work on a connection of its own; waits for a server that is not there yet.
+
+    Raises `StartError` when it does not come within `seconds`, or when waiting will not help.
+    """
+    loop = asyncio.get_running_loop()
+    end, told = loop.time() + seconds, False
+    while True:
+        try:
+            connection = await connect(address)
+            try:
+                await work(connection)
+            finally:
+                await _close(connection)
+        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, EOFError) as err:
+            if told_now := final(err):
+                raise told_now from err
+            if not refuses(err):
+                raise
+            if loop.time() >= end:
+                raise StartError(
+                    f"store.url: PostgreSQL does not answer at {address.where} "
+                    f"({type(err).__name__}), waited {seconds:.0f} seconds; start it, or correct "
+                    "the address"
+                ) from err
+            if not told:
+                log.warning("waiting for PostgreSQL", extra={"address": address.where})
+                told = True
+            await asyncio.sleep(min(0.5, max(0.0, end - loop.time())))
+        else:
+            return
+
+
+async def _close(connection: asyncpg.Connection) -> None:
+    try:
+        await connection.close(timeout=2.0)
+    except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError):
+        connection.terminate()
+
+
+async def close_pool(pool: asyncpg.Pool) -> None:
+    """Ends the pool's connections; those that hang are cut."""
+    try:
+        await asyncio.wait_for(pool.close(), 2.0)
+    except TimeoutError:
+        pool.terminate()
+
+
+def clean(values: Sequence[str]) -> list[str]:
+    """Texts to look for: PostgreSQL has none with NUL, and complains instead of finding none."""
+    return [value.replace("\0", "\ufffd") for value in values]
