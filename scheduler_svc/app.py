@@ -94,7 +94,7 @@ def make_store(settings: Settings) -> LaneStore:
         return SqliteStore(settings.store.file("scheduler"))
     from scheduler_svc.store.postgres import PostgresStore
 
-    return PostgresStore(settings.store.postgres, leads=5.0)
+    return PostgresStore(settings.store.postgres, leads=settings.store.leader_lease_seconds)
 
 
 def config(settings: Settings) -> Config:

@@ -236,6 +236,7 @@ async def s(store: str, tmp_path: Path) -> AsyncIterator[Driver]:
         store,
         CONVEYOR_RUNS__BACKOFF__INITIAL_SECONDS="0",
         CONVEYOR_RUNS__LEASE_SECONDS="1",
+        CONVEYOR_STORE__LEADER_LEASE_SECONDS="0.5",
         CONVEYOR_AGENTS__DEFAULTS__SUBAGENTS__MAX_SPAWN_DEPTH="3",
     )
     async with driver(config) as found:
