@@ -82,13 +82,14 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _several_schedulers(self) -> Self:
+        if len(self.services.schedulers) == 1:
+            return self
         if not self.store.url.startswith("postgresql://"):
-            if len(self.services.schedulers) > 1:
-                raise ValueError(
-                    "services.scheduler: several schedulers share a store.url of PostgreSQL; "
-                    "with another one, name one address"
-                )
-        elif self.runs.lease_seconds < 2 * self.store.leader_lease_seconds:
+            raise ValueError(
+                "services.scheduler: several schedulers share a store.url of PostgreSQL; "
+                "with another one, name one address"
+            )
+        if self.runs.lease_seconds < 2 * self.store.leader_lease_seconds:
             raise ValueError(
                 "runs.lease_seconds must be at least twice store.leader_lease_seconds "
                 f"({self.store.leader_lease_seconds:g}), so that no worker loses its turn while "
