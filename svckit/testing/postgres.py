@@ -116,13 +116,14 @@ class PostgresServer:
         if not self._data.exists():
             self._run("initdb", "-D", str(self._data), "-U", USER, "-E", "UTF8", "--no-sync",
                       "--locale=C.UTF-8", "--auth=trust", "--no-instructions")  # fmt: skip
-        for attempt in range(10):
-            self.port = self.port or _free_port()
+        again = self.port != 0
+        for _ in range(20):
+            self.port = self.port if again else _free_port()
             if self._started():
                 return
-            if "could not create any TCP/IP sockets" not in self._end_of_log() or attempt == 9:
+            if "could not create any TCP/IP sockets" not in self._end_of_log():
                 break
-            self.port = 0  # somebody was faster; a port that was in use before is not given up
+            time.sleep(0.1)  # somebody was faster; a port that clients know is not given up
         raise RuntimeError(f"PostgreSQL did not start:\n{self._end_of_log()}")
 
     def stop(self, mode: StopMode = "fast") -> None:
@@ -137,12 +138,17 @@ class PostgresServer:
         assert self._process is not None, "it was not started"
         # The main process must not notice: it would put the others back.
         self._process.send_signal(signal.SIGSTOP)
-        for pid in self._children():
+        children = self._children()
+        for pid in children:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         self._process.kill()
         self._process.wait(STOP_BOUND)
         self._process = None
+        # As long as one of them is left the next server finds its shared memory in use.
+        end = time.monotonic() + STOP_BOUND
+        while any(_lives(pid) for pid in children) and time.monotonic() < end:
+            time.sleep(0.01)
 
     def restart(self, mode: StopMode = "immediate") -> None:
         """Stop it and start it again, on the same port."""
@@ -267,6 +273,13 @@ def _ends_with_us() -> list[str]:
     """A server must not stay behind when the tests are killed."""
     program = shutil.which("setpriv")
     return [program, "--pdeathsig", "KILL"] if program else []
+
+
+def _lives(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text("utf-8").rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 def _free_port() -> int:

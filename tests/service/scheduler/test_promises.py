@@ -205,22 +205,23 @@ async def test_a_childs_text_is_cut_to_32_kib_not_characters(s: Driver) -> None:
 
 
 async def test_many_long_steered_messages_do_not_make_a_lease_too_large_to_receive(
-    s: Driver,
+    store: str, tmp_path: Path
 ) -> None:
-    await s.send("a", "one")
-    leased = await s.lease_one()
-    texts = [str(n) + "x" * 250_000 for n in range(24)]
-    for n, text in enumerate(texts):
-        item = s.item("a", "x", mode=lane_pb2.QUEUE_MODE_STEER)
-        item.message.CopyFrom(message(text, f"m{n}"))
-        result = (await s.scheduler.EnqueueRuns(pb.EnqueueRunsRequest(items=[item]))).results[0]
-        assert result.HasField("accepted")
-    [status] = await s.extend(leased)
-    offered = [entry.message.parts[0].text for entry in status.steered]
-    assert offered == texts[: len(offered)]
-    assert offered
-    await s.worker.ReleaseRun(ws.ReleaseRunRequest(lease_id=leased.lease.lease_id))
-    assert [e.message.parts[0].text for e in (await s.lease_one()).steered] == offered
+    async with driver(settings(tmp_path, store)) as s:  # with leases that last
+        await s.send("a", "one")
+        leased = await s.lease_one()
+        texts = [str(n) + "x" * 250_000 for n in range(24)]
+        for n, text in enumerate(texts):
+            item = s.item("a", "x", mode=lane_pb2.QUEUE_MODE_STEER)
+            item.message.CopyFrom(message(text, f"m{n}"))
+            result = (await s.scheduler.EnqueueRuns(pb.EnqueueRunsRequest(items=[item]))).results[0]
+            assert result.HasField("accepted")
+        [status] = await s.extend(leased)
+        offered = [entry.message.parts[0].text for entry in status.steered]
+        assert offered == texts[: len(offered)]
+        assert offered
+        await s.worker.ReleaseRun(ws.ReleaseRunRequest(lease_id=leased.lease.lease_id))
+        assert [e.message.parts[0].text for e in (await s.lease_one()).steered] == offered
 
 
 async def test_what_does_not_fit_into_one_answer_comes_with_the_next(s: Driver) -> None:
