@@ -10,6 +10,7 @@ from opentelemetry import trace
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
 
+from svckit.idtracing import IdTracerProvider
 from svckit.settings import Settings
 
 FLUSH_SECONDS = 3.0
@@ -19,7 +20,7 @@ FLUSH_SECONDS = 3.0
 class Telemetry:
     """What a service traces with."""
 
-    provider: TracerProvider
+    provider: TracerProvider | IdTracerProvider
     tracer: trace.Tracer
 
     def shutdown(self) -> None:
@@ -38,10 +39,24 @@ def setup(
 ) -> Telemetry:
     """Build the provider of `service`.
 
-    Spans exist with or without an exporter, since their ids are in logs, runs and announcements;
-    they are sent only when `telemetry.otlp_endpoint` is set. `make_global` is for processes that
-    hold one service; tests that hold several keep theirs apart.
+    Spans have ids with or without an exporter, since logs, runs and announcements show them; they
+    are recorded only for `processors`, or when `telemetry.otlp_endpoint` is set. `make_global` is
+    for processes that hold one service; tests that hold several keep theirs apart.
     """
+    endpoint = settings.telemetry.otlp_endpoint
+    provider: TracerProvider | IdTracerProvider
+    if processors or endpoint:
+        provider = _recording(service, endpoint, processors)
+    else:
+        provider = IdTracerProvider()
+    if make_global:
+        trace.set_tracer_provider(provider)
+    return Telemetry(provider, provider.get_tracer("conveyor"))
+
+
+def _recording(
+    service: str, endpoint: str | None, processors: tuple[SpanProcessor, ...]
+) -> TracerProvider:
     provider = TracerProvider(
         resource=Resource.create(
             {
@@ -55,11 +70,9 @@ def setup(
     )
     for processor in processors:
         provider.add_span_processor(processor)
-    if settings.telemetry.otlp_endpoint:
-        provider.add_span_processor(_otlp(settings.telemetry.otlp_endpoint))
-    if make_global:
-        trace.set_tracer_provider(provider)
-    return Telemetry(provider, provider.get_tracer("conveyor"))
+    if endpoint:
+        provider.add_span_processor(_otlp(endpoint))
+    return provider
 
 
 def _otlp(endpoint: str) -> SpanProcessor:

@@ -9,8 +9,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import inspect
-from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeAlias
 
 import grpc
 from grpc import aio
@@ -26,6 +26,8 @@ from svckit.logging import get_logger
 
 _log = get_logger("svckit.grpc")
 
+ServicerContext: TypeAlias = "aio.ServicerContext[Any, Any]"
+
 _FACTORIES: dict[tuple[bool, bool], Callable[..., Any]] = {
     (False, False): grpc.unary_unary_rpc_method_handler,
     (False, True): grpc.unary_stream_rpc_method_handler,
@@ -40,6 +42,8 @@ class ServerBoundary(aio.ServerInterceptor):
     def __init__(self, tracer: trace.Tracer) -> None:
         self._tracer = tracer
         self._active: set[asyncio.Task[Any]] = set()
+        # Wrapped once, not per call: method -> (handler, the same inside the boundary).
+        self._wrapped: dict[str, tuple[Any, Any]] = {}
 
     async def settled(self, timeout: float) -> None:
         """Wait until no handler runs: `Server.stop` does not wait for those already aborted."""
@@ -52,113 +56,122 @@ class ServerBoundary(aio.ServerInterceptor):
         handler_call_details: grpc.HandlerCallDetails,
     ) -> Any:
         """Return the handler of the call, wrapped; None when the method is unknown."""
+        method = handler_call_details.method
         try:
             handler = await continuation(handler_call_details)
         except Exception as err:
             # An interceptor inside this one refused: answer as if the handler had.
-            return grpc.unary_unary_rpc_method_handler(self._refusal(handler_call_details, err))
+            return grpc.unary_unary_rpc_method_handler(self._refusal(method, err))
         if handler is None:
             return None
+        known, wrapped = self._wrapped.get(method, (None, None))
+        if known is not handler:
+            wrapped = self._wrap(handler, method)
+            self._wrapped[method] = (handler, wrapped)
+        return wrapped
+
+    def _wrap(self, handler: Any, method: str) -> Any:
         inner = (
             handler.unary_unary
             or handler.unary_stream
             or handler.stream_unary
             or handler.stream_stream
         )
-        drive = self._stream if handler.response_streaming else self._unary
         factory = _FACTORIES[handler.request_streaming, handler.response_streaming]
         return factory(
-            drive(inner, handler_call_details.method),
+            self._inside(_streaming(inner) if handler.response_streaming else inner, method),
             handler.request_deserializer,
             handler.response_serializer,
         )
 
-    def _unary(self, inner: Any, method: str) -> Callable[..., Awaitable[Any]]:
-        async def behavior(request: Any, context: aio.ServicerContext[Any, Any]) -> Any:
-            async with self._scope(method, context):
-                result = inner(request, context)
-                return await result if inspect.isawaitable(result) else result
+    def _refusal(self, method: str, err: Exception) -> Any:
+        async def refuse(_: bytes, context: ServicerContext) -> bytes:
+            raise err
 
-        return behavior
+        return self._inside(refuse, method)
 
-    def _stream(self, inner: Any, method: str) -> Callable[..., Awaitable[None]]:
-        async def behavior(request: Any, context: aio.ServicerContext[Any, Any]) -> None:
-            async with self._scope(method, context):
-                result = inner(request, context)
-                if inspect.isawaitable(result):
-                    await result
-                    return
-                # Left to itself, grpc.aio would finalise a cancelled generator in another task.
-                async with contextlib.aclosing(result) as responses:
-                    async for response in responses:
-                        await context.write(response)
+    def _inside(
+        self, inner: Callable[[Any, ServicerContext], Any], method: str
+    ) -> Callable[[Any, ServicerContext], Awaitable[Any]]:
+        traced = methods.is_traced(method)
+        name = method.lstrip("/")
+        attributes = {"rpc.system": "grpc", "rpc.method": method}
 
-        return behavior
-
-    def _refusal(self, details: grpc.HandlerCallDetails, err: Exception) -> Any:
-        async def refuse(_: bytes, context: aio.ServicerContext[Any, Any]) -> bytes:
-            async with self._scope(details.method, context):
-                raise err
-
-        return refuse
-
-    @contextlib.asynccontextmanager
-    async def _scope(
-        self, method: str, context: aio.ServicerContext[Any, Any]
-    ) -> AsyncIterator[None]:
-        task = asyncio.current_task()
-        assert task is not None
-        self._active.add(task)
-        metadata = context.invocation_metadata() or ()
-        parent = propagate.extract({k: v for k, v in metadata if isinstance(v, str)})
-        span: trace.Span = trace.INVALID_SPAN
-        if methods.is_traced(method):
-            span = self._tracer.start_span(
-                method.lstrip("/"),
-                context=parent,
-                kind=trace.SpanKind.SERVER,
-                attributes={"rpc.system": "grpc", "rpc.method": method},
-            )
-            token = otel_context.attach(trace.set_span_in_context(span, parent))
-        else:
-            token = otel_context.attach(parent)
-        code = grpc.StatusCode.OK
-        try:
-            with deadline.scope(context.time_remaining()):
-                yield
-        except asyncio.CancelledError:
-            code = _cancelled_code(context)
-            raise
-        except aio.AbortError:
-            code = _set_code(context) or grpc.StatusCode.UNKNOWN
-            raise
-        except Exception as err:
-            if context.done() or type(err).__name__ == "ExecuteBatchError":
-                # The client went away in the middle of a write.
+        async def behavior(request: Any, context: ServicerContext) -> Any:
+            task = asyncio.current_task()
+            assert task is not None
+            self._active.add(task)
+            scope = _parent(context)
+            span: trace.Span = trace.INVALID_SPAN
+            if traced:
+                span = self._tracer.start_span(
+                    name, context=scope, kind=trace.SpanKind.SERVER, attributes=attributes
+                )
+                scope = trace.set_span_in_context(span, scope)
+            token = otel_context.attach(scope)
+            code = grpc.StatusCode.OK
+            try:
+                with deadline.scope(context.time_remaining()):
+                    result = inner(request, context)
+                    return await result if inspect.isawaitable(result) else result
+            except asyncio.CancelledError:
                 code = _cancelled_code(context)
-                raise asyncio.CancelledError from err
-            request_id = ""
-            mapped = _as_service_error(err, method, context)
-            if mapped is None:
-                mapped, request_id = Internal("internal error"), new_ulid()
-                span.record_exception(err)
-                _log.error("call failed", method=method, request_id=request_id, exc_info=err)
-            status = to_proto(mapped, request_id=request_id)
-            code = code_of(status)
-            span.set_attribute("error.type", mapped.reason)
-            await context.abort(code, status.message, to_trailers(status))
-        finally:
-            self._active.discard(task)
-            span.set_attribute("rpc.response.status_code", code.name)
-            if code in ERROR_CODES:
-                span.set_status(trace.StatusCode.ERROR, code.name)
-            otel_context.detach(token)
-            span.end()
+                raise
+            except aio.AbortError:
+                code = _set_code(context) or grpc.StatusCode.UNKNOWN
+                raise
+            except Exception as err:
+                if context.done() or type(err).__name__ == "ExecuteBatchError":
+                    # The client went away in the middle of a write.
+                    code = _cancelled_code(context)
+                    raise asyncio.CancelledError from err
+                request_id = ""
+                mapped = _as_service_error(err, method, context)
+                if mapped is None:
+                    mapped, request_id = Internal("internal error"), new_ulid()
+                    span.record_exception(err)
+                    _log.error("call failed", method=method, request_id=request_id, exc_info=err)
+                status = to_proto(mapped, request_id=request_id)
+                code = code_of(status)
+                span.set_attribute("error.type", mapped.reason)
+                await context.abort(code, status.message, to_trailers(status))
+            finally:
+                self._active.discard(task)
+                span.set_attribute("rpc.response.status_code", code.name)
+                if code in ERROR_CODES:
+                    span.set_status(trace.StatusCode.ERROR, code.name)
+                otel_context.detach(token)
+                span.end()
+
+        return behavior
 
 
-def _as_service_error(
-    err: Exception, method: str, context: aio.ServicerContext[Any, Any]
-) -> ServiceError | None:
+def _streaming(inner: Any) -> Callable[[Any, ServicerContext], Awaitable[None]]:
+    """A stream of either style, as a coroutine."""
+
+    async def drive(request: Any, context: ServicerContext) -> None:
+        result = inner(request, context)
+        if inspect.isawaitable(result):
+            await result
+            return
+        # Left to itself, grpc.aio would finalise a cancelled generator in another task.
+        async with contextlib.aclosing(result) as responses:
+            async for response in responses:
+                await context.write(response)
+
+    return drive
+
+
+def _parent(context: ServicerContext) -> otel_context.Context:
+    """What the caller sent of its trace."""
+    carrier = {k: v for k, v in context.invocation_metadata() or () if isinstance(v, str)}
+    # Looking for what is not there costs as much as the rest of this interceptor.
+    if propagate.get_global_textmap().fields.isdisjoint(carrier):
+        return otel_context.get_current()
+    return propagate.extract(carrier)
+
+
+def _as_service_error(err: Exception, method: str, context: ServicerContext) -> ServiceError | None:
     """What the peer may know of `err`; None when that is nothing."""
     if isinstance(err, ServiceError):
         return None if isinstance(err, Internal) else err
@@ -174,14 +187,14 @@ def _as_service_error(
     return None
 
 
-def _set_code(context: aio.ServicerContext[Any, Any]) -> grpc.StatusCode | None:
+def _set_code(context: ServicerContext) -> grpc.StatusCode | None:
     code: Any = context.code()
     if isinstance(code, grpc.StatusCode):
         return code
     return next((known for known in grpc.StatusCode if known.value[0] == code), None)
 
 
-def _cancelled_code(context: aio.ServicerContext[Any, Any]) -> grpc.StatusCode:
+def _cancelled_code(context: ServicerContext) -> grpc.StatusCode:
     left = context.time_remaining()
     if left is not None and left <= 0:
         return grpc.StatusCode.DEADLINE_EXCEEDED

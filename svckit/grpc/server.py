@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import socket
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import grpc
@@ -39,7 +39,7 @@ def make_server(
     whoever wants to wait for its handlers.
     """
     boundary = boundary or ServerBoundary(tracer or trace.get_tracer("conveyor"))
-    return aio.server(
+    server = aio.server(
         interceptors=[boundary, *interceptors],
         options=[
             # Without this, Linux lets two processes share one port without an error.
@@ -49,6 +49,14 @@ def make_server(
             ("grpc.http2.min_recv_ping_interval_without_data_ms", KEEPALIVE_MS // 2),
         ],
     )
+    # For every call, grpc.aio waits anew for all registered methods, each with a future of its own.
+    # The generic handlers, which generated code adds as well, are found by one look-up.
+    server.add_registered_method_handlers = _not_registered  # type: ignore[method-assign]
+    return server
+
+
+def _not_registered(service_name: str, method_handlers: Mapping[str, Any]) -> None:
+    """Takes the place of `aio.Server.add_registered_method_handlers`."""
 
 
 def bind(
