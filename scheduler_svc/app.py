@@ -110,6 +110,10 @@ def config(settings: Settings) -> Config:
         max_children=subagents.max_children_per_agent,
         max_descendants=subagents.max_descendants,
         weights={key: customer.weight for key, customer in settings.customers.items()},
+        expected_turns={
+            name: round(lane.expected_turn_seconds * SECOND)
+            for name, lane in settings.lanes.all().items()
+        },
     )
 
 

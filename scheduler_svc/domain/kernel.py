@@ -17,6 +17,7 @@ import msgspec
 from scheduler_svc.domain.emits import Emit, Payload, StateChanged
 from scheduler_svc.domain.lanes import GlobalLane, Session
 from scheduler_svc.domain.records import (
+    SECOND,
     Failure,
     Lease,
     ResumeReason,
@@ -24,9 +25,12 @@ from scheduler_svc.domain.records import (
     RunState,
     SteerOffer,
 )
+from scheduler_svc.domain.turntimes import Assumed, Times, TurnKind, TurnTimes
 
 # Stale timers that may always be there, so that they are seldom looked through.
 SPARE_TIMERS = 1000
+# Of lanes that the configuration does not know (any more).
+DEFAULT_TURN = 5 * SECOND
 
 
 class Timer(enum.IntEnum):
@@ -51,6 +55,8 @@ class Config(msgspec.Struct, frozen=True):
     max_descendants: int = 50
     # Share of a customer among all that wait, 1 to 100. One that is not named has 1.
     weights: dict[str, int] = {}
+    # How long a turn is taken to last until some were measured, by global lane.
+    expected_turns: dict[str, int] = {}
 
 
 class KnownRequest(msgspec.Struct, frozen=True):
@@ -105,7 +111,12 @@ class Kernel:
         self.workers: dict[tuple[str, str], int] = {}
         # (queue, worker name) -> the runs leased to it.
         self.leased: dict[tuple[str, str], set[str]] = {}
+        # Global lane -> its executing runs, those that were leased first at the front, and its
+        # suspended ones.
+        self.executing: dict[str, dict[str, None]] = {}
+        self.suspended: dict[str, dict[str, None]] = {}
         self.steers: dict[tuple[str, str], SteerOffer] = {}
+        self.turn_times = TurnTimes()
         # Read from the store for the commands at hand: known request ids, ended runs, and the
         # sequences of known event ids.
         self.requests: dict[str, KnownRequest] = {}
@@ -179,6 +190,7 @@ class Kernel:
         if previous is RunState.SUSPENDED:
             run.suspended += max(0, now - run.state_time)
             self.lanes[run.lane].suspended -= 1
+            del self.suspended[run.lane][run.run_id]
         elif previous is RunState.QUEUED:
             # Ready means that only the global lane was missing; before, it stood in its session.
             ready_since = run.ready_since or now
@@ -186,7 +198,7 @@ class Kernel:
             run.global_wait += max(0, now - ready_since)
             run.ready_since = 0
         if state is RunState.SUSPENDED:
-            self.lanes[run.lane].suspended += 1
+            self.note_suspended(run)
         run.state, run.state_time = state, now
         self.emit(
             run,
@@ -204,6 +216,11 @@ class Kernel:
             now,
         )
         self.touch(run)
+
+    def note_suspended(self, run: Run) -> None:
+        """The run will come back to its global lane."""
+        self.lanes[run.lane].suspended += 1
+        self.suspended.setdefault(run.lane, {})[run.run_id] = None
 
     def forget(self, run: Run) -> None:
         """Takes an ended run out of memory; `changes` still holds it until the commit."""
@@ -255,6 +272,7 @@ class Kernel:
         """The run executes from now on, under a lease."""
         run.lease = lease
         self.lanes[run.lane].running += 1
+        self.executing.setdefault(run.lane, {})[run.run_id] = None
         self.leased.setdefault((run.queue, lease.worker), set()).add(run.run_id)
         self.touch(run)
 
@@ -268,7 +286,22 @@ class Kernel:
                 del self.leased[worker]
             run.lease = None
             self.lanes[run.lane].running -= 1
+            del self.executing[run.lane][run.run_id]
             self.touch(run)
+
+    # -- Turn times -------------------------------------------------------------------------------
+
+    def turn_ended(self, kind: TurnKind, took: int, *, waits: bool) -> None:
+        """Notes how long a turn took, and whether its run now waits for children."""
+        for key, record in self.turn_times.ended(kind, took, waits=waits).items():
+            self.changes.facts["turn_time", key] = record
+
+    def expected_turn(self, kind: TurnKind, lane: str) -> Times | Assumed:
+        """How long a turn of a kind takes: measured, or else as configured for the lane."""
+        measured = self.turn_times.measured(kind)
+        if measured is not None:
+            return measured
+        return Assumed(self.config.expected_turns.get(lane, DEFAULT_TURN))
 
     # -- Time -------------------------------------------------------------------------------------
 

@@ -12,6 +12,7 @@ import msgspec
 from scheduler_svc.domain.kernel import Config, Kernel, Timer
 from scheduler_svc.domain.lanes import Session
 from scheduler_svc.domain.records import PreviousRun, Run, RunState, SteerOffer
+from scheduler_svc.domain.turntimes import TurnRecord
 
 
 class Snapshot(msgspec.Struct):
@@ -40,6 +41,9 @@ def rebuild(config: Config, snapshot: Snapshot, now: int) -> Kernel:
     k.next_token = snapshot.last_token + 1
     k.next_position = snapshot.last_position + 1
     k.steers = dict(snapshot.steers)
+    for (fact, _), data in snapshot.facts.items():
+        if fact == "turn_time":
+            k.turn_times.take_in(msgspec.json.decode(data, type=TurnRecord))
     for run in snapshot.runs:
         _take_in(k, run, snapshot.sessions, now)
     for name, limit in snapshot.limits.items():
@@ -66,7 +70,7 @@ def _take_in(
     run.ready_since = 0
     # A lane that the configuration dropped still has to serve what was accepted for it; paused,
     # it shows up in lists, and nothing is lost.
-    lane = k.lane_or_paused(run.lane)
+    k.lane_or_paused(run.lane)
     if run.holds_lane:
         session.holder = run.run_id
     elif run.state is RunState.QUEUED and run.resumed:
@@ -83,7 +87,7 @@ def _take_in(
             spent = run.executed + max(0, now - run.lease.lease_time)
             k.at(now + max(0, run.run_timeout - spent), Timer.RUN_TIMEOUT, run, run.lease.token)
     if run.state is RunState.SUSPENDED:
-        lane.suspended += 1
+        k.note_suspended(run)
     _set_timers(k, run)
 
 

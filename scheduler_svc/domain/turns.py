@@ -19,6 +19,7 @@ from scheduler_svc.domain.records import (
     Wait,
     WaitKind,
 )
+from scheduler_svc.domain.turntimes import kind_of
 from svckit.errors import invalid_field
 
 
@@ -52,6 +53,7 @@ def complete(
     if run.stopping:
         settling.stopped(k, run, now)
         return run
+    _measure(k, run, now, waits=bool(run.live or run.untold))
     _close(k, run)
     if reply is not None:
         k.emit(run, Replied(reply), now)
@@ -97,6 +99,8 @@ def suspend(
     if run.stopping:
         settling.stopped(k, run, now)
         return run
+    if wait.kind is WaitKind.CHILDREN:  # one that waits for a limit has not done its work yet
+        _measure(k, run, now, waits=True)
     _close(k, run)
     if wait.kind is WaitKind.CHILDREN and not wait.run_ids:
         wait.run_ids = list(run.live)
@@ -196,6 +200,11 @@ def _repeated(k: Kernel, run_id: str, token: int, digest: str) -> Run | None:
     if run.spent.digest != digest:
         raise leasing.lease_lost(run, run_id, token)
     return run
+
+
+def _measure(k: Kernel, run: Run, now: int, *, waits: bool) -> None:
+    if run.lease is not None:
+        k.turn_ended(kind_of(run), max(0, now - run.lease.lease_time), waits=waits)
 
 
 def _close(k: Kernel, run: Run) -> None:

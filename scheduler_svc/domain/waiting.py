@@ -14,6 +14,7 @@ from scheduler_svc.domain.records import (
     Wait,
     WaitKind,
 )
+from scheduler_svc.domain.turntimes import kind_of
 
 
 def suspend(k: Kernel, run: Run, wait: Wait, *, hold_lane: bool, now: int) -> None:
@@ -37,7 +38,13 @@ def resume(
 
     `wait` is the condition of a run that goes on at once, because it is satisfied already.
     """
-    run.resumption = Resumption(reason=reason, wait=wait or run.wait)
+    waited = wait or run.wait
+    if reason is not ResumeReason.NEXT_PROMPT and (
+        waited is None or waited.kind is WaitKind.CHILDREN
+    ):
+        away = now - run.state_time if run.state is RunState.SUSPENDED else 0
+        k.turn_times.came_back(kind_of(run), max(0, away))
+    run.resumption = Resumption(reason=reason, wait=waited)
     run.wait, run.new_turn = None, True
     k.set_state(run, RunState.QUEUED, now, reason=reason)
     k.free_slot(run, now)
