@@ -64,6 +64,27 @@ class FairLine:
         """Customers with a run in line."""
         return set(self._customers)
 
+    @property
+    def customer_count(self) -> int:
+        """How many customers have a run in line."""
+        return len(self._customers)
+
+    def of_customer(self, name: str) -> int:
+        """How many runs of a customer are in line."""
+        customer = self._customers.get(name)
+        return customer.live if customer is not None else 0
+
+    def copy(self) -> FairLine:
+        """A line of its own with the same runs, for playing forward. Costs all that is in line."""
+        twin = FairLine(self._weights)
+        for name, customer in self._customers.items():
+            copied = twin._customers[name] = _Customer(customer.stride)
+            copied.heap, copied.live = customer.heap.copy(), customer.live
+            copied.place = customer.place
+        twin._owners, twin._line = self._owners.copy(), self._line.copy()
+        twin._arrivals, twin._virtual_time = self._arrivals, self._virtual_time
+        return twin
+
     def push(self, run: Run) -> None:
         """Adds a run, which must not be in line. A customer without one joins the round."""
         name = run.customer_key

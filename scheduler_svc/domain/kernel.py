@@ -117,6 +117,8 @@ class Kernel:
         self.suspended: dict[str, dict[str, None]] = {}
         self.steers: dict[tuple[str, str], SteerOffer] = {}
         self.turn_times = TurnTimes()
+        # Global lane -> time, and when its executing turns should end in order, as seen then.
+        self.lane_ends: dict[str, tuple[int, list[int]]] = {}
         # Read from the store for the commands at hand: known request ids, ended runs, and the
         # sequences of known event ids.
         self.requests: dict[str, KnownRequest] = {}

@@ -92,6 +92,23 @@ class ReadyQueue:
     def __len__(self) -> int:
         return len(self._resumed) + len(self._first)
 
+    @property
+    def resumed(self) -> FairLine:
+        """Ready runs that executed before. For looking only."""
+        return self._resumed
+
+    @property
+    def first(self) -> FairLine:
+        """Ready runs that did not. For looking only."""
+        return self._first
+
+    def copy(self) -> ReadyQueue:
+        """A queue of its own with the same runs, for playing forward. Costs all that is in it."""
+        twin = ReadyQueue()
+        twin._resumed, twin._first = self._resumed.copy(), self._first.copy()
+        twin._in_a_row = self._in_a_row
+        return twin
+
     def push(self, run: Run) -> None:
         """Adds a run at its place."""
         (self._resumed if run.resumed else self._first).push(run)

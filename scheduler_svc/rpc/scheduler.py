@@ -9,9 +9,9 @@ from conveyor.scheduler.v1 import scheduler_service_pb2 as pb
 from conveyor.scheduler.v1 import scheduler_service_pb2_grpc as pb_grpc
 from scheduler_svc.domain import admission, lanes, leasing, settling, steering
 from scheduler_svc.domain.kernel import Kernel
-from scheduler_svc.domain.records import Run, RunState
+from scheduler_svc.domain.records import Run
 from scheduler_svc.engine import Engine
-from scheduler_svc.rpc import CallContext, convert, validate
+from scheduler_svc.rpc import CallContext, answers, convert, validate
 from scheduler_svc.rpc.pages import position, run_query, runs_page, token_after
 from svckit import tracecontext
 from svckit.errors import (
@@ -53,14 +53,17 @@ class SchedulerServicer(pb_grpc.SchedulerServiceServicer):
         new = validate.enqueue_item(item, self._engine.now(), self._defaults)
         parent = validate.lease_id(item.parent_lease_id) if item.parent_lease_id else None
 
-        def apply(k: Kernel, now: int) -> tuple[admission.Accepted, Run | None, _Standing]:
+        def apply(
+            k: Kernel, now: int
+        ) -> tuple[admission.Accepted, Run | None, lane_pb2.QueueEstimate | None]:
             accepted = admission.enqueue(
                 k, new, now, parent_lease=parent, tool_call_id=item.tool_call_id
             )
             run = k.runs.get(accepted.run_id)
-            return accepted, leasing.copy(run) if run else None, _standing(k, run)
+            told = answers.estimate(k, run, now) if run is not None else None
+            return accepted, leasing.copy(run) if run else None, told
 
-        accepted, run, standing = await self._engine.submit(
+        accepted, run, estimate = await self._engine.submit(
             apply,
             requests=[new.request_id],
             sessions=[] if parent else [new.session_key],
@@ -81,7 +84,8 @@ class SchedulerServicer(pb_grpc.SchedulerServiceServicer):
             run=convert.run_message(run, payload, brief=True),
             outcome=outcome,
             deduplicated=accepted.deduplicated,
-            estimate=_estimate(standing, self._engine.now()),
+            estimate=estimate
+            or lane_pb2.QueueEstimate(as_of_time=convert.timestamp(self._engine.now())),
             last_sequence=head,
         )
 
@@ -231,50 +235,6 @@ def _not_found(run_id: str) -> RunNotFound:
 
 def _not_yet(feature: str) -> NotImplementedYet:
     return NotImplementedYet(f"{feature} is not in this release", metadata={"feature": feature})
-
-
-class _Standing:
-    """Where a waiting run stands, as counts, and what the run that holds its lane waits for."""
-
-    def __init__(
-        self,
-        session_ahead: int,
-        global_ahead: int,
-        *,
-        waits: bool,
-        holder_wait: run_pb2.WaitCondition | None = None,
-    ) -> None:
-        self.session_ahead = session_ahead
-        self.global_ahead = global_ahead
-        self.waits = waits
-        self.holder_wait = holder_wait
-
-
-def _standing(k: Kernel, run: Run | None) -> _Standing:
-    if run is None or run.state is not RunState.QUEUED:
-        return _Standing(0, 0, waits=False)
-    session, lane = k.sessions[run.session_key], k.lanes[run.lane]
-    holder = k.runs.get(session.holder) if session.holder != run.run_id else None
-    wait = holder.wait if holder is not None else None
-    queued = lane.waiting - (session.ready == run.run_id)
-    # Slots that are free now start the first of them at once.
-    return _Standing(
-        session.ahead_of(run),
-        max(0, queued - lane.free),
-        waits=True,
-        holder_wait=convert.wait_condition(wait) if wait is not None else None,
-    )
-
-
-def _estimate(standing: _Standing, now: int) -> lane_pb2.QueueEstimate:
-    ahead = standing.session_ahead + standing.global_ahead
-    return lane_pb2.QueueEstimate(
-        position=1 + ahead if standing.waits else 0,
-        session_lane_ahead=standing.session_ahead,
-        global_lane_ahead=standing.global_ahead,
-        as_of_time=convert.timestamp(now),
-        session_lane_wait=standing.holder_wait,
-    )
 
 
 def _lanes(
