@@ -70,7 +70,6 @@ def postgres(_postgres: PostgresServer) -> PostgresServer:
 
 @pytest.fixture
 def postgres_url(postgres: PostgresServer) -> Iterator[str]:
-    """The address of an empty database, gone after the test."""
-    url = postgres.create_database()
-    yield url
-    postgres.drop_database(url)
+    """The address of an empty database."""
+    with postgres.database() as url:
+        yield url

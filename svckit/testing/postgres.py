@@ -39,6 +39,16 @@ _STOP_SIGNALS = {
 }
 
 
+_EMPTY = """
+DO $$ DECLARE name text; BEGIN
+  FOR name IN SELECT nspname FROM pg_namespace
+    WHERE nspname NOT LIKE 'pg\\_%' AND nspname <> 'information_schema'
+  LOOP EXECUTE format('DROP SCHEMA %I CASCADE', name); END LOOP;
+  CREATE SCHEMA public;
+END $$
+"""
+
+
 class PostgresMissing(RuntimeError):
     """No PostgreSQL server is installed here."""
 
@@ -98,6 +108,7 @@ class PostgresServer:
         } | settings
         self._process: subprocess.Popen[bytes] | None = None
         self._numbers = itertools.count(1)
+        self._empty: list[str] = []
 
     # Its life
 
@@ -172,6 +183,20 @@ class PostgresServer:
     def drop_database(self, url: str) -> None:
         """Remove a database, whoever is connected."""
         self.execute(f"DROP DATABASE IF EXISTS {url.rpartition('/')[2]} WITH (FORCE)")
+
+    @contextmanager
+    def database(self) -> Iterator[str]:
+        """The address of an empty database, for the block. The next block gets it emptied."""
+        url = self._empty.pop() if self._empty else self.create_database()
+        yield url
+        # Cheaper than to remove the database and make another.
+        self.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+            "WHERE datname = current_database() AND pid <> pg_backend_pid()",
+            url,
+        )
+        self.execute(_EMPTY, url)
+        self._empty.append(url)
 
     def url(self, database: str = "postgres") -> str:
         """Address of a database, over TCP."""

@@ -16,9 +16,12 @@ def test_every_database_is_empty_and_has_an_address(
     tables = "SELECT count(*) FROM pg_tables WHERE schemaname = 'public'"
     assert postgres.execute(tables, postgres_url) == [[0]]
     postgres.execute("CREATE TABLE t (a int)", postgres_url)
-    other = postgres.create_database()
-    assert postgres.execute(tables, other) == [[0]]
-    postgres.drop_database(other)
+    with postgres.database() as first:
+        postgres.execute("CREATE SCHEMA s; CREATE TABLE public.t (a int)", first)
+    with postgres.database() as second:
+        assert second == first
+        assert postgres.execute(tables, second) == [[0]]
+        assert postgres.execute("SELECT to_regnamespace('s')", second) == [[None]]
 
 
 def test_what_was_committed_survives_every_kind_of_end() -> None:
