@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from scheduler_svc.app import build
+from scheduler_svc.app import address_of, build
 from svckit.service import main as serve
 
 
 def main() -> None:
     """Entry point."""
-    serve("scheduler", build, lambda settings: settings.services.scheduler)
+    serve("scheduler", build, address_of)
 
 
 if __name__ == "__main__":

@@ -15,29 +15,95 @@ from conveyor.scheduler.v1 import worker_service_pb2_grpc as worker_grpc
 from scheduler_svc.domain.kernel import Config
 from scheduler_svc.domain.records import SECOND, RetryPolicy
 from scheduler_svc.engine import Engine
+from scheduler_svc.leadership import Leadership
 from scheduler_svc.retention import remove_old
 from scheduler_svc.rpc.events import EventLogServicer
 from scheduler_svc.rpc.flow import FlowServicer
+from scheduler_svc.rpc.guard import LeaderGuard
 from scheduler_svc.rpc.limits import LimitServicer
 from scheduler_svc.rpc.scheduler import SchedulerServicer
 from scheduler_svc.rpc.validate import NewRunDefaults
 from scheduler_svc.rpc.worker import WorkerServicer
-from scheduler_svc.store.base import LaneStore
+from scheduler_svc.store.base import LaneStore, SharedStore
 from svckit.housekeeping import keep_tidy
-from svckit.service import App, Context, Registered
+from svckit.service import App, Context, Registered, StartError
 from svckit.settings import Settings
+
+
+def address_of(settings: Settings) -> str:
+    """Where this scheduler listens. Raises `StartError` when it could be any of several."""
+    if settings.scheduler.listen:
+        return settings.scheduler.listen
+    schedulers = settings.services.schedulers
+    if len(schedulers) > 1:
+        raise StartError(
+            f"services.scheduler names {len(schedulers)} schedulers; say which of them this one "
+            f"is, for example CONVEYOR_SCHEDULER__LISTEN={schedulers[0]}"
+        )
+    return schedulers[0]
 
 
 @asynccontextmanager
 async def build(context: Context) -> AsyncIterator[App]:
-    """Opens the store and yields the scheduler; closes the store at the end."""
+    """Opens the store and yields the scheduler; closes the store at the end.
+
+    With a store that several schedulers share it stands by until it leads.
+    """
     settings = context.settings
-    engine = Engine(make_store(settings), config(settings), context.clock, context.set_serving)
-    await engine.start()
+    shared = make_shared_store(settings)
+    store = shared or make_store(settings)
+    engine = Engine(store, config(settings), context.clock, context.set_serving)
+    if shared is None:
+        await engine.start()
+    else:
+        await shared.acquire()
+        engine.stand_by()
+        context.set_serving(False, alive=True)
     try:
-        yield make_app(engine, context)
+        app = make_app(engine, context)
+        yield with_leadership(app, engine, shared, context) if shared else app
     finally:
         await asyncio.shield(engine.close())
+
+
+def with_leadership(app: App, engine: Engine, store: SharedStore, context: Context) -> App:
+    """The same scheduler as one of several: it serves while it leads."""
+    settings = context.settings
+    leadership = Leadership(
+        engine,
+        store,
+        ttl=settings.store.leader_lease_seconds,
+        address=lambda: advertised(settings, context.address),
+        tell=lambda leads: context.set_serving(leads, alive=True),
+    )
+
+    async def drain() -> None:
+        engine.drain()
+        await leadership.leave()
+
+    async def forget(now_us: int) -> int:
+        return await remove_old(store, settings.retention, now_us) if leadership.leads else 0
+
+    return App(
+        services=app.services,
+        tasks=[
+            ("leadership", leadership.run),
+            ("retention", partial(keep_tidy, forget, context.clock)),
+        ],
+        drain=drain,
+        ready=leadership.settled,
+        interceptors=[LeaderGuard(leadership)],
+    )
+
+
+def advertised(settings: Settings, bound: str) -> str:
+    """How others reach this scheduler, in their own words if they can be known."""
+    schedulers = settings.services.schedulers
+    if settings.scheduler.advertise:
+        return settings.scheduler.advertise
+    if len(schedulers) == 1 and not schedulers[0].endswith(":0"):
+        return schedulers[0]
+    return bound
 
 
 def make_app(engine: Engine, context: Context) -> App:
@@ -81,8 +147,17 @@ def make_app(engine: Engine, context: Context) -> App:
     )
 
 
+def make_shared_store(settings: Settings) -> SharedStore | None:
+    """The store that `store.url` names, if several schedulers can share it."""
+    if not settings.store.url.startswith("postgresql:"):
+        return None
+    from scheduler_svc.store.postgres import PostgresStore
+
+    return PostgresStore(settings.store.postgres)
+
+
 def make_store(settings: Settings) -> LaneStore:
-    """The store that `store.url` names."""
+    """The store that `store.url` names, for one scheduler alone."""
     url = settings.store.url
     if url.startswith("memory:"):
         from scheduler_svc.store.memory import MemoryStore

@@ -8,6 +8,7 @@ one commit is under way the next commands gather: that is the group.
 
 If a commit fails, nothing of its group is answered but with `StoreUnavailable`; memory is rebuilt
 from the store, which is tried again until it takes writes, and meanwhile every command is refused.
+If it fails because another scheduler leads, `run` raises `NotLeader`: see `leadership`.
 """
 
 from __future__ import annotations
@@ -30,7 +31,14 @@ from scheduler_svc.hub import Hub
 from scheduler_svc.store.base import Batch, LaneStore, StoredRun
 from svckit.backoff import full_jitter
 from svckit.clock import Clock
-from svckit.errors import Internal, ServiceError, ShuttingDown, StartError, StoreUnavailable
+from svckit.errors import (
+    Internal,
+    NotLeader,
+    ServiceError,
+    ShuttingDown,
+    StartError,
+    StoreUnavailable,
+)
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -87,6 +95,8 @@ class Engine:
         self.store = store
         self.hub = Hub()
         self.draining = False
+        # False on a standby: nothing is answered, watches end.
+        self.leading = True
         self._config = config
         self._clock = clock
         self._on_serving = on_serving
@@ -111,6 +121,20 @@ class Engine:
             await self._rebuild()
         except StoreUnavailable as err:
             raise StartError(f"the scheduler's store cannot be read: {err.message}") from err
+
+    async def lead(self) -> None:
+        """Takes over from another scheduler: as `start`, with a store that is open."""
+        await self._rebuild()
+        self.leading = True
+
+    def stand_by(self) -> None:
+        """Forgets everything, since another scheduler may decide now. `run` must have ended."""
+        self.leading = self._available = False
+        self._refuse((), NotLeader("this scheduler does not lead any more"))
+        self._kernel = Kernel(self._config)
+        self._payloads.clear()
+        self._payload_bytes = 0
+        self.hub.wake_all()
 
     def drain(self) -> None:
         """Ends waiting polls and watches; commands still work."""
@@ -234,7 +258,7 @@ class Engine:
     # -- The one task -----------------------------------------------------------------------------
 
     async def run(self) -> None:
-        """Applies commands and looks at what is due, until cancelled."""
+        """Applies commands and looks at what is due, until cancelled. Raises `NotLeader`."""
         while True:
             await self._something_to_do()
             group, self._pending = self._pending[:GROUP_LIMIT], self._pending[GROUP_LIMIT:]
@@ -380,6 +404,10 @@ class Engine:
             error = err
             reason = str(err.__cause__ or err.message)
             log.warning("the store takes no writes; waiting for it", extra={"error": reason})
+        elif isinstance(err, NotLeader):
+            self.leading = False  # before anybody hears of it: no answer may leave from now on
+            self._refuse(group, err)
+            raise err
         else:
             error = Internal("internal error")
             log.error("a command broke the rules; memory is rebuilt", exc_info=err)

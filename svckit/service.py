@@ -76,42 +76,49 @@ class App:
     `tasks` are long-lived: one that ends while the service does not drain stops it with exit code
     1. `drain` runs after health says `NOT_SERVING` and after `Context.draining` is set; it returns
     when nothing is left that should not be cut. `ready` runs once the server listens; health says
-    `SERVING` after it.
+    `SERVING` after it. `interceptors` run around every handler, and may raise `ServiceError`.
     """
 
     services: Sequence[Registered]
     tasks: Sequence[tuple[str, Callable[[], Awaitable[None]]]] = ()
     drain: Callable[[], Awaitable[None]] | None = None
     ready: Callable[[], Awaitable[None]] | None = None
+    interceptors: Sequence[aio.ServerInterceptor] = ()
 
 
 @dataclass
 class Context:
-    """What `build` gets."""
+    """What `build` gets. `address`: where the server listens; known to `tasks` and `ready`."""
 
     name: str
     settings: Settings
     clock: Clock
     tracer: trace.Tracer
     draining: asyncio.Event = field(default_factory=asyncio.Event)
+    address: str = ""
     _serving: bool = True
+    _alive: bool = True
     _health: health.Health | None = None
     _flips: set[asyncio.Task[None]] = field(default_factory=set)
 
-    def set_serving(self, serving: bool) -> None:
+    def set_serving(self, serving: bool, *, alive: bool | None = None) -> None:
         """Flip health at run time, for example while the store takes no writes.
 
-        Remembered when called before the service is ready; ignored while it drains.
+        `alive` is what is said of the server as a whole, by default the same; a standby is alive
+        and does not serve. Remembered when called before the service is ready; ignored while it
+        drains.
         """
-        self._serving = serving
+        self._serving, self._alive = serving, serving if alive is None else alive
         if self._health is not None:
-            flip = deadline.spawn(self._health.set_serving(serving), name="health")
+            flip = deadline.spawn(
+                self._health.set_serving(self._serving, alive=self._alive), name="health"
+            )
             self._flips.add(flip)
             flip.add_done_callback(self._flips.discard)
 
     async def _become_ready(self, answers: health.Health) -> None:
         self._health = answers
-        await answers.set_serving(self._serving)
+        await answers.set_serving(self._serving, alive=self._alive)
 
 
 Build = Callable[[Context], AbstractAsyncContextManager[App]]
@@ -153,7 +160,7 @@ async def running(
         names = [service.full_name for service in app.services]
         answers = health.Health(names)
         await answers.set_serving(False)
-        server = make_server(boundary=boundary, interceptors=interceptors)
+        server = make_server(boundary=boundary, interceptors=[*interceptors, *app.interceptors])
         for service in app.services:
             service.add(server)
         health.add_to(server, answers)
@@ -166,6 +173,7 @@ async def running(
             await server.stop(None)
             raise
         bound = address if address.startswith("unix:") else f"{address.rpartition(':')[0]}:{port}"
+        context.address = bound
         failed: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         tasks = [
             deadline.spawn(_watched(task_name, work, context, failed), name=task_name)

@@ -195,7 +195,7 @@ class EventLogServicer(pb_grpc.EventLogServiceServicer):
                             session_key=message.session_key,
                         )
                     )
-            if self._engine.draining:
+            if self._engine.draining or not self._engine.leading:
                 yield self._progress(watcher, at)
                 return
             try:

@@ -21,15 +21,19 @@ class Health(health_aio.HealthServicer):  # type: ignore[misc]  # the package ha
         self._names = ("", *services)
         self._closed = asyncio.Event()
 
-    async def set_serving(self, serving: bool) -> None:
-        """Tell clients whether calls make sense now. Ignored once the server drains."""
-        status = (
-            health_pb2.HealthCheckResponse.SERVING
-            if serving
-            else health_pb2.HealthCheckResponse.NOT_SERVING
-        )
+    async def set_serving(self, serving: bool, *, alive: bool | None = None) -> None:
+        """Tell clients whether calls make sense now. Ignored once the server drains.
+
+        `alive` is the answer for the server as a whole, by default the same.
+        """
         for name in self._names:
-            await self.set(name, status)
+            well = serving if name or alive is None else alive
+            await self.set(
+                name,
+                health_pb2.HealthCheckResponse.SERVING
+                if well
+                else health_pb2.HealthCheckResponse.NOT_SERVING,
+            )
 
     async def drain(self) -> None:
         """Say `NOT_SERVING` for good."""
