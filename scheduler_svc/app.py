@@ -13,6 +13,7 @@ from conveyor.scheduler.v1 import limit_service_pb2_grpc as limit_grpc
 from conveyor.scheduler.v1 import scheduler_service_pb2_grpc as scheduler_grpc
 from conveyor.scheduler.v1 import worker_service_pb2_grpc as worker_grpc
 from scheduler_svc.domain.kernel import Config
+from scheduler_svc.domain.limits import ProviderRates
 from scheduler_svc.domain.records import SECOND, RetryPolicy
 from scheduler_svc.engine import Engine
 from scheduler_svc.leadership import Leadership
@@ -184,6 +185,14 @@ def config(settings: Settings) -> Config:
         max_depth=subagents.max_spawn_depth,
         max_children=subagents.max_children_per_agent,
         max_descendants=subagents.max_descendants,
+        providers={
+            provider_id: ProviderRates(
+                requests_per_minute=provider.requests_per_minute,
+                tokens_per_minute=provider.tokens_per_minute,
+                per_model=provider.rates_per_model,
+            )
+            for provider_id, provider in settings.providers.items()
+        },
         weights={key: customer.weight for key, customer in settings.customers.items()},
         expected_turns={
             name: round(lane.expected_turn_seconds * SECOND)

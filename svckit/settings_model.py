@@ -289,18 +289,32 @@ def _merge(base: dict[str, Any], over: dict[str, Any]) -> None:
 
 
 class ProviderSettings(Table):
-    """`[providers.<id>]`: a model provider. Rates of 0 mean no limit."""
+    """`[providers.<id>]`: a model provider.
+
+    Rates of 0 mean no limit; with `rates_per_model` they hold for each model on its own. Prices, in
+    US dollars for a million tokens, replace those of the price list; set both or none. The table
+    `[providers.demo]` limits the demo models.
+    """
 
     kind: Literal["openai", "anthropic", "google"] = "openai"
     base_url: str = ""
     api_key_env: str = ""
     requests_per_minute: int = Field(default=0, ge=0)
     tokens_per_minute: int = Field(default=0, ge=0)
+    rates_per_model: bool = False
+    input_price_usd: float | None = Field(default=None, ge=0)
+    output_price_usd: float | None = Field(default=None, ge=0)
 
     @model_validator(mode="after")
     def _http(self) -> Self:
         if self.base_url and not self.base_url.startswith(("http://", "https://")):
             raise ValueError("base_url must start with http:// or https://")
+        return self
+
+    @model_validator(mode="after")
+    def _both_prices(self) -> Self:
+        if (self.input_price_usd is None) != (self.output_price_usd is None):
+            raise ValueError("needs both input_price_usd and output_price_usd, or none")
         return self
 
 

@@ -7,18 +7,17 @@ its own. Depth and children are checked against the run's own caps and every anc
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterator
 
 import msgspec
 
 from scheduler_svc.domain import requests, starting, steering
+from scheduler_svc.domain.budgets import ancestors, exceeded
 from scheduler_svc.domain.emits import ChildSpawned
 from scheduler_svc.domain.kernel import Kernel, KnownRequest
 from scheduler_svc.domain.lanes import Session
 from scheduler_svc.domain.leasing import leased_run
 from scheduler_svc.domain.records import NewRun, Run
 from svckit.errors import (
-    BudgetExceeded,
     FlowCancelling,
     LaneFull,
     LaneNotFound,
@@ -125,36 +124,16 @@ def _child(
     return Accepted(run.run_id, Outcome.QUEUED, False, last_sequence=0)
 
 
-def ancestors(k: Kernel, run: Run) -> Iterator[Run]:
-    """The parent, its parent, … up to the root. All of them are unfinished while `run` is."""
-    while run.parent_id:
-        run = k.runs.get(run.parent_id) or k.ended[run.parent_id]
-        yield run
-
-
 def _check_caps(k: Kernel, parent: Run) -> None:
     depth = parent.depth + 1
     for run in (parent, *ancestors(k, parent)):
         if run.caps.max_depth is not None and depth > run.caps.max_depth:
-            raise _exceeded(run, "max_depth", run.caps.max_depth, parent.depth, depth)
+            raise exceeded(run, "max_depth", run.caps.max_depth, parent.depth, depth)
         if run.caps.max_descendants is not None and run.descendants >= run.caps.max_descendants:
-            raise _exceeded(run, "max_descendants", run.caps.max_descendants, run.descendants, 1)
+            raise exceeded(run, "max_descendants", run.caps.max_descendants, run.descendants, 1)
     cap = parent.caps.max_children
     if cap is not None and len(parent.live) >= cap:
-        raise _exceeded(parent, "max_children", cap, len(parent.live), 1)
-
-
-def _exceeded(run: Run, budget: str, limit: int, used: int, requested: int) -> BudgetExceeded:
-    return BudgetExceeded(
-        f"a new run would pass {budget} = {limit} of run {run.run_id}",
-        metadata={
-            "budget": budget,
-            "limit": str(limit),
-            "used": str(used),
-            "requested": str(requested),
-            "runId": run.run_id,
-        },
-    )
+        raise exceeded(parent, "max_children", cap, len(parent.live), 1)
 
 
 def _repeated(k: Kernel, known: KnownRequest) -> Accepted:

@@ -16,6 +16,7 @@ import msgspec
 
 from scheduler_svc.domain.emits import Emit, Payload, StateChanged
 from scheduler_svc.domain.lanes import GlobalLane, Session
+from scheduler_svc.domain.limits import Limits, ProviderRates
 from scheduler_svc.domain.records import (
     SECOND,
     Failure,
@@ -43,6 +44,7 @@ class Timer(enum.IntEnum):
     WALL_TIMEOUT = 5
     WAIT = 6
     YIELD = 7
+    WALL_BUDGET = 8
 
 
 class Config(msgspec.Struct, frozen=True):
@@ -57,6 +59,8 @@ class Config(msgspec.Struct, frozen=True):
     weights: dict[str, int] = {}
     # How long a turn is taken to last until some were measured, by global lane.
     expected_turns: dict[str, int] = {}
+    # Rates of model providers, by their ids.
+    providers: dict[str, ProviderRates] = {}
 
 
 class KnownRequest(msgspec.Struct, frozen=True):
@@ -119,6 +123,7 @@ class Kernel:
         self.turn_times = TurnTimes()
         # Global lane -> time, and when its executing turns should end in order, as seen then.
         self.lane_ends: dict[str, tuple[int, list[int]]] = {}
+        self.limits = Limits(config.providers)
         # Read from the store for the commands at hand: known request ids, ended runs, and the
         # sequences of known event ids.
         self.requests: dict[str, KnownRequest] = {}
@@ -320,7 +325,10 @@ class Kernel:
 
     def next_time(self) -> int | None:
         """When the next look is due."""
-        return self._timers[0][0] if self._timers else None
+        call = self.limits.next_time()
+        if not self._timers:
+            return call
+        return self._timers[0][0] if call is None else min(self._timers[0][0], call)
 
     def due(self, now: int) -> Iterable[tuple[Timer, Run, int]]:
         """Takes out and yields all looks that are due and still matter."""

@@ -10,7 +10,7 @@ from collections.abc import Set
 
 import msgspec
 
-from scheduler_svc.domain import settling
+from scheduler_svc.domain import budgets, reserving, settling
 from scheduler_svc.domain.kernel import Kernel, Timer
 from scheduler_svc.domain.records import (
     Failure,
@@ -20,6 +20,7 @@ from scheduler_svc.domain.records import (
     Run,
     RunState,
 )
+from scheduler_svc.domain.reserving import Grant
 from svckit.errors import LeaseLost, WorkerReplaced
 
 
@@ -31,6 +32,10 @@ class Leased(msgspec.Struct, frozen=True):
     resumption: Resumption | None
     steered: list[bytes]
     previous: list[PreviousRun]
+    # The reserved model call that the run resumed for.
+    grant: Grant | None = None
+    # Tokens or cost are capped here or above: every model call is reserved.
+    capped: bool = False
 
 
 class LeaseStatus(msgspec.Struct, frozen=True):
@@ -134,7 +139,10 @@ def _lease(k: Kernel, run: Run, worker: str, incarnation: int, now: int) -> Leas
         _tell(run)
     else:
         run.attempt += 1
-    run.start_time = run.start_time or now
+    if not run.start_time:
+        run.start_time = now
+        if run.caps.max_wall:
+            k.at(now + run.caps.max_wall, Timer.WALL_BUDGET, run)
     run.ready_time, run.told_previous = 0, len(session.previous)
     k.set_state(run, RunState.RUNNING, now)
     lease = Lease(token, worker, incarnation, now, now + k.config.lease_ttl)
@@ -146,6 +154,8 @@ def _lease(k: Kernel, run: Run, worker: str, incarnation: int, now: int) -> Leas
         run=copy(run),
         lease=copy_lease(lease),
         resumption=run.resumption,
+        grant=reserving.resumed(k, run, now),
+        capped=budgets.capped(k, run),
         steered=offers(k, run),
         previous=list(session.previous),
     )

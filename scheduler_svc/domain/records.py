@@ -90,6 +90,18 @@ class Caps(msgspec.Struct, frozen=True, omit_defaults=True):
     max_depth: int | None = None
     max_children: int | None = None
     max_descendants: int | None = None
+    max_tokens: int | None = None
+    # Millionths of a US dollar.
+    max_cost: int | None = None
+    # From the first start of the run.
+    max_wall: int | None = None
+    # Share of `max_tokens` and `max_cost` that only the run itself may reserve.
+    reply_reserve: float | None = None
+
+    @property
+    def spending(self) -> bool:
+        """True when tokens or cost are capped, so that every model call is reserved."""
+        return self.max_tokens is not None or self.max_cost is not None
 
 
 class Usage(msgspec.Struct, omit_defaults=True):
@@ -101,6 +113,11 @@ class Usage(msgspec.Struct, omit_defaults=True):
     output_tokens: int = 0
     cost_micros_usd: int = 0
     unpriced_calls: int = 0
+
+    @property
+    def tokens(self) -> int:
+        """Tokens read and written."""
+        return self.input_tokens + self.output_tokens
 
     def add(self, other: Usage) -> None:
         """Adds every total of `other` to this one."""
@@ -129,8 +146,9 @@ class Wait(msgspec.Struct, omit_defaults=True):
     # Children: the awaited ones, settled or not.
     run_ids: list[str] = []
     mode: AnnounceMode = AnnounceMode.ALL
-    # Limit: its name, for people.
+    # Limit: its name, for people, and the reservation when it is a provider's.
     name: str = ""
+    reservation: str = ""
     # The wait ends unsatisfied then.
     expire_time: int = 0
     # From then on the session lane is released as soon as another run waits for it.

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 
 import msgspec
 
+from scheduler_svc.domain import reserving
 from scheduler_svc.domain.kernel import Config, Kernel, Timer
 from scheduler_svc.domain.lanes import Session
 from scheduler_svc.domain.records import PreviousRun, Run, RunState, SteerOffer
@@ -46,6 +47,7 @@ def rebuild(config: Config, snapshot: Snapshot, now: int) -> Kernel:
             k.turn_times.take_in(msgspec.json.decode(data, type=TurnRecord))
     for run in snapshot.runs:
         _take_in(k, run, snapshot.sessions, now)
+    reserving.rebuild(k, snapshot.facts, now)
     for name, limit in snapshot.limits.items():
         if name in k.lanes:  # also one that only its runs still know
             k.lanes[name].limit = limit
@@ -96,6 +98,8 @@ def _set_timers(k: Kernel, run: Run) -> None:
         k.at(run.create_time + run.queue_timeout, Timer.QUEUE_TIMEOUT, run)
     if run.wall_timeout:
         k.at(run.create_time + run.wall_timeout, Timer.WALL_TIMEOUT, run)
+    if run.caps.max_wall and run.start_time:
+        k.at(run.start_time + run.caps.max_wall, Timer.WALL_BUDGET, run)
     if run.ready_time:
         k.at(run.ready_time, Timer.READY, run)
     if run.wait and run.wait.expire_time:

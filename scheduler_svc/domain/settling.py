@@ -6,7 +6,7 @@ ended; then it takes its own end state. So no run is terminal while a descendant
 
 from __future__ import annotations
 
-from scheduler_svc.domain import steering, waiting
+from scheduler_svc.domain import budgets, reserving, steering, waiting
 from scheduler_svc.domain.emits import ChildAnnounced
 from scheduler_svc.domain.kernel import Kernel
 from scheduler_svc.domain.records import Ending, Failure, PreviousRun, Run, RunState
@@ -38,6 +38,11 @@ def expire(k: Kernel, run: Run, timeout: str, now: int) -> None:
     """A time limit of the run has passed; `timeout` names it. As `cancel`, with another end."""
     failure = Failure("RUN_EXPIRED", f"{timeout} has passed", {"timeout": timeout})
     _stop(k, run, Ending(RunState.EXPIRED, failure), now)
+
+
+def out_of_time(k: Kernel, run: Run, now: int) -> None:
+    """The budget of wall time is used up. As `expire`, and the failure names the budget."""
+    _stop(k, run, Ending(RunState.EXPIRED, budgets.too_long(run, now)), now)
 
 
 def stopped(k: Kernel, run: Run, now: int) -> None:
@@ -104,6 +109,7 @@ def _finish(k: Kernel, run: Run, state: RunState, failure: Failure | None, now: 
     )
     k.free_slot(run, now)
     k.forget(run)
+    reserving.run_ended(k, run)
     k.refresh(session, now)
     if run.parent_id:
         _announce(k, run, now)

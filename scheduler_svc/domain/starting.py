@@ -9,6 +9,9 @@ from scheduler_svc.domain.emits import InputAccepted, StateChanged
 from scheduler_svc.domain.kernel import Config, Kernel, Timer
 from scheduler_svc.domain.records import Caps, NewRun, Run, RunState
 
+# Share of its caps that a root run keeps for its own answer unless it says otherwise.
+DEFAULT_REPLY_RESERVE = 0.1
+
 
 def start(k: Kernel, new: NewRun, now: int, *, order: int = 0, told: bool = False) -> Run:
     """Puts a root run into its session lane.
@@ -41,7 +44,7 @@ def record(k: Kernel, new: NewRun, now: int, *, session_key: str, order: int = 0
         run_timeout=new.run_timeout,
         wall_timeout=new.wall_timeout,
         retry=new.retry,
-        caps=_filled_in(new.caps, k.config),
+        caps=_filled_in(new.caps, k.config, root=bool(new.session_key)),
         delivers_later=new.delivers_later,
         create_time=now,
         state_time=now,
@@ -70,12 +73,16 @@ def admit(k: Kernel, run: Run, new: NewRun, now: int, *, told: bool = False) -> 
     waiting.make_room(k, session, now)
 
 
-def _filled_in(caps: Caps, config: Config) -> Caps:
+def _filled_in(caps: Caps, config: Config, *, root: bool) -> Caps:
     def either(own: int | None, default: int) -> int:
         return default if own is None else own
 
+    reserve = caps.reply_reserve
+    if reserve is None:
+        reserve = DEFAULT_REPLY_RESERVE if root and caps.spending else 0.0
     return msgspec.structs.replace(
         caps,
+        reply_reserve=reserve,
         max_depth=either(caps.max_depth, config.max_depth),
         max_children=either(caps.max_children, config.max_children),
         max_descendants=either(caps.max_descendants, config.max_descendants),

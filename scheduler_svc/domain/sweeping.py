@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from scheduler_svc.domain import leasing, settling, waiting
+from scheduler_svc.domain import leasing, reserving, settling, waiting
 from scheduler_svc.domain.kernel import Kernel, Timer
 from scheduler_svc.domain.records import ResumeReason, Run, RunState
 
@@ -11,6 +11,7 @@ def sweep(k: Kernel, now: int) -> None:
     """Looks at everything that is due."""
     for timer, run, stamp in k.due(now):
         _look(k, timer, run, stamp, now)
+    reserving.sweep(k, now)
 
 
 def _look(k: Kernel, timer: Timer, run: Run, stamp: int, now: int) -> None:
@@ -28,6 +29,8 @@ def _look(k: Kernel, timer: Timer, run: Run, stamp: int, now: int) -> None:
                 settling.expire(k, run, "queue_timeout", now)
         case Timer.WALL_TIMEOUT:
             settling.expire(k, run, "wall_timeout", now)
+        case Timer.WALL_BUDGET:
+            settling.out_of_time(k, run, now)
         case Timer.READY:
             k.refresh(k.sessions[run.session_key], now)
         case Timer.WAIT:

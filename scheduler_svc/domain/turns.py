@@ -6,7 +6,7 @@ cancellation was asked for, each confirms it.
 
 from __future__ import annotations
 
-from scheduler_svc.domain import leasing, settling, steering, waiting
+from scheduler_svc.domain import leasing, reserving, settling, steering, waiting
 from scheduler_svc.domain.emits import Appended, Replied
 from scheduler_svc.domain.kernel import Kernel
 from scheduler_svc.domain.records import (
@@ -93,7 +93,7 @@ def suspend(
     if repeated is not None:
         return repeated
     run = leasing.leased_run(k, run_id, token)
-    _check_wait(run, wait, hold_lane)
+    _check_wait(k, run, wait, hold_lane)
     run.spent = SpentLease(token, digest)
     steering.take(k, run, taken, now)
     if run.stopping:
@@ -108,7 +108,10 @@ def suspend(
         waiting.send_interim(k, run, interim, now)
     elif wait.yield_time and not run.interim_sent:
         wait.interim = interim
-    if waiting.satisfied(run, wait) or (run.steered and wait.kind is WaitKind.CHILDREN):
+    if wait.reservation and not reserving.waits_for(k, run, wait.reservation):
+        # Granted meanwhile. One that is not known any more the worker reserves anew.
+        waiting.resume(k, run, ResumeReason.LIMIT_GRANTED, now, wait=wait)
+    elif waiting.satisfied(run, wait) or (run.steered and wait.kind is WaitKind.CHILDREN):
         settled = waiting.satisfied(run, wait)
         if not hold_lane:
             k.leave_line(run)
@@ -119,7 +122,10 @@ def suspend(
     return run
 
 
-def _check_wait(run: Run, wait: Wait, hold_lane: bool) -> None:
+def _check_wait(k: Kernel, run: Run, wait: Wait, hold_lane: bool) -> None:
+    call = k.limits.reservations.get(wait.reservation)
+    if call is not None and call.run_id != run.run_id:
+        raise invalid_field("condition.limit.reservation_id", "is not of this run")
     own = {*run.live, *run.untold, *run.told}
     for child in wait.run_ids:
         if child not in own:

@@ -7,7 +7,13 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from google.rpc import status_pb2
 
 from conveyor.common.v1 import usage_pb2
-from conveyor.scheduler.v1 import announcement_pb2, flow_service_pb2, lane_pb2, run_pb2
+from conveyor.scheduler.v1 import (
+    announcement_pb2,
+    flow_service_pb2,
+    lane_pb2,
+    limit_service_pb2,
+    run_pb2,
+)
 from conveyor.scheduler.v1 import worker_service_pb2 as worker_pb2
 from scheduler_svc.domain.lanes import GlobalLane
 from scheduler_svc.domain.leasing import LeaseStatus
@@ -22,6 +28,7 @@ from scheduler_svc.domain.records import (
     Wait,
     WaitKind,
 )
+from scheduler_svc.domain.reserving import Grant
 from scheduler_svc.store.base import FlowFigures, StoredRun
 from svckit.errors import BY_REASON, Internal
 from svckit.grpc import status as grpc_status
@@ -84,7 +91,10 @@ def wait_condition(wait: Wait) -> run_pb2.WaitCondition:
                 run_ids=wait.run_ids, mode=run_pb2.AnnounceMode.ValueType(int(wait.mode))
             )
         )
-    return run_pb2.WaitCondition(limit=run_pb2.LimitWait(name=wait.name))
+    limit = run_pb2.LimitWait(name=wait.name)
+    if wait.reservation:
+        limit.reservation_id = wait.reservation
+    return run_pb2.WaitCondition(limit=limit)
 
 
 def suspension(wait: Wait, *, holds_lane: bool) -> run_pb2.Suspension:
@@ -176,6 +186,14 @@ def _fill_spec(spec: run_pb2.RunSpec, run: Run) -> None:
         spec.budget.max_children = run.caps.max_children
     if run.caps.max_descendants is not None:
         spec.budget.max_descendants = run.caps.max_descendants
+    if run.caps.max_tokens is not None:
+        spec.budget.max_tokens = run.caps.max_tokens
+    if run.caps.max_cost is not None:
+        spec.budget.max_cost_micros_usd = run.caps.max_cost
+    if run.caps.max_wall is not None:
+        spec.budget.max_wall_time.FromMicroseconds(run.caps.max_wall)
+    if run.caps.reply_reserve is not None:
+        spec.budget.reply_reserve = run.caps.reply_reserve
 
 
 def parent_session(run: Run) -> str:
@@ -257,7 +275,20 @@ def trace_id(traceparent: str) -> str:
     return parts[1] if len(parts) == 4 else ""
 
 
-def resumption(value: Resumption, children: dict[str, StoredRun]) -> announcement_pb2.Resumption:
+def reserve_grant(value: Grant) -> limit_service_pb2.ReserveGrant:
+    """A reserved model call."""
+    return limit_service_pb2.ReserveGrant(
+        reservation_id=value.reservation_id,
+        delay=optional_duration(value.delay),
+        reserved_time=timestamp(value.time),
+        limit=value.limit,
+        expire_time=timestamp(value.expire_time),
+    )
+
+
+def resumption(
+    value: Resumption, children: dict[str, StoredRun], grant: Grant | None = None
+) -> announcement_pb2.Resumption:
     """What a resumed turn starts with. `children` holds every run that it names."""
     named = [children[child] for child in (*value.told, *value.live) if child in children]
     most = min(CHILD_TEXT_BYTES, CHILDREN_TEXT_BYTES // max(1, len(named)))
@@ -266,6 +297,7 @@ def resumption(value: Resumption, children: dict[str, StoredRun]) -> announcemen
         condition=wait_condition(value.wait) if value.wait else None,
         children=[child_result(c.run, c.payload, c.result, most) for c in named],
         lane_released=value.lane_released,
+        grant=reserve_grant(grant) if grant is not None else None,
     )
 
 

@@ -20,6 +20,8 @@ KIB, MIB = 1024, 1024 * 1024
 # A child's key grows with its depth: its parent's, and the kind and id of the child.
 CHILD_KEY_LENGTH = 1024
 QUEUES = ("agent", "acp")
+# A budget above this is a mistake: so many tokens, or millionths of a US dollar.
+MOST_SPENT = 10**15
 _PRINTABLE = re.compile(r"[^\x00-\x20\x7f]+")
 
 
@@ -227,30 +229,31 @@ def _retry(policy: run_pb2.RetryPolicy, default: RetryPolicy) -> RetryPolicy:
     )
 
 
-# Caps that nothing counts yet. Ignoring one would be worse than refusing it: somebody pays.
-_LATER_CAPS = ("max_tokens", "max_cost_micros_usd", "max_wall_time", "reply_reserve")
-
-
 def _caps(budget: run_pb2.Budget) -> Caps:
-    for name in _LATER_CAPS:
-        if budget.HasField(name):  # type: ignore[arg-type]
-            raise NotImplementedYet(
-                f"the budget {name} is not in this release; leave it unset",
-                metadata={"feature": f"budget_{name}"},
-            )
-
-    def cap(name: str) -> int | None:
+    def cap(name: str, most: int = 1_000_000) -> int | None:
         if not budget.HasField(name):  # type: ignore[arg-type]
             return None
         value: int = getattr(budget, name)
-        if not 0 <= value <= 1_000_000:
-            raise invalid_field(f"spec.budget.{name}", "must be 0 to 1,000,000")
+        if not 0 <= value <= most:
+            raise invalid_field(f"spec.budget.{name}", f"must be 0 to {most:,}")
         return value
 
+    wall = None
+    if budget.HasField("max_wall_time"):
+        wall = micros(budget.max_wall_time, "spec.budget.max_wall_time")
+        if not wall:
+            raise invalid_field("spec.budget.max_wall_time", "must be above 0, or unset")
+    reserve = budget.reply_reserve if budget.HasField("reply_reserve") else None
+    if reserve is not None and not 0 <= reserve <= 0.5:
+        raise invalid_field("spec.budget.reply_reserve", "must be 0 to 0.5")
     return Caps(
         max_depth=cap("max_depth"),
         max_children=cap("max_children"),
         max_descendants=cap("max_descendants"),
+        max_tokens=cap("max_tokens", MOST_SPENT),
+        max_cost=cap("max_cost_micros_usd", MOST_SPENT),
+        max_wall=wall,
+        reply_reserve=reserve,
     )
 
 

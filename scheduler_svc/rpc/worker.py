@@ -83,7 +83,10 @@ class WorkerServicer(pb_grpc.WorkerServiceServicer):
         leased = pb.LeasedRun(
             run=message,
             lease=convert.lease(item.lease, run, self._engine.now()),
-            resumption=convert.resumption(item.resumption, stored) if item.resumption else None,
+            resumption=convert.resumption(item.resumption, stored, item.grant)
+            if item.resumption
+            else None,
+            budgeted=item.capped,
             previous_runs=[convert.previous_run(previous) for previous in item.previous],
             links=links,
         )
@@ -260,12 +263,14 @@ def _wait(request: pb.SuspendRunRequest) -> Wait:
                 mode=AnnounceMode.EACH if each else AnnounceMode.ALL,
             )
         case "limit":
-            if request.condition.limit.WhichOneof("limit") != "retry_after":
-                raise NotImplementedYet(
-                    "waits for a reservation are not in this release",
-                    metadata={"feature": "limit_reservations"},
-                )
-            return Wait(kind=WaitKind.LIMIT, name=request.condition.limit.name)
+            limit = request.condition.limit
+            if limit.WhichOneof("limit") is None:
+                raise invalid_field("condition.limit", "must hold reservation_id or retry_after")
+            if limit.HasField("reservation_id"):
+                validate.text(limit.reservation_id, "condition.limit.reservation_id", 128)
+            return Wait(
+                kind=WaitKind.LIMIT, name=limit.name[:128], reservation=limit.reservation_id
+            )
         case "approval":
             raise NotImplementedYet(
                 "waits for an approval are not in this release", metadata={"feature": "questions"}
@@ -277,9 +282,9 @@ def _wait(request: pb.SuspendRunRequest) -> Wait:
 def _ends_after(request: pb.SuspendRunRequest) -> int | None:
     # When the wait ends by itself; `None` means never.
     limit = request.condition.limit
+    if request.condition.HasField("limit") and request.HasField("timeout"):
+        raise invalid_field("timeout", "is not for a wait for a limit; leave it unset")
     if limit.HasField("retry_after"):
-        if request.HasField("timeout"):
-            raise invalid_field("timeout", "is not for a wait for a limit; leave it unset")
         return validate.micros(limit.retry_after, "condition.limit.retry_after")
     return validate.micros(request.timeout, "timeout") if request.HasField("timeout") else None
 

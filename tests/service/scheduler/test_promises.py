@@ -270,12 +270,6 @@ async def test_a_preferred_worker_is_refused_rather_than_ignored(s: Driver) -> N
     assert (error.reason, error.metadata) == ("NOT_IMPLEMENTED", {"feature": "preferred_worker"})
 
 
-async def test_a_budget_that_nothing_counts_yet_is_refused_rather_than_ignored(s: Driver) -> None:
-    item = s.item("a", "x", budget=run_pb2.Budget(max_tokens=1000))
-    error = from_proto(await s.refused(item))
-    assert (error.reason, error.metadata) == ("NOT_IMPLEMENTED", {"feature": "budget_max_tokens"})
-
-
 async def test_a_repeated_steered_message_is_still_steered(s: Driver) -> None:
     await s.send("a", "one")
     leased = await s.lease_one()

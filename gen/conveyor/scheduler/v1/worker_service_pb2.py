@@ -31,7 +31,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from google.rpc import status_pb2 as google_dot_rpc_dot_status__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n*conveyor/scheduler/v1/worker_service.proto\x12\x15\x63onveyor.scheduler.v1\x1a conveyor/common/v1/content.proto\x1a\x1e\x63onveyor/common/v1/trace.proto\x1a(conveyor/scheduler/v1/announcement.proto\x1a\x1f\x63onveyor/scheduler/v1/run.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\"\xb8\x01\n\x05Lease\x12\x10\n\x08lease_id\x18\x01 \x01(\t\x12\x0e\n\x06run_id\x18\x02 \x01(\t\x12\x0c\n\x04turn\x18\x03 \x01(\x05\x12\x0f\n\x07\x61ttempt\x18\x04 \x01(\x05\x12\x15\n\rfencing_token\x18\x05 \x01(\x03\x12/\n\x0b\x65xpire_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12&\n\x03ttl\x18\x07 \x01(\x0b\x32\x19.google.protobuf.Duration\"+\n\x06Worker\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\x03\"\xbc\x01\n\x10LeaseRunsRequest\x12-\n\x06worker\x18\x01 \x01(\x0b\x32\x1d.conveyor.scheduler.v1.Worker\x12\r\n\x05queue\x18\x02 \x01(\t\x12\x10\n\x08max_runs\x18\x03 \x01(\x05\x12\'\n\x04wait\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12/\n\x04held\x18\x05 \x01(\x0b\x32!.conveyor.scheduler.v1.HeldLeases\"\x1f\n\nHeldLeases\x12\x11\n\tlease_ids\x18\x01 \x03(\t\"J\n\x11LeaseRunsResponse\x12\x35\n\x0bleased_runs\x18\x01 \x03(\x0b\x32 .conveyor.scheduler.v1.LeasedRun\"\xb6\x02\n\tLeasedRun\x12\'\n\x03run\x18\x01 \x01(\x0b\x32\x1a.conveyor.scheduler.v1.Run\x12+\n\x05lease\x18\x02 \x01(\x0b\x32\x1c.conveyor.scheduler.v1.Lease\x12\x35\n\nresumption\x18\x03 \x01(\x0b\x32!.conveyor.scheduler.v1.Resumption\x12\x30\n\x07steered\x18\x04 \x03(\x0b\x32\x1f.conveyor.scheduler.v1.RunInput\x12\x39\n\rprevious_runs\x18\x05 \x03(\x0b\x32\".conveyor.scheduler.v1.PreviousRun\x12/\n\x05links\x18\x06 \x03(\x0b\x32 .conveyor.common.v1.TraceContext\"[\n\x0bPreviousRun\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12.\n\x05state\x18\x02 \x01(\x0e\x32\x1f.conveyor.scheduler.v1.RunState\x12\x0c\n\x04turn\x18\x03 \x01(\x05\"W\n\x13\x45xtendLeasesRequest\x12-\n\x06worker\x18\x01 \x01(\x0b\x32\x1d.conveyor.scheduler.v1.Worker\x12\x11\n\tlease_ids\x18\x02 \x03(\t\"L\n\x14\x45xtendLeasesResponse\x12\x34\n\x08statuses\x18\x01 \x03(\x0b\x32\".conveyor.scheduler.v1.LeaseStatus\"\xab\x01\n\x0bLeaseStatus\x12+\n\x05lease\x18\x01 \x01(\x0b\x32\x1c.conveyor.scheduler.v1.Lease\x12\x0c\n\x04lost\x18\x02 \x01(\x08\x12\x18\n\x10\x63\x61ncel_requested\x18\x03 \x01(\x08\x12\x15\n\rcancel_reason\x18\x04 \x01(\t\x12\x30\n\x07steered\x18\x05 \x03(\x0b\x32\x1f.conveyor.scheduler.v1.RunInput\"\xb8\x02\n\x11SuspendRunRequest\x12\x10\n\x08lease_id\x18\x01 \x01(\t\x12\x37\n\tcondition\x18\x02 \x01(\x0b\x32$.conveyor.scheduler.v1.WaitCondition\x12\x19\n\x11hold_session_lane\x18\x03 \x01(\x08\x12.\n\x0byield_after\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x32\n\rinterim_reply\x18\x05 \x01(\x0b\x32\x1b.conveyor.common.v1.Message\x12*\n\x07timeout\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x12\n\nkeep_lease\x18\x07 \x01(\x08\x12\x19\n\x11taken_request_ids\x18\x08 \x03(\t\"=\n\x12SuspendRunResponse\x12\'\n\x03run\x18\x01 \x01(\x0b\x32\x1a.conveyor.scheduler.v1.Run\"P\n\x13\x43ompleteRunsRequest\x12\x39\n\x0b\x63ompletions\x18\x01 \x03(\x0b\x32$.conveyor.scheduler.v1.RunCompletion\"\xca\x01\n\rRunCompletion\x12\x10\n\x08lease_id\x18\x01 \x01(\t\x12\x30\n\x06result\x18\x02 \x01(\x0b\x32 .conveyor.scheduler.v1.RunResult\x12:\n\rannounce_mode\x18\x03 \x01(\x0e\x32#.conveyor.scheduler.v1.AnnounceMode\x12\x19\n\x11taken_request_ids\x18\x04 \x03(\t\x12\x1e\n\x16steered_is_next_prompt\x18\x05 \x01(\x08\"P\n\x14\x43ompleteRunsResponse\x12\x38\n\x07results\x18\x01 \x03(\x0b\x32\'.conveyor.scheduler.v1.CompletionResult\"l\n\x10\x43ompletionResult\x12)\n\x03run\x18\x01 \x01(\x0b\x32\x1a.conveyor.scheduler.v1.RunH\x00\x12#\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x42\x08\n\x06result\"s\n\x0e\x46\x61ilRunRequest\x12\x10\n\x08lease_id\x18\x01 \x01(\t\x12!\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x12.google.rpc.Status\x12\x11\n\tretryable\x18\x03 \x01(\x08\x12\x19\n\x11taken_request_ids\x18\x04 \x03(\t\":\n\x0f\x46\x61ilRunResponse\x12\'\n\x03run\x18\x01 \x01(\x0b\x32\x1a.conveyor.scheduler.v1.Run\"%\n\x11ReleaseRunRequest\x12\x10\n\x08lease_id\x18\x01 \x01(\t\"=\n\x12ReleaseRunResponse\x12\'\n\x03run\x18\x01 \x01(\x0b\x32\x1a.conveyor.scheduler.v1.Run2\xe1\x04\n\rWorkerService\x12^\n\tLeaseRuns\x12\'.conveyor.scheduler.v1.LeaseRunsRequest\x1a(.conveyor.scheduler.v1.LeaseRunsResponse\x12g\n\x0c\x45xtendLeases\x12*.conveyor.scheduler.v1.ExtendLeasesRequest\x1a+.conveyor.scheduler.v1.ExtendLeasesResponse\x12\x61\n\nSuspendRun\x12(.conveyor.scheduler.v1.SuspendRunRequest\x1a).conveyor.scheduler.v1.SuspendRunResponse\x12g\n\x0c\x43ompleteRuns\x12*.conveyor.scheduler.v1.CompleteRunsRequest\x1a+.conveyor.scheduler.v1.CompleteRunsResponse\x12X\n\x07\x46\x61ilRun\x12%.conveyor.scheduler.v1.FailRunRequest\x1a&.conveyor.scheduler.v1.FailRunResponse\x12\x61\n\nReleaseRun\x12(.conveyor.scheduler.v1.ReleaseRunRequest\x1a).conveyor.scheduler.v1.ReleaseRunResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n*conveyor/scheduler/v1/worker_service.proto\x12\x15\x63onveyor.scheduler.v1\x1a conveyor/common/v1/content.proto\x1a\x1e\x63onveyor/common/v1/trace.proto\x1a(conveyor/scheduler/v1/announcement.proto\x1a\x1f\x63onveyor/scheduler/v1/run.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\"\xb8\x01\n\x05Lease\x12\x10\n\x08lease_id\x18\x01 \x01(\t\x12\x0e\n\x06run_id\x18\x02 \x01(\t\x12\x0c\n\x04turn\x18\x03 \x01(\x05\x12\x0f\n\x07\x61ttempt\x18\x04 \x01(\x05\x12\x15\n\rfencing_token\x18\x05 \x01(\x03\x12/\n\x0b\x65xpire_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12&\n\x03ttl\x18\x07 \x01(\x0b\x32\x19.google.protobuf.Duration\"+\n\x06Worker\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\x03\"\xbc\x01\n\x10LeaseRunsRequest\x12-\n\x06worker\x18\x01 \x01(\x0b\x32\x1d.conveyor.scheduler.v1.Worker\x12\r\n\x05queue\x18\x02 \x01(\t\x12\x10\n\x08max_runs\x18\x03 \x01(\x05\x12\'\n\x04wait\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12/\n\x04held\x18\x05 \x01(\x0b\x32!.conveyor.scheduler.v1.HeldLeases\"\x1f\n\nHeldLeases\x12\x11\n\tlease_ids\x18\x01 \x03(\t\"J\n\x11LeaseRunsResponse\x12\x35\n\x0bleased_runs\x18\x01 \x03(\x0b\x32 .conveyor.scheduler.v1.LeasedRun\"\xc8\x02\n\tLeasedRun\x12\'\n\x03run\x18\x01 \x01(\x0b\x32\x1a.conveyor.scheduler.v1.Run\x12+\n\x05lease\x18\x02 \x01(\x0b\x32\x1c.conveyor.scheduler.v1.Lease\x12\x35\n\nresumption\x18\x03 \x01(\x0b\x32!.conveyor.scheduler.v1.Resumption\x12\x30\n\x07steered\x18\x04 \x03(\x0b\x32\x1f.conveyor.scheduler.v1.RunInput\x12\x39\n\rprevious_runs\x18\x05 \x03(\x0b\x32\".conveyor.scheduler.v1.PreviousRun\x12/\n\x05links\x18\x06 \x03(\x0b\x32 .conveyor.common.v1.TraceContext\x12\x10\n\x08\x62udgeted\x18\x07 \x01(\x08\"[\n\x0bPreviousRun\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12.\n\x05state\x18\x02 \x01(\x0e\x32\x1f.conveyor.scheduler.v1.RunState\x12\x0c\n\x04turn\x18\x03 \x01(\x05\"W\n\x13\x45xtendLeasesRequest\x12-\n\x06worker\x18\x01 \x01(\x0b\x32\x1d.conveyor.scheduler.v1.Worker\x12\x11\n\tlease_ids\x18\x02 \x03(\t\"L\n\x14\x45xtendLeasesResponse\x12\x34\n\x08statuses\x18\x01 \x03(\x0b\x32\".conveyor.scheduler.v1.LeaseStatus\"\xab\x01\n\x0bLeaseStatus\x12+\n\x05lease\x18\x01 \x01(\x0b\x32\x1c.conveyor.scheduler.v1.Lease\x12\x0c\n\x04lost\x18\x02 \x01(\x08\x12\x18\n\x10\x63\x61ncel_requested\x18\x03 \x01(\x08\x12\x15\n\rcancel_reason\x18\x04 \x01(\t\x12\x30\n\x07steered\x18\x05 \x03(\x0b\x32\x1f.conveyor.scheduler.v1.RunInput\"\xb8\x02\n\x11SuspendRunRequest\x12\x10\n\x08lease_id\x18\x01 \x01(\t\x12\x37\n\tcondition\x18\x02 \x01(\x0b\x32$.conveyor.scheduler.v1.WaitCondition\x12\x19\n\x11hold_session_lane\x18\x03 \x01(\x08\x12.\n\x0byield_after\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x32\n\rinterim_reply\x18\x05 \x01(\x0b\x32\x1b.conveyor.common.v1.Message\x12*\n\x07timeout\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x12\n\nkeep_lease\x18\x07 \x01(\x08\x12\x19\n\x11taken_request_ids\x18\x08 \x03(\t\"=\n\x12SuspendRunResponse\x12\'\n\x03run\x18\x01 \x01(\x0b\x32\x1a.conveyor.scheduler.v1.Run\"P\n\x13\x43ompleteRunsRequest\x12\x39\n\x0b\x63ompletions\x18\x01 \x03(\x0b\x32$.conveyor.scheduler.v1.RunCompletion\"\xca\x01\n\rRunCompletion\x12\x10\n\x08lease_id\x18\x01 \x01(\t\x12\x30\n\x06result\x18\x02 \x01(\x0b\x32 .conveyor.scheduler.v1.RunResult\x12:\n\rannounce_mode\x18\x03 \x01(\x0e\x32#.conveyor.scheduler.v1.AnnounceMode\x12\x19\n\x11taken_request_ids\x18\x04 \x03(\t\x12\x1e\n\x16steered_is_next_prompt\x18\x05 \x01(\x08\"P\n\x14\x43ompleteRunsResponse\x12\x38\n\x07results\x18\x01 \x03(\x0b\x32\'.conveyor.scheduler.v1.CompletionResult\"l\n\x10\x43ompletionResult\x12)\n\x03run\x18\x01 \x01(\x0b\x32\x1a.conveyor.scheduler.v1.RunH\x00\x12#\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x42\x08\n\x06result\"s\n\x0e\x46\x61ilRunRequest\x12\x10\n\x08lease_id\x18\x01 \x01(\t\x12!\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x12.google.rpc.Status\x12\x11\n\tretryable\x18\x03 \x01(\x08\x12\x19\n\x11taken_request_ids\x18\x04 \x03(\t\":\n\x0f\x46\x61ilRunResponse\x12\'\n\x03run\x18\x01 \x01(\x0b\x32\x1a.conveyor.scheduler.v1.Run\"%\n\x11ReleaseRunRequest\x12\x10\n\x08lease_id\x18\x01 \x01(\t\"=\n\x12ReleaseRunResponse\x12\'\n\x03run\x18\x01 \x01(\x0b\x32\x1a.conveyor.scheduler.v1.Run2\xe1\x04\n\rWorkerService\x12^\n\tLeaseRuns\x12\'.conveyor.scheduler.v1.LeaseRunsRequest\x1a(.conveyor.scheduler.v1.LeaseRunsResponse\x12g\n\x0c\x45xtendLeases\x12*.conveyor.scheduler.v1.ExtendLeasesRequest\x1a+.conveyor.scheduler.v1.ExtendLeasesResponse\x12\x61\n\nSuspendRun\x12(.conveyor.scheduler.v1.SuspendRunRequest\x1a).conveyor.scheduler.v1.SuspendRunResponse\x12g\n\x0c\x43ompleteRuns\x12*.conveyor.scheduler.v1.CompleteRunsRequest\x1a+.conveyor.scheduler.v1.CompleteRunsResponse\x12X\n\x07\x46\x61ilRun\x12%.conveyor.scheduler.v1.FailRunRequest\x1a&.conveyor.scheduler.v1.FailRunResponse\x12\x61\n\nReleaseRun\x12(.conveyor.scheduler.v1.ReleaseRunRequest\x1a).conveyor.scheduler.v1.ReleaseRunResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -49,35 +49,35 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LEASERUNSRESPONSE']._serialized_start=756
   _globals['_LEASERUNSRESPONSE']._serialized_end=830
   _globals['_LEASEDRUN']._serialized_start=833
-  _globals['_LEASEDRUN']._serialized_end=1143
-  _globals['_PREVIOUSRUN']._serialized_start=1145
-  _globals['_PREVIOUSRUN']._serialized_end=1236
-  _globals['_EXTENDLEASESREQUEST']._serialized_start=1238
-  _globals['_EXTENDLEASESREQUEST']._serialized_end=1325
-  _globals['_EXTENDLEASESRESPONSE']._serialized_start=1327
-  _globals['_EXTENDLEASESRESPONSE']._serialized_end=1403
-  _globals['_LEASESTATUS']._serialized_start=1406
-  _globals['_LEASESTATUS']._serialized_end=1577
-  _globals['_SUSPENDRUNREQUEST']._serialized_start=1580
-  _globals['_SUSPENDRUNREQUEST']._serialized_end=1892
-  _globals['_SUSPENDRUNRESPONSE']._serialized_start=1894
-  _globals['_SUSPENDRUNRESPONSE']._serialized_end=1955
-  _globals['_COMPLETERUNSREQUEST']._serialized_start=1957
-  _globals['_COMPLETERUNSREQUEST']._serialized_end=2037
-  _globals['_RUNCOMPLETION']._serialized_start=2040
-  _globals['_RUNCOMPLETION']._serialized_end=2242
-  _globals['_COMPLETERUNSRESPONSE']._serialized_start=2244
-  _globals['_COMPLETERUNSRESPONSE']._serialized_end=2324
-  _globals['_COMPLETIONRESULT']._serialized_start=2326
-  _globals['_COMPLETIONRESULT']._serialized_end=2434
-  _globals['_FAILRUNREQUEST']._serialized_start=2436
-  _globals['_FAILRUNREQUEST']._serialized_end=2551
-  _globals['_FAILRUNRESPONSE']._serialized_start=2553
-  _globals['_FAILRUNRESPONSE']._serialized_end=2611
-  _globals['_RELEASERUNREQUEST']._serialized_start=2613
-  _globals['_RELEASERUNREQUEST']._serialized_end=2650
-  _globals['_RELEASERUNRESPONSE']._serialized_start=2652
-  _globals['_RELEASERUNRESPONSE']._serialized_end=2713
-  _globals['_WORKERSERVICE']._serialized_start=2716
-  _globals['_WORKERSERVICE']._serialized_end=3325
+  _globals['_LEASEDRUN']._serialized_end=1161
+  _globals['_PREVIOUSRUN']._serialized_start=1163
+  _globals['_PREVIOUSRUN']._serialized_end=1254
+  _globals['_EXTENDLEASESREQUEST']._serialized_start=1256
+  _globals['_EXTENDLEASESREQUEST']._serialized_end=1343
+  _globals['_EXTENDLEASESRESPONSE']._serialized_start=1345
+  _globals['_EXTENDLEASESRESPONSE']._serialized_end=1421
+  _globals['_LEASESTATUS']._serialized_start=1424
+  _globals['_LEASESTATUS']._serialized_end=1595
+  _globals['_SUSPENDRUNREQUEST']._serialized_start=1598
+  _globals['_SUSPENDRUNREQUEST']._serialized_end=1910
+  _globals['_SUSPENDRUNRESPONSE']._serialized_start=1912
+  _globals['_SUSPENDRUNRESPONSE']._serialized_end=1973
+  _globals['_COMPLETERUNSREQUEST']._serialized_start=1975
+  _globals['_COMPLETERUNSREQUEST']._serialized_end=2055
+  _globals['_RUNCOMPLETION']._serialized_start=2058
+  _globals['_RUNCOMPLETION']._serialized_end=2260
+  _globals['_COMPLETERUNSRESPONSE']._serialized_start=2262
+  _globals['_COMPLETERUNSRESPONSE']._serialized_end=2342
+  _globals['_COMPLETIONRESULT']._serialized_start=2344
+  _globals['_COMPLETIONRESULT']._serialized_end=2452
+  _globals['_FAILRUNREQUEST']._serialized_start=2454
+  _globals['_FAILRUNREQUEST']._serialized_end=2569
+  _globals['_FAILRUNRESPONSE']._serialized_start=2571
+  _globals['_FAILRUNRESPONSE']._serialized_end=2629
+  _globals['_RELEASERUNREQUEST']._serialized_start=2631
+  _globals['_RELEASERUNREQUEST']._serialized_end=2668
+  _globals['_RELEASERUNRESPONSE']._serialized_start=2670
+  _globals['_RELEASERUNRESPONSE']._serialized_end=2731
+  _globals['_WORKERSERVICE']._serialized_start=2734
+  _globals['_WORKERSERVICE']._serialized_end=3343
 # @@protoc_insertion_point(module_scope)

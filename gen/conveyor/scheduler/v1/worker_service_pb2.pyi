@@ -212,6 +212,11 @@ class LeasedRun(_message.Message):
     STEERED_FIELD_NUMBER: _builtins.int
     PREVIOUS_RUNS_FIELD_NUMBER: _builtins.int
     LINKS_FIELD_NUMBER: _builtins.int
+    BUDGETED_FIELD_NUMBER: _builtins.int
+    budgeted: _builtins.bool
+    """True when a budget of the run or of an ancestor caps tokens or cost: every model call is
+    reserved, also of a provider without limits.
+    """
     @_builtins.property
     def run(self) -> _run_pb2.Run:
         """The run, with everything."""
@@ -249,10 +254,11 @@ class LeasedRun(_message.Message):
         steered: _abc.Iterable[_run_pb2.RunInput] | None = ...,
         previous_runs: _abc.Iterable[Global___PreviousRun] | None = ...,
         links: _abc.Iterable[_trace_pb2.TraceContext] | None = ...,
+        budgeted: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["lease", b"lease", "resumption", b"resumption", "run", b"run"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["lease", b"lease", "links", b"links", "previous_runs", b"previous_runs", "resumption", b"resumption", "run", b"run", "steered", b"steered"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["budgeted", b"budgeted", "lease", b"lease", "links", b"links", "previous_runs", b"previous_runs", "resumption", b"resumption", "run", b"run", "steered", b"steered"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
