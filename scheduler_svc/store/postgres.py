@@ -53,6 +53,8 @@ _previous = msgspec.json.Decoder(list[PreviousRun])
 _offer = msgspec.json.Decoder(SteerOffer)
 
 START_SECONDS = 30.0
+# The epoch of a process that does not lead.
+_NONE = -1
 # Runs that are read and decoded at a time when all are loaded.
 LOADED_RUNS = 5000
 
@@ -82,7 +84,7 @@ class PostgresStore:
         self._leader = Link(address, "leader", lock_timeout="1s", statement_timeout="2s")
         self._reads: asyncpg.Pool | None = None
         self._holder = ""
-        self._epoch = 0
+        self._epoch = _NONE
         # The connection that is known to go on from our last commit, and that one's number.
         self._seen: asyncpg.Connection | None = None
         self._written: int | None = None
@@ -153,7 +155,7 @@ RETURNING epoch
 
     async def resign(self) -> None:
         """See `SharedStore`."""
-        holder, self._holder, self._epoch = self._holder, "", 0
+        holder, self._holder, self._epoch = self._holder, "", _NONE
         if not holder:
             return
         async with self._leader.use() as db:
@@ -175,7 +177,7 @@ RETURNING epoch
 
     async def _deposed(self, db: asyncpg.Connection) -> NotLeader:
         """The error of one who does not lead, and says who does."""
-        self._holder, self._epoch = "", 0
+        self._holder, self._epoch = "", _NONE
         leader = Leader(*await db.fetchrow(_LEADER))
         return NotLeader(
             "this scheduler does not lead",

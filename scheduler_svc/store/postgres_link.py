@@ -50,13 +50,18 @@ _FINAL = {
 }
 
 
+# The library says `InternalClientError` of a connection that the server ended in between.
+_LOST = (asyncpg.InternalClientError, OSError, TimeoutError, EOFError)
+ERRORS = (asyncpg.PostgresError, asyncpg.InterfaceError, *_LOST)
+
+
 def refuses(err: BaseException) -> bool:
     """Whether an error means that the server cannot be used now."""
     if isinstance(err, asyncpg.PostgresError):
         return (err.sqlstate or "").startswith(_REFUSALS)
     if isinstance(err, asyncpg.InterfaceError):
-        return "clos" in str(err)  # the connection is closed, or the pool is closing
-    return isinstance(err, OSError | TimeoutError | EOFError)
+        return "clos" in str(err)  # the connection, or the pool
+    return isinstance(err, _LOST)
 
 
 @contextlib.contextmanager
@@ -64,7 +69,7 @@ def unavailable() -> Any:
     """Turns what `refuses` into `StoreUnavailable`."""
     try:
         yield
-    except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, EOFError) as err:
+    except ERRORS as err:
         if not refuses(err):
             raise
         raise StoreUnavailable(
@@ -215,7 +220,7 @@ async def patiently(
                 await work(connection)
             finally:
                 await _close(connection)
-        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, EOFError) as err:
+        except ERRORS as err:
             if told_now := final(err):
                 raise told_now from err
             if not refuses(err):
@@ -237,7 +242,7 @@ async def patiently(
 async def _close(connection: asyncpg.Connection) -> None:
     try:
         await connection.close(timeout=2.0)
-    except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError):
+    except ERRORS:
         connection.terminate()
 
 
