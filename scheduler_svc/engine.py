@@ -28,6 +28,7 @@ from scheduler_svc.domain.kernel import Changes, Config, Kernel
 from scheduler_svc.domain.lanes import Session
 from scheduler_svc.domain.leasing import Leased
 from scheduler_svc.hub import Hub
+from scheduler_svc.rpc import convert
 from scheduler_svc.store.base import Batch, LaneStore, StoredRun
 from svckit.backoff import full_jitter
 from svckit.clock import Clock
@@ -347,6 +348,7 @@ class Engine:
         )
 
     async def _batch(self, changes: Changes, now: int) -> Batch:
+        await self._join_inputs(changes)
         children = await self._announced(changes)
         return Batch(
             time=now,
@@ -364,6 +366,18 @@ class Engine:
             },
             token=changes.token,
         )
+
+    async def _join_inputs(self, changes: Changes) -> None:
+        # A payload is written again as a whole: joins are few, and end with the first lease.
+        before = {
+            run_id: changes.payloads.get(run_id) or self._payloads.get(run_id)
+            for run_id in changes.inputs
+        }
+        missing = [run_id for run_id, payload in before.items() if payload is None]
+        stored = await self.store.get_runs(missing) if missing else {}
+        for run_id, inputs in changes.inputs.items():
+            payload = before[run_id] or stored[run_id].payload
+            changes.payloads[run_id] = convert.with_inputs(payload, inputs)
 
     async def _announced(self, changes: Changes) -> dict[str, StoredRun]:
         # The children whose end is told, with everything; what is not at hand is in the store.
@@ -390,8 +404,8 @@ class Engine:
 
     def _remember(self, payloads: dict[str, bytes]) -> None:
         for run_id, payload in payloads.items():
+            self._payload_bytes += len(payload) - len(self._payloads.pop(run_id, b""))
             self._payloads[run_id] = payload
-            self._payload_bytes += len(payload)
         while self._payload_bytes > PAYLOAD_CACHE_BYTES:
             _, dropped = self._payloads.popitem(last=False)
             self._payload_bytes -= len(dropped)
@@ -442,6 +456,9 @@ class Engine:
         snapshot.last_token += 1
         now = self._clock.now_us()
         await self.store.commit(Batch(time=now, token=snapshot.last_token))
+        # Whether a commit that failed was stored all the same is known only now.
+        self._payloads.clear()
+        self._payload_bytes = 0
         self.hub.start_over(snapshot.last_position)
         self._kernel = recovery.rebuild(self._config, snapshot, now)
         self._available = True

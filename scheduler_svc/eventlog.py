@@ -87,6 +87,10 @@ def _fill(event: event_pb2.Event, emit: Emit, children: Mapping[str, StoredRun])
                 event.steer_missed.fallback_run_id = fallback_run_id
             else:
                 event.steer_accepted.request_id = request_id
+        case emits.Noted(code, text):
+            event.note_added.level = event_pb2.NOTE_LEVEL_WARNING
+            event.note_added.code, event.note_added.text = code, text
+            event.note_added.visible = True
         case emits.UsageReported(requested, effective, used):
             event.usage_reported.requested_model = requested
             event.usage_reported.effective_model = effective

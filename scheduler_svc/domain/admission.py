@@ -10,13 +10,13 @@ import enum
 
 import msgspec
 
-from scheduler_svc.domain import requests, starting, steering
+from scheduler_svc.domain import collecting, requests, settling, starting, steering
 from scheduler_svc.domain.budgets import ancestors, exceeded
 from scheduler_svc.domain.emits import ChildSpawned
 from scheduler_svc.domain.kernel import Kernel, KnownRequest
 from scheduler_svc.domain.lanes import Session
 from scheduler_svc.domain.leasing import leased_run
-from scheduler_svc.domain.records import NewRun, Run
+from scheduler_svc.domain.records import NewRun, QueueMode, Run
 from svckit.errors import (
     FlowCancelling,
     LaneFull,
@@ -28,8 +28,10 @@ class Outcome(enum.IntEnum):
     """What became of a message. Numbers of `EnqueueOutcome`."""
 
     QUEUED = 1
+    COLLECTED = 2
     STEERED = 3
     STEER_FELL_BACK = 4
+    INTERRUPTED = 5
 
 
 class Accepted(msgspec.Struct, frozen=True):
@@ -50,7 +52,7 @@ def enqueue(
     parent_lease: tuple[str, int] | None,
     tool_call_id: str = "",
 ) -> Accepted:
-    """Accepts one message: as a run of its own, or for the run that holds the lane.
+    """Accepts one message: as a run of its own, or for a run that waits or holds the lane.
 
     `parent_lease` is (run id, fencing token) of the parent for a child run. Raises
     `RequestIdReused`, `LaneNotFound`, `LaneFull`, `BudgetExceeded`, `FlowCancelling`, `LeaseLost`.
@@ -67,9 +69,15 @@ def enqueue(
         return _child(k, new, now, parent_lease, tool_call_id)
     session = k.session(new.session_key)
     before = session.head
-    _check_room(k, session, new.lane_cap)
+    if new.mode is QueueMode.COLLECT:
+        joined = collecting.open_run(k, session, new)
+        if joined is not None:
+            collecting.join(k, joined, new, now)
+            requests.remember(k, new.request_id, new.body_hash, joined.run_id)
+            return Accepted(joined.run_id, Outcome.COLLECTED, False, before)
+    _make_room(k, session, new, now)
     outcome = Outcome.QUEUED
-    if new.steer and session.unfinished:
+    if new.mode is QueueMode.STEER:
         target = steering.target(k, session)
         if target is not None:
             steering.offer_with_fallback(k, target, new, now)
@@ -77,21 +85,50 @@ def enqueue(
             return Accepted(target.run_id, Outcome.STEERED, False, before)
         if session.next_run():
             outcome = Outcome.STEER_FELL_BACK
+    if new.mode is QueueMode.INTERRUPT:
+        # Before the new run comes: a run that others wait for may yield, and would not be stopped.
+        if _interrupt(k, session, now):
+            outcome = Outcome.INTERRUPTED
+    else:
+        collecting.close(k, session, now)
     starting.start(k, new, now)
     requests.remember(k, new.request_id, new.body_hash, new.run_id)
     return Accepted(new.run_id, outcome, False, before)
 
 
-def _check_room(k: Kernel, session: Session, cap: int) -> None:
-    # Steered messages count too: what no turn takes becomes a run of its own.
-    holder = k.runs.get(session.holder)
-    waiting = len(session.fresh) + (len(holder.steered) if holder is not None else 0)
-    if waiting >= cap:
+def _make_room(k: Kernel, session: Session, new: NewRun, now: int) -> None:
+    waiting, cap = _waiting(k, session), new.lane_cap
+    if waiting < cap:
+        return
+    over = waiting - cap + 1
+    if not new.drop_oldest or over > len(session.fresh):
         raise LaneFull(
             f"{waiting} messages wait in this session; at most {cap} may",
             metadata={"sessionKey": session.key, "waiting": str(waiting), "cap": str(cap)},
             retry_after=5.0,
         )
+    # More than one when the cap was lowered.
+    for run in sorted((k.runs[run_id] for _, run_id in session.fresh), key=_order)[:over]:
+        settling.drop(k, run, now)
+
+
+def _waiting(k: Kernel, session: Session) -> int:
+    # Steered messages count too: what no turn takes becomes a run of its own.
+    holder = k.runs.get(session.holder)
+    return len(session.fresh) + (len(holder.steered) if holder is not None else 0)
+
+
+def _order(run: Run) -> int:
+    return run.order
+
+
+def _interrupt(k: Kernel, session: Session, now: int) -> bool:
+    """Stops the run that holds the session lane; false when none does."""
+    holder = k.runs.get(session.holder)
+    if holder is None:
+        return False
+    settling.cancel(k, holder, "a newer message interrupted it", "interrupt", now)
+    return True
 
 
 def _child(

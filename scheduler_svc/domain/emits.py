@@ -63,6 +63,13 @@ class Steered(msgspec.Struct, frozen=True):
     fallback_run_id: str = ""
 
 
+class Noted(msgspec.Struct, frozen=True):
+    """Something that the customer is told. `code` is stable, `text` one sentence for people."""
+
+    code: str
+    text: str
+
+
 class UsageReported(msgspec.Struct, frozen=True):
     """Tokens and cost of one model call."""
 
@@ -85,6 +92,7 @@ Payload = (
     | ChildSpawned
     | ChildAnnounced
     | Steered
+    | Noted
     | UsageReported
     | Appended
 )

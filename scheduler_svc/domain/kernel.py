@@ -75,6 +75,8 @@ class Changes(msgspec.Struct):
 
     runs: dict[str, Run] = {}
     payloads: dict[str, bytes] = {}
+    # Messages (serialised `RunInput`) that joined a run: they go behind those of its payload.
+    inputs: dict[str, list[bytes]] = {}
     results: dict[str, bytes] = {}
     emits: list[Emit] = []
     sessions: dict[str, Session] = {}
@@ -175,7 +177,7 @@ class Kernel:
         self.runs[run.run_id] = run
         session = self.session(run.session_key)
         session.unfinished += 1
-        session.add_fresh(run.order, run.run_id)
+        session.add_fresh(run)
         self.touch(run)
 
     def touch(self, run: Run) -> None:

@@ -7,7 +7,7 @@ kernel moves runs through them.
 
 from __future__ import annotations
 
-from bisect import insort
+from bisect import bisect, insort
 from collections.abc import Mapping
 from types import MappingProxyType
 
@@ -36,8 +36,10 @@ class Session(msgspec.Struct):
     holder: str = ""
     # Resumed runs that gave the lane up before, in the order they resumed: first in line.
     returning: list[str] = []
-    # Never-started runs by order of acceptance.
+    # Never-started runs by `Run.place`: those that jump, then the others as they were accepted.
     fresh: list[tuple[int, str]] = []
+    # Order of the newest message that was offered to a run and may still become one of its own.
+    offered: int = 0
     # The run of this session that stands in its global lane's ready queue; empty when none does.
     ready: str = ""
     unfinished: int = 0
@@ -48,9 +50,14 @@ class Session(msgspec.Struct):
         """The run that holds or may take the lane; empty when there is none."""
         if self.holder:
             return self.holder
-        if self.returning:
+        if self.returning and not self._jumping:
             return self.returning[0]
         return self.fresh[0][1] if self.fresh else ""
+
+    @property
+    def _jumping(self) -> int:
+        """How many never-started runs go before all others."""
+        return bisect(self.fresh, (0, ""))
 
     def ahead_of(self, run: Run) -> int:
         """How many runs of the session start or go on before a queued one of it."""
@@ -58,12 +65,13 @@ class Session(msgspec.Struct):
             return 0
         ahead = 1 if self.holder else 0
         if run.run_id in self.returning:
-            return ahead + self.returning.index(run.run_id)
-        return ahead + len(self.returning) + sum(order < run.order for order, _ in self.fresh)
+            return ahead + self._jumping + self.returning.index(run.run_id)
+        returning = 0 if run.jumps else len(self.returning)
+        return ahead + returning + bisect(self.fresh, (run.place, ""))
 
-    def add_fresh(self, order: int, run_id: str) -> None:
-        """Queues a never-started run at its place in the order of acceptance."""
-        insort(self.fresh, (order, run_id))
+    def add_fresh(self, run: Run) -> None:
+        """Queues a never-started run at its place."""
+        insort(self.fresh, (run.place, run.run_id))
 
     def drop(self, run: Run) -> None:
         """Takes a run out of the line, wherever it stands."""
@@ -71,7 +79,7 @@ class Session(msgspec.Struct):
             self.holder = ""
         if run.run_id in self.returning:
             self.returning.remove(run.run_id)
-        entry = (run.order, run.run_id)
+        entry = (run.place, run.run_id)
         if entry in self.fresh:
             self.fresh.remove(entry)
 

@@ -12,6 +12,8 @@ import enum
 import msgspec
 
 SECOND = 1_000_000
+# Added to the place of a run that goes before the others of its session: above any order.
+AHEAD = 1 << 62
 
 
 class RunState(enum.IntEnum):
@@ -48,6 +50,15 @@ class ResumeReason(enum.IntEnum):
     TIMED_OUT = 5
     STEERED = 6
     NEXT_PROMPT = 7
+
+
+class QueueMode(enum.IntEnum):
+    """What a message does when its session is busy."""
+
+    FOLLOWUP = 1
+    COLLECT = 2
+    STEER = 3
+    INTERRUPT = 4
 
 
 class WaitKind(enum.StrEnum):
@@ -183,6 +194,18 @@ class SpentLease(msgspec.Struct, frozen=True, omit_defaults=True):
     digest: str
 
 
+class Collected(msgspec.Struct, omit_defaults=True):
+    """The messages that share a run. Others may join until its first lease."""
+
+    # Fingerprint of what was asked for beside the messages: only equal runs are shared.
+    spec: str
+    # It may start then, whatever still joins.
+    latest: int
+    messages: int
+    # Size of the messages in the store.
+    size: int
+
+
 class PreviousRun(msgspec.Struct, frozen=True, array_like=True):
     """How an earlier run of a session ended."""
 
@@ -218,6 +241,8 @@ class Run(msgspec.Struct, kw_only=True, omit_defaults=True):
     retry: RetryPolicy = RetryPolicy()
     caps: Caps = Caps()
     delivers_later: bool = False
+    # It interrupted the run before it, and goes before the messages that wait.
+    jumps: bool = False
 
     # -- Life ------------------------------------------------------------------------------------
     state: RunState = RunState.QUEUED
@@ -229,8 +254,9 @@ class Run(msgspec.Struct, kw_only=True, omit_defaults=True):
     holds_lane: bool = False
     # True when the session lane was released since the last turn began.
     lane_released: bool = False
-    # Backing off until then.
+    # Not before then: backing off or, never leased, collecting.
     ready_time: int = 0
+    collected: Collected | None = None
     lease: Lease | None = None
     wait: Wait | None = None
     resumption: Resumption | None = None
@@ -278,6 +304,16 @@ class Run(msgspec.Struct, kw_only=True, omit_defaults=True):
         return self.ending is not None and not self.terminal
 
     @property
+    def place(self) -> int:
+        """Its place among the never-started runs of its session."""
+        return self.order - AHEAD if self.jumps else self.order
+
+    @property
+    def collect_until(self) -> int:
+        """Until when it waits for more messages, unless another joins; 0 when it does not."""
+        return self.ready_time if self.collected is not None and not self.turn else 0
+
+    @property
     def resumed(self) -> bool:
         """True when the run has executed before: it holds finished work."""
         return self.turn > 0
@@ -304,7 +340,12 @@ class NewRun(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
     caps: Caps = Caps()
     delivers_later: bool = False
     lane_cap: int = 50
-    steer: bool = False
+    # Beyond the cap the oldest waiting message goes, instead of this one being refused.
+    drop_oldest: bool = False
+    mode: QueueMode = QueueMode.FOLLOWUP
+    # `COLLECT`: how long a message waits for another one, and what else is asked for.
+    debounce: int = 0
+    spec: str = ""
     # Opaque to the rules: serialised `Run` (spec, inputs, trace), `RunInput` and `Message`.
     payload: bytes = b""
     payload_input: bytes = b""

@@ -51,6 +51,10 @@ def rebuild(config: Config, snapshot: Snapshot, now: int) -> Kernel:
     for name, limit in snapshot.limits.items():
         if name in k.lanes:  # also one that only its runs still know
             k.lanes[name].limit = limit
+    for offer in snapshot.steers.values():
+        if offer.fallback is not None and offer.fallback.session_key in k.sessions:
+            offered_to = k.sessions[offer.fallback.session_key]
+            offered_to.offered = max(offered_to.offered, offer.order)
     for session in k.sessions.values():
         # In the order in which they came back, which is when their present state began.
         session.returning.sort(key=lambda run_id: k.runs[run_id].state_time)
@@ -78,7 +82,7 @@ def _take_in(
     elif run.state is RunState.QUEUED and run.resumed:
         session.returning.append(run.run_id)
     elif run.state is RunState.QUEUED:
-        session.add_fresh(run.order, run.run_id)
+        session.add_fresh(run)
     if run.lease is not None:
         k.take_slot(run, run.lease)
         run.lease.expire_time = now + k.config.lease_ttl

@@ -7,9 +7,13 @@ ended; then it takes its own end state. So no run is terminal while a descendant
 from __future__ import annotations
 
 from scheduler_svc.domain import budgets, reserving, steering, waiting
-from scheduler_svc.domain.emits import ChildAnnounced
+from scheduler_svc.domain.emits import ChildAnnounced, Noted
 from scheduler_svc.domain.kernel import Kernel
+from scheduler_svc.domain.lanes import Session
 from scheduler_svc.domain.records import Ending, Failure, PreviousRun, Run, RunState
+
+# Earlier runs of a session that the next turn is told about, at most.
+MOST_PREVIOUS = 20
 
 
 def succeed(k: Kernel, run: Run, now: int) -> None:
@@ -32,6 +36,17 @@ def cancel(k: Kernel, run: Run, reason: str, cause: str, now: int) -> int:
     children before parents; the others when their worker confirms. The session's waiting runs stay.
     """
     return _stop(k, run, _cancelled(reason, cause), now)
+
+
+def drop(k: Kernel, run: Run, now: int) -> None:
+    """A never-started run makes room for a newer message of its full session; its sender is told.
+
+    It ends as `CANCELLED`.
+    """
+    text = "A newer message took the place of this one: too many wait in this conversation."
+    k.emit(run, Noted("DROPPED_FROM_LANE", text), now)
+    failure = Failure("DROPPED_FROM_LANE", text, {"sessionKey": run.session_key})
+    _stop(k, run, Ending(RunState.CANCELLED, failure), now)
 
 
 def expire(k: Kernel, run: Run, timeout: str, now: int) -> None:
@@ -102,6 +117,7 @@ def _finish(k: Kernel, run: Run, state: RunState, failure: Failure | None, now: 
     session = k.sessions[run.session_key]
     if run.turn:
         session.previous.append(PreviousRun(run.run_id, state, run.closed_turn))
+        _forget_oldest(k, session)
     run.failure, run.end_time, run.wait = failure, now, None
     k.leave_line(run)
     k.set_state(
@@ -113,6 +129,22 @@ def _finish(k: Kernel, run: Run, state: RunState, failure: Failure | None, now: 
     k.refresh(session, now)
     if run.parent_id:
         _announce(k, run, now)
+
+
+def _forget_oldest(k: Kernel, session: Session) -> None:
+    """Keeps the list of earlier runs short where no turn ever ends that is told of them.
+
+    Each was told to all turns since that began. Those that had something to say are kept longest:
+    their words belong to the conversation.
+    """
+    if len(session.previous) <= MOST_PREVIOUS:
+        return
+    gone = next((n for n, past in enumerate(session.previous) if not past.turn), 0)
+    del session.previous[gone]
+    holder = k.runs.get(session.holder)
+    if holder is not None and gone < holder.told_previous:
+        holder.told_previous -= 1
+        k.touch(holder)
 
 
 def _announce(k: Kernel, child: Run, now: int) -> None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import msgspec
 
-from scheduler_svc.domain import waiting
+from scheduler_svc.domain import collecting, waiting
 from scheduler_svc.domain.emits import InputAccepted, StateChanged
 from scheduler_svc.domain.kernel import Config, Kernel, Timer
-from scheduler_svc.domain.records import Caps, NewRun, Run, RunState
+from scheduler_svc.domain.records import Caps, NewRun, QueueMode, Run, RunState
 
 # Share of its caps that a root run keeps for its own answer unless it says otherwise.
 DEFAULT_REPLY_RESERVE = 0.1
@@ -20,6 +20,8 @@ def start(k: Kernel, new: NewRun, now: int, *, order: int = 0, told: bool = Fals
     session's log already; both are for steered messages that fell back.
     """
     run = record(k, new, now, session_key=new.session_key, order=order)
+    if new.mode is QueueMode.COLLECT:
+        collecting.begin(run, new, now)
     admit(k, run, new, now, told=told)
     return run
 
@@ -46,6 +48,7 @@ def record(k: Kernel, new: NewRun, now: int, *, session_key: str, order: int = 0
         retry=new.retry,
         caps=_filled_in(new.caps, k.config, root=bool(new.session_key)),
         delivers_later=new.delivers_later,
+        jumps=new.mode is QueueMode.INTERRUPT,
         create_time=now,
         state_time=now,
     )
@@ -66,6 +69,8 @@ def admit(k: Kernel, run: Run, new: NewRun, now: int, *, told: bool = False) -> 
     k.emit(run, StateChanged(RunState.UNSPECIFIED, RunState.QUEUED, 0, 0), now)
     if run.queue_timeout:
         k.at(now + run.queue_timeout, Timer.QUEUE_TIMEOUT, run)
+    if run.ready_time:
+        k.at(run.ready_time, Timer.READY, run)
     if run.wall_timeout:
         k.at(now + run.wall_timeout, Timer.WALL_TIMEOUT, run)
     session = k.sessions[run.session_key]

@@ -15,13 +15,14 @@ from scheduler_svc.domain.kernel import Kernel
 from scheduler_svc.domain.lanes import Session
 from scheduler_svc.domain.records import (
     NewRun,
+    QueueMode,
     ResumeReason,
     Run,
     RunState,
     SteerOffer,
     WaitKind,
 )
-from svckit.errors import NotSteerable, RunAlreadyEnded
+from svckit.errors import LaneFull, NotSteerable, RunAlreadyEnded
 
 
 def target(k: Kernel, session: Session) -> Run | None:
@@ -37,12 +38,21 @@ def _steerable(run: Run) -> bool:
 
 
 def steer(
-    k: Kernel, run_id: str, request_id: str, body_hash: bytes, data: bytes, message: bytes, now: int
+    k: Kernel,
+    run_id: str,
+    request_id: str,
+    body_hash: bytes,
+    data: bytes,
+    message: bytes,
+    now: int,
+    *,
+    most: int,
 ) -> Run:
     """Offers a message to one run, without a fallback.
 
-    Raises `RunAlreadyEnded`, `NotSteerable` or `RequestIdReused`. The caller makes sure that the
-    run is known: live, or among `Kernel.ended`.
+    At most `most` messages wait to be taken. Raises `RunAlreadyEnded`, `NotSteerable`, `LaneFull`
+    or `RequestIdReused`. The caller makes sure that the run is known: live, or among
+    `Kernel.ended`.
     """
     run = k.runs.get(run_id) or k.ended[run_id]
     if requests.seen(k, request_id, body_hash):
@@ -54,6 +64,16 @@ def steer(
         raise NotSteerable(
             f"the run is {run.state.name} and takes no message now", metadata=details
         )
+    if len(run.steered) >= most:
+        raise LaneFull(
+            f"{len(run.steered)} messages wait to be taken by the run; at most {most} may",
+            metadata={
+                "sessionKey": run.session_key,
+                "waiting": str(len(run.steered)),
+                "cap": str(most),
+            },
+            retry_after=5.0,
+        )
     requests.remember(k, request_id, body_hash, run_id)
     _offer(k, run, SteerOffer(request_id=request_id, input=data), message, now)
     return run
@@ -61,11 +81,13 @@ def steer(
 
 def offer_with_fallback(k: Kernel, run: Run, new: NewRun, now: int) -> None:
     """Offers a session's message to the run that holds its lane."""
+    order = starting.take_order(k)
+    k.sessions[run.session_key].offered = order
     offer = SteerOffer(
         request_id=new.request_id,
         input=new.payload_input,
-        fallback=msgspec.structs.replace(new, steer=False),
-        order=starting.take_order(k),
+        fallback=msgspec.structs.replace(new, mode=QueueMode.FOLLOWUP),
+        order=order,
     )
     _offer(k, run, offer, new.message, now)
 

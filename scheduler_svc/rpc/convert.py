@@ -160,9 +160,21 @@ def run_message(
     return message
 
 
-def holds(payload: bytes, request_id: str) -> bool:
-    """True when a message came as an input of the run, false when it was steered to it."""
-    return any(entry.request_id == request_id for entry in run_pb2.Run.FromString(payload).inputs)
+def outcome_of(payload: bytes, request_id: str) -> lane_pb2.EnqueueOutcome.ValueType:
+    """How a message came to the run that holds it: it began it, joined it, or was steered to it."""
+    inputs = [entry.request_id for entry in run_pb2.Run.FromString(payload).inputs]
+    if request_id not in inputs:
+        return lane_pb2.ENQUEUE_OUTCOME_STEERED
+    first = inputs[0] == request_id
+    return lane_pb2.ENQUEUE_OUTCOME_QUEUED if first else lane_pb2.ENQUEUE_OUTCOME_COLLECTED
+
+
+def with_inputs(payload: bytes, inputs: list[bytes]) -> bytes:
+    """What a run was asked for, with further messages behind those it has."""
+    message = run_pb2.Run.FromString(payload)
+    for data in inputs:
+        message.inputs.add().ParseFromString(data)
+    return message.SerializeToString()
 
 
 def _fill_spec(spec: run_pb2.RunSpec, run: Run) -> None:

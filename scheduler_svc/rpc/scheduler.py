@@ -78,8 +78,8 @@ class SchedulerServicer(pb_grpc.SchedulerServiceServicer):
             payload = await self._engine.payload(run.run_id) or b""
             head = accepted.last_sequence
         outcome = lane_pb2.EnqueueOutcome.ValueType(int(accepted.outcome))
-        if accepted.deduplicated and not convert.holds(payload, new.request_id):
-            outcome = lane_pb2.ENQUEUE_OUTCOME_STEERED
+        if accepted.deduplicated:
+            outcome = convert.outcome_of(payload, new.request_id)
         return pb.AcceptedRun(
             run=convert.run_message(run, payload, brief=True),
             outcome=outcome,
@@ -152,6 +152,7 @@ class SchedulerServicer(pb_grpc.SchedulerServiceServicer):
                 entry.SerializeToString(),
                 request.message.SerializeToString(),
                 now,
+                most=self._defaults.lane_cap,
             )
 
         await self._engine.submit(apply, requests=[request.request_id], runs=[request.run_id])

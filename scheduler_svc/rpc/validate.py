@@ -12,13 +12,15 @@ from google.protobuf.message import Message as ProtoMessage
 from conveyor.common.v1 import content_pb2
 from conveyor.scheduler.v1 import lane_pb2, run_pb2
 from conveyor.scheduler.v1 import scheduler_service_pb2 as pb
-from scheduler_svc.domain.records import Caps, NewRun, RetryPolicy
+from scheduler_svc.domain.records import SECOND, Caps, NewRun, QueueMode, RetryPolicy
 from svckit.errors import NotImplementedYet, PayloadTooLarge, invalid_field
 from svckit.ids import new_ulid
 
 KIB, MIB = 1024, 1024 * 1024
 # A child's key grows with its depth: its parent's, and the kind and id of the child.
 CHILD_KEY_LENGTH = 1024
+# How long a collected message waits for another one, unless its sender says.
+DEBOUNCE = 1 * SECOND
 QUEUES = ("agent", "acp")
 # A budget above this is a mistake: so many tokens, or millionths of a US dollar.
 MOST_SPENT = 10**15
@@ -109,6 +111,7 @@ def enqueue_item(item: pb.EnqueueItem, now: int, defaults: NewRunDefaults) -> Ne
     """One message or child run, checked, with every default filled in."""
     spec, policy = item.spec, item.queue_policy
     child = bool(item.parent_lease_id)
+    mode = QueueMode.FOLLOWUP
     text(item.request_id, "request_id", 128)
     user_message(item.message, "message")
     if child:
@@ -122,6 +125,8 @@ def enqueue_item(item: pb.EnqueueItem, now: int, defaults: NewRunDefaults) -> Ne
     if spec.queue not in QUEUES:
         raise invalid_field("spec.queue", "must be agent or acp")
     _check_policy(policy)
+    if policy.mode and not child:
+        mode = QueueMode(policy.mode)
     _check_spec(spec)
     stored = run_pb2.Run(spec=spec)
     said = body_hash(
@@ -153,7 +158,12 @@ def enqueue_item(item: pb.EnqueueItem, now: int, defaults: NewRunDefaults) -> Ne
         caps=_caps(spec.budget),
         delivers_later=spec.reply_route.delivers_later,
         lane_cap=policy.cap or defaults.lane_cap,
-        steer=not child and policy.mode == lane_pb2.QUEUE_MODE_STEER,
+        drop_oldest=policy.overflow == lane_pb2.OVERFLOW_RULE_DROP_OLDEST,
+        mode=mode,
+        debounce=micros(policy.debounce, "queue_policy.debounce", most=5)
+        if policy.HasField("debounce")
+        else DEBOUNCE,
+        spec=digest(spec) if mode is QueueMode.COLLECT else "",
         payload=stored.SerializeToString(),
         payload_input=entry.SerializeToString(),
         message=item.message.SerializeToString(),
@@ -173,17 +183,10 @@ class NewRunDefaults:
 
 
 def _check_policy(policy: lane_pb2.QueuePolicy) -> None:
-    if policy.mode in (lane_pb2.QUEUE_MODE_COLLECT, lane_pb2.QUEUE_MODE_INTERRUPT):
-        name = lane_pb2.QueueMode.Name(policy.mode).removeprefix("QUEUE_MODE_").lower()
-        raise NotImplementedYet(
-            f"queue mode {name} is not in this release; use followup or steer",
-            metadata={"feature": f"queue_mode_{name}"},
-        )
-    if policy.overflow == lane_pb2.OVERFLOW_RULE_DROP_OLDEST:
-        raise NotImplementedYet(
-            "overflow rule drop_oldest is not in this release; use reject",
-            metadata={"feature": "overflow_drop_oldest"},
-        )
+    if policy.mode not in lane_pb2.QueueMode.values():
+        raise invalid_field("queue_policy.mode", "must be FOLLOWUP, COLLECT, STEER or INTERRUPT")
+    if policy.overflow not in lane_pb2.OverflowRule.values():
+        raise invalid_field("queue_policy.overflow", "must be REJECT or DROP_OLDEST")
     if not 0 <= policy.cap <= 1000:
         raise invalid_field("queue_policy.cap", "must be 1 to 1000, or 0 for the default")
 

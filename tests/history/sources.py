@@ -64,6 +64,7 @@ def row_of(run: Run, payload: bytes) -> RunRow:
         state=int(run.state),
         parent_id=run.parent_id,
         depth=run.depth,
+        jumps=run.jumps,
         requests=[entry.request_id for entry in asked.inputs if entry.request_id],
         usage=_totals(run.usage),
         tree_usage=_totals(run.tree_usage),

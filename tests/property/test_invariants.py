@@ -41,6 +41,7 @@ from scheduler_svc.domain.records import (
     AnnounceMode,
     Failure,
     NewRun,
+    QueueMode,
     ResumeReason,
     RetryPolicy,
     Run,
@@ -99,6 +100,7 @@ class Machine(RuleBasedStateMachine):
         self.cancelled: set[str] = set()  # roots that were cancelled
         self.admitted: dict[str, set[str]] = {}  # cancelled roots -> their runs at that time
         self.last_accepted: dict[str, int] = {}  # session -> order of the newest message
+        self.inputs: dict[str, list[str]] = {}  # run -> requests that it answers, in order
         self.told: dict[str, dict[int, list[str]]] = {}  # parent -> turn -> children told
         self.incarnation = 1
         self.lowered: set[str] = set()
@@ -164,7 +166,7 @@ class Machine(RuleBasedStateMachine):
 
     # -- The gateway ------------------------------------------------------------------------------
 
-    def new(self, session: str, request_id: str, *, steer: bool = False, **more: Any) -> NewRun:
+    def new(self, session: str, request_id: str, **more: Any) -> NewRun:
         payload = run_pb2.Run(spec=run_pb2.RunSpec(session_key=session, queue="agent"))
         entry = payload.inputs.add(request_id=request_id)
         return NewRun(
@@ -177,8 +179,7 @@ class Machine(RuleBasedStateMachine):
             lane=more.pop("lane", "main"),
             retry=RetryPolicy(max_attempts=2, initial_backoff=2 * SECOND),
             delivers_later=True,
-            steer=steer,
-            lane_cap=6,
+            lane_cap=more.pop("lane_cap", 6),
             payload=payload.SerializeToString(),
             payload_input=entry.SerializeToString(),
             message=MESSAGE,
@@ -197,8 +198,15 @@ class Machine(RuleBasedStateMachine):
         )
         if isinstance(found, admission.Accepted):
             self.accepted[new.request_id] = found.run_id
-            if not found.deduplicated and found.outcome is not admission.Outcome.STEERED:
-                run = self.k.runs[found.run_id]
+            if found.deduplicated or found.outcome is admission.Outcome.STEERED:
+                return found
+            run = self.k.runs[found.run_id]
+            if found.outcome is admission.Outcome.COLLECTED:
+                assert not run.turn, "the messages of a run that was leased are fixed"
+                assert run.ready_time <= run.create_time + 5 * SECOND
+                self.inputs[run.run_id].append(new.request_id)
+            else:
+                self.inputs[run.run_id] = [new.request_id]
                 last = self.last_accepted.get(run.session_key, 0)
                 assert run.order > last, "places in the order are given out as accepted"
                 self.last_accepted[run.session_key] = run.order
@@ -207,7 +215,51 @@ class Machine(RuleBasedStateMachine):
     @rule(session=st.sampled_from(SESSIONS), steer=st.booleans(), timeout=st.booleans())
     def message(self, session: str, steer: bool, timeout: bool) -> None:
         more = {"wall_timeout": 60 * SECOND, "run_timeout": 30 * SECOND} if timeout else {}
-        self.enqueue(self.new(session, f"q{next(self.ids)}", steer=steer, **more))
+        mode = QueueMode.STEER if steer else QueueMode.FOLLOWUP
+        self.enqueue(self.new(session, f"q{next(self.ids)}", mode=mode, **more))
+
+    @rule(
+        session=st.sampled_from(SESSIONS),
+        debounce=st.sampled_from([0, 1, 4]),
+        spec=st.sampled_from("xxxy"),
+        count=st.integers(1, 3),
+    )
+    def messages_to_collect(self, session: str, debounce: int, spec: str, count: int) -> None:
+        for _ in range(count):
+            more = {"mode": QueueMode.COLLECT, "debounce": debounce * SECOND, "spec": spec}
+            self.enqueue(self.new(session, f"q{next(self.ids)}", **more))
+
+    @rule(session=st.sampled_from(SESSIONS))
+    def interrupt(self, session: str) -> None:
+        known = self.k.sessions.get(session)
+        holder = known.holder if known else ""
+        new = self.new(session, f"q{next(self.ids)}", mode=QueueMode.INTERRUPT)
+        found = self.enqueue(new)
+        if not isinstance(found, admission.Accepted):
+            return
+        assert (found.outcome is admission.Outcome.INTERRUPTED) == bool(holder)
+        assert holder not in self.k.runs or self.k.runs[holder].stopping
+        session_now = self.k.sessions[session]
+        jumping = [run_id for _, run_id in session_now.fresh if self.k.runs[run_id].jumps]
+        assert jumping == [run_id for _, run_id in session_now.fresh[: len(jumping)]]
+        assert jumping[-1] == new.run_id, "interrupts keep their order"
+
+    @rule(session=st.sampled_from(SESSIONS), jump=st.booleans())
+    def a_message_that_drops_others(self, session: str, jump: bool) -> None:
+        known = self.k.sessions.get(session)
+        holder = self.k.runs.get(known.holder) if known else None
+        waiting = [run_id for _, run_id in known.fresh] if known else []
+        steered = len(holder.steered) if holder else 0
+        mode = QueueMode.INTERRUPT if jump else QueueMode.FOLLOWUP
+        new = self.new(session, f"q{next(self.ids)}", mode=mode, lane_cap=3, drop_oldest=True)
+        found = self.enqueue(new)
+        if isinstance(found, admission.Accepted):
+            gone = [run_id for run_id in waiting if run_id not in self.k.runs]
+            assert len(gone) == max(0, len(waiting) + steered - 2)
+            assert sorted(gone) == sorted(waiting)[: len(gone)], "ids are in the order of acceptance"
+        elif found is not None:
+            assert len(waiting) + steered >= 3
+            assert len(waiting) < len(waiting) + steered - 2
 
     @precondition(lambda self: self.accepted)
     @rule(data=st.data())
@@ -244,7 +296,9 @@ class Machine(RuleBasedStateMachine):
         run_id = data.draw(st.sampled_from(sorted(self.k.runs)))
         request_id = f"s{next(self.ids)}"
         self.quietly(
-            lambda k, now: steering.steer(k, run_id, request_id, b"h", b"", MESSAGE, now) and None,
+            lambda k, now: (
+                steering.steer(k, run_id, request_id, b"h", b"", MESSAGE, now, most=3) and None
+            ),
             requests=[request_id],
         )
 
@@ -298,7 +352,7 @@ class Machine(RuleBasedStateMachine):
                 self.held[run.run_id] = item
             else:
                 self.held.pop(run.run_id, None)
-            if (run.turn, run.attempt) == (1, 1):
+            if (run.turn, run.attempt) == (1, 1) and not run.jumps:
                 orders = self.started.setdefault(run.session_key, [])
                 if not orders or orders[-1] != run.order:
                     assert not orders or run.order > orders[-1], "order of a session"
@@ -543,12 +597,11 @@ class Machine(RuleBasedStateMachine):
         now = self.clock.now_us()
         for key, session in self.k.sessions.items():
             runs = [r for r in self.k.runs.values() if r.session_key == key]
+            waiting_runs = [r for r in runs if r.state is RunState.QUEUED and not r.turn]
             first = [r for r in runs if r.holds_lane]
+            first = first or sorted((r for r in waiting_runs if r.jumps), key=lambda r: r.order)
             first = first or [self.k.runs[run_id] for run_id in session.returning[:1]]
-            first = first or sorted(
-                (r for r in runs if r.state is RunState.QUEUED and not r.turn),
-                key=lambda r: r.order,
-            )
+            first = first or sorted(waiting_runs, key=lambda r: r.order)
             ready = first[:1] if first and first[0].state is RunState.QUEUED else []
             assert session.ready == "".join(r.run_id for r in ready if r.ready_time <= now)
         standing = sum(lane.waiting for lane in self.k.lanes.values())
@@ -601,6 +654,19 @@ class Machine(RuleBasedStateMachine):
             assert _comparable(stored) == _comparable(run)
         for key, (head, _) in snapshot.sessions.items():
             assert self.k.sessions[key].head == head
+
+    @invariant()
+    def a_run_answers_the_messages_that_it_was_given(self) -> None:
+        if hasattr(self, "store"):
+            self.check_inputs(list(self.k.runs))
+
+    def check_inputs(self, run_ids: list[str]) -> None:
+        for run_id, stored in self.do(self.store.get_runs(run_ids)).items():
+            inputs = [e.request_id for e in run_pb2.Run.FromString(stored.payload).inputs]
+            # What was steered and fell back is not noted here.
+            assert inputs == self.inputs.get(run_id, inputs[:1])
+            if stored.run.collected is not None:
+                assert stored.run.collected.messages == len(inputs)
 
     @invariant()
     def sequences_have_no_gap(self) -> None:
@@ -677,6 +743,7 @@ class Machine(RuleBasedStateMachine):
         assert all(state in TERMINAL for state in ended.values())
         for run_id in self.accepted.values():
             assert run_id in ended, "nothing accepted is lost"
+        self.check_inputs(list(ended))
         history: History = self.do(of_store(self.store))
         history.accepted, history.finished = self.accepted, True
         assert_holds(history)

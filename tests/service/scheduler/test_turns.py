@@ -352,9 +352,14 @@ async def test_a_full_session_lane_refuses_with_a_hint(store: str, s: Driver) ->
             "message.parts[0].text",
         ),
         (
-            lambda i: setattr(i.queue_policy, "mode", lane_pb2.QUEUE_MODE_COLLECT),
-            "NOT_IMPLEMENTED",
-            None,
+            lambda i: setattr(i.queue_policy, "mode", 9),
+            "INVALID_FIELD",
+            "queue_policy.mode",
+        ),
+        (
+            lambda i: i.queue_policy.debounce.FromSeconds(6),
+            "INVALID_FIELD",
+            "queue_policy.debounce",
         ),
     ],
 )
