@@ -311,8 +311,7 @@ class _Play:
         behind = self._behind.get(key)
         if behind is None:
             session = self._k.sessions[key]
-            line = [*session.returning, *(run_id for _, run_id in session.fresh)]
-            behind = self._behind[key] = [run_id for run_id in line if run_id != front][::-1]
+            behind = self._behind[key] = [r for r in session.line() if r != front][::-1]
         return behind
 
     def _away(self, run: Run, kind: TurnKind) -> int:

@@ -54,6 +54,11 @@ class Session(msgspec.Struct):
             return self.returning[0]
         return self.fresh[0][1] if self.fresh else ""
 
+    def line(self) -> list[str]:
+        """The runs that wait for the lane, in the order in which they take it."""
+        fresh = [run_id for _, run_id in self.fresh]
+        return [*fresh[: self._jumping], *self.returning, *fresh[self._jumping :]]
+
     @property
     def _jumping(self) -> int:
         """How many never-started runs go before all others."""

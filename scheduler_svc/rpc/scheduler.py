@@ -262,8 +262,7 @@ def _global_lane(k: Kernel, lane: lanes.GlobalLane) -> lane_pb2.Lane:
 
 def _session_lane(k: Kernel, session: lanes.Session) -> lane_pb2.Lane:
     holder = k.runs.get(session.holder)
-    waiting = [run_id for _, run_id in session.fresh] + session.returning
-    runs = [k.runs[run_id] for run_id in waiting]
+    runs = [k.runs[run_id] for run_id in session.line()]
     return lane_pb2.Lane(
         kind=lane_pb2.LANE_KIND_SESSION,
         name=session.key,

@@ -256,7 +256,9 @@ class Machine(RuleBasedStateMachine):
         if isinstance(found, admission.Accepted):
             gone = [run_id for run_id in waiting if run_id not in self.k.runs]
             assert len(gone) == max(0, len(waiting) + steered - 2)
-            assert sorted(gone) == sorted(waiting)[: len(gone)], "ids are in the order of acceptance"
+            assert sorted(gone) == sorted(waiting)[: len(gone)], (
+                "ids are in the order of acceptance"
+            )
         elif found is not None:
             assert len(waiting) + steered >= 3
             assert len(waiting) < len(waiting) + steered - 2
