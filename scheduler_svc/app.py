@@ -16,6 +16,7 @@ from scheduler_svc.domain.kernel import Config
 from scheduler_svc.domain.limits import ProviderRates
 from scheduler_svc.domain.records import SECOND, RetryPolicy
 from scheduler_svc.engine import Engine
+from scheduler_svc.forecast.desk import Desk
 from scheduler_svc.leadership import Leadership
 from scheduler_svc.retention import remove_old
 from scheduler_svc.rpc.events import EventLogServicer
@@ -111,8 +112,11 @@ def make_app(engine: Engine, context: Context) -> App:
     """The servicers over an engine, and the tasks that keep it going."""
     settings = context.settings
 
+    desk = Desk(context.clock)
+
     async def drain() -> None:
         engine.drain()
+        desk.close()
 
     forget = partial(remove_old, engine.store, settings.retention)
     return App(
@@ -121,7 +125,7 @@ def make_app(engine: Engine, context: Context) -> App:
                 "conveyor.scheduler.v1.SchedulerService",
                 partial(
                     scheduler_grpc.add_SchedulerServiceServicer_to_server,
-                    SchedulerServicer(engine, defaults(settings)),
+                    SchedulerServicer(engine, defaults(settings), desk),
                 ),
             ),
             Registered(

@@ -11,7 +11,9 @@ from scheduler_svc.domain import admission, lanes, leasing, settling, steering
 from scheduler_svc.domain.kernel import Kernel
 from scheduler_svc.domain.records import Run
 from scheduler_svc.engine import Engine
+from scheduler_svc.forecast.desk import Desk
 from scheduler_svc.rpc import CallContext, answers, convert, validate
+from scheduler_svc.rpc.forecast import forecast
 from scheduler_svc.rpc.pages import position, run_query, runs_page, token_after
 from svckit import tracecontext
 from svckit.errors import (
@@ -27,9 +29,10 @@ from svckit.grpc import status as grpc_status
 class SchedulerServicer(pb_grpc.SchedulerServiceServicer):
     """Translates; the rules are in `domain`."""
 
-    def __init__(self, engine: Engine, defaults: validate.NewRunDefaults) -> None:
+    def __init__(self, engine: Engine, defaults: validate.NewRunDefaults, desk: Desk) -> None:
         self._engine = engine
         self._defaults = defaults
+        self._desk = desk
 
     async def EnqueueRuns(
         self, request: pb.EnqueueRunsRequest, context: CallContext
@@ -204,7 +207,7 @@ class SchedulerServicer(pb_grpc.SchedulerServiceServicer):
         self, request: pb.ForecastRequest, context: CallContext
     ) -> pb.ForecastResponse:
         """See the contract."""
-        raise _not_yet("Forecast")
+        return await forecast(self._engine, self._desk, request)
 
     async def ListQuestions(
         self, request: pb.ListQuestionsRequest, context: CallContext
