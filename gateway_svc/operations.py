@@ -125,6 +125,13 @@ class Operations:
         principal.require(Scope.ADMIN)
         return await call(self._upstream.scheduler.UpdateLane(request), service="scheduler")
 
+    async def forecast(
+        self, request: ss.ForecastRequest, principal: Principal
+    ) -> ss.ForecastResponse:
+        """Play a load on a virtual clock."""
+        principal.require(Scope.READ)
+        return await call(self._upstream.scheduler.Forecast(request), service="scheduler")
+
     async def list_agents(
         self, request: ag.ListAgentsRequest, principal: Principal
     ) -> ag.ListAgentsResponse:

@@ -80,7 +80,8 @@ def with_leadership(app: App, engine: Engine, store: SharedStore, context: Conte
     )
 
     async def drain() -> None:
-        engine.drain()
+        if app.drain is not None:
+            await app.drain()
         await leadership.leave()
 
     async def forget(now_us: int) -> int:
@@ -108,11 +109,10 @@ def advertised(settings: Settings, bound: str) -> str:
     return bound
 
 
-def make_app(engine: Engine, context: Context) -> App:
+def make_app(engine: Engine, context: Context, desk: Desk | None = None) -> App:
     """The servicers over an engine, and the tasks that keep it going."""
     settings = context.settings
-
-    desk = Desk(context.clock)
+    desk = desk or Desk(context.clock)
 
     async def drain() -> None:
         engine.drain()

@@ -166,8 +166,8 @@ class GatewayServicer(GatewayServiceServicer):
         raise not_yet("ExplainRun", "explaining runs")
 
     async def Forecast(self, request: ss.ForecastRequest, context: Context) -> ss.ForecastResponse:
-        """Not in this release."""
-        raise not_yet("Forecast", "forecasts")
+        """Play a load on a virtual clock."""
+        return await self._do.operations.forecast(request, authenticate())
 
     async def SpawnAcpSession(
         self, request: gw.SpawnAcpSessionRequest, context: Context

@@ -8,6 +8,7 @@ from __future__ import annotations
 from array import array
 
 from scheduler_svc.domain.lanes import GlobalLane, ReadyQueue
+from scheduler_svc.domain.limits import REQUESTS, TOKENS
 from scheduler_svc.domain.records import Run
 
 # Waves that are described; further ones are counted.
@@ -118,7 +119,7 @@ class Tally:
         self.makespan = 0
         # Sums of what runs waited.
         self.session_wait = 0
-        self.provider_wait: dict[str, int] = {"requests_per_minute": 0, "tokens_per_minute": 0}
+        self.provider_wait = {REQUESTS: 0, TOKENS: 0}
 
     def arrived(self, customer: int, at: int, count: int) -> None:
         """Messages of a customer arrived; customers are numbered by first arrival."""
@@ -151,6 +152,10 @@ class Tally:
         self._open[customer] -= 1
         if not self._open[customer]:
             self.end[customer] = now
+
+    def held_up(self, limit: str, time: int) -> None:
+        """One of the provider's limits let a turn wait."""
+        self.provider_wait[limit] += time
 
     def by_start(self) -> list[int]:
         """Numbers of the customers in order of first start; at the end those who never start."""

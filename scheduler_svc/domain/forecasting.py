@@ -12,6 +12,7 @@ arrivals are taken in; then free slots are filled, the lanes taking turns as in 
 from __future__ import annotations
 
 import heapq
+import sys
 from collections.abc import Callable, Iterator
 from typing import cast
 
@@ -20,12 +21,15 @@ import msgspec
 from scheduler_svc.domain.arrivals import Arrival, Arrivals, Chance, Draw
 from scheduler_svc.domain.forecast_tally import LaneUse, Tally
 from scheduler_svc.domain.lanes import GlobalLane, Session
+from scheduler_svc.domain.limits import Limiter, Phase, ProviderRates, Reservation
 from scheduler_svc.domain.records import Run
 from scheduler_svc.domain.turntime import Fixed, Times
 
 ROOT_LANE = "main"
 # Which kind of worker does not matter here: there are always enough of them.
 _QUEUE = "agent"
+_NEVER = sys.maxsize
+_LATER = -1
 
 
 class Children(msgspec.Struct, frozen=True):
@@ -65,10 +69,10 @@ class _Piece:
     """What the lanes and this loop have to know of a run. The first six fields are a `Run`'s."""
 
     __slots__ = (
+        "call",
         "create_time",
         "customer",
         "customer_key",
-        "granted",
         "live",
         "more",
         "number",
@@ -114,8 +118,8 @@ class _Piece:
         self.state = _QUEUED
         self.queued_since = create_time
         self.ready_since = create_time
-        # The provider's limits allow the next turn.
-        self.granted = False
+        # The provider's permission for the next turn, or the wait for it.
+        self.call: Reservation | None = None
         self.session: Session | None = None
         self.parent: _Piece | None = None
         # Children that have not settled.
@@ -147,11 +151,16 @@ class _Player:
         self._root = self._by_name[ROOT_LANE]
         self._pieces: dict[str, _Piece] = {}
         self._sessions: dict[str, Session] = {}
-        # (time, number, piece): ends of turns, and times at which the provider allows one.
+        # (end, number, piece) of the turns under way.
         self._agenda: list[tuple[int, int, _Piece]] = []
         self._noted = 0
         self._next_order = load.arrivals.ordered + 1
         self._messages = 0
+        rates = ProviderRates(load.requests_per_minute, load.tokens_per_minute)
+        limited = rates.requests_per_minute or rates.tokens_per_minute
+        self._limiter = Limiter("", rates) if limited else None
+        self._calls = 0
+        self._waiting: dict[str, _Piece] = {}
         self._tally = Tally(self._uses, load.lanes[ROOT_LANE])
         self._turn = self._timer(load.turn_time, Draw.TURN)
         children = load.children
@@ -174,23 +183,21 @@ class _Player:
     def play(self) -> Tally:
         arrivals = self._load.arrivals.play(self._chance)
         arrival = next(arrivals, None)
-        agenda, pop = self._agenda, heapq.heappop
-        now = 0
+        agenda, limiter = self._agenda, self._limiter
         while True:
-            if agenda and (arrival is None or agenda[0][0] <= arrival.at):
-                now = agenda[0][0]
-            elif arrival is not None:
+            now = agenda[0][0] if agenda else _NEVER
+            if arrival is not None and arrival.at < now:
                 now = arrival.at
-            else:
+            if self._waiting and limiter is not None:
+                now = min(now, limiter.next_time() or _NEVER)
+            if now == _NEVER:
                 break
             while agenda and agenda[0][0] == now:
-                piece = pop(agenda)[2]
-                if piece.state == _RUNNING:
-                    self._turn_ended(piece, now)
-                else:
-                    self._queue(piece, now)
+                self._turn_ended(heapq.heappop(agenda)[2], now)
             if arrival is not None and arrival.at == now:
                 arrival = self._take_in(arrival, arrivals, now)
+            if self._waiting and limiter is not None:
+                self._released(limiter, now)
             self._fill_slots(now)
         self._tally.unfinished = len(self._pieces) + sum(p.more for p in self._pieces.values())
         return self._tally
@@ -307,8 +314,9 @@ class _Player:
             if piece.more:
                 self._follow_up(piece)
         piece.resumed = True
-        start = now
-        piece.granted = False
+        start = now if self._limiter is None else self._ask(self._limiter, piece, now)
+        if start < now:
+            return
         piece.state = _RUNNING
         end = start + piece.turn_time
         lane = use.lane
@@ -320,6 +328,34 @@ class _Player:
         if piece.step == _FIRST:
             tally.started(piece.customer, piece.create_time, start, end)
         self._note(end, piece)
+
+    def _ask(self, limiter: Limiter, piece: _Piece, now: int) -> int:
+        """When the provider allows the turn, soon enough to keep the slot; `_LATER` if it does not.
+
+        As a worker: one request for the whole turn, a short wait in the slot, a longer one without.
+        """
+        call = piece.call
+        if call is None:
+            self._calls += 1
+            call = Reservation(piece.run_id, "", self._calls, self._load.tokens_per_turn)
+            limiter.reserve(call, now)
+        else:
+            limiter.start(call, now)
+        if call.phase is Phase.WAITING:
+            piece.state, piece.call, piece.queued_since = _WAITING, call, now
+            self._waiting[call.id] = piece
+            return _LATER
+        piece.call = None
+        if call.time > now:
+            self._tally.held_up(call.limit, call.time - now)
+        return max(now, call.time)
+
+    def _released(self, limiter: Limiter, now: int) -> None:
+        """Turns that the provider allows now stand in line for a slot."""
+        while (call := limiter.release(now)) is not None:
+            piece = self._waiting.pop(call.id)
+            self._tally.held_up(call.limit, now - piece.queued_since)
+            self._queue(piece, now)
 
     def _note(self, time: int, piece: _Piece) -> None:
         self._noted += 1

@@ -9,9 +9,7 @@ import msgspec
 
 from scheduler_svc.domain.forecast_tally import Tally
 from scheduler_svc.domain.forecasting import Load
-
-REQUESTS = "requests_per_minute"
-TOKENS = "tokens_per_minute"
+from scheduler_svc.domain.limits import REQUESTS, TOKENS
 
 
 class Spread(msgspec.Struct, frozen=True):

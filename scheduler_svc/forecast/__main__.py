@@ -1,6 +1,7 @@
 """Plays one load: a serialised `ForecastInput` on standard input, the result on standard output.
 
-The argument is the number of seconds after which the process ends itself, whoever started it.
+The arguments are the seconds after which the process ends itself, whoever started it, and the bytes
+of memory that it may take.
 
 The output is three numbers (bytes of the result, bytes of the customers' keys, customers), then the
 serialised `ForecastResult`, the keys on lines of their own, and the rows of `writing`.
@@ -25,15 +26,14 @@ from scheduler_svc.forecast import reading, writing
 
 # Below the scheduler's own work, whatever a forecast costs.
 NICENESS = 10
-# A bound rather than a need: a million customers take about a fifth of it.
-MOST_MEMORY = 6 << 30
 
 
 def main() -> None:
     """Entry point; see the module docstring."""
-    signal.alarm(int(sys.argv[1]))
+    seconds, memory = map(int, sys.argv[1:])
+    signal.alarm(seconds)
     os.nice(NICENESS)
-    resource.setrlimit(resource.RLIMIT_AS, (MOST_MEMORY, MOST_MEMORY))
+    resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
     # What is played has no cycles, and the process ends soon: looking for garbage is wasted.
     gc.disable()
     try:

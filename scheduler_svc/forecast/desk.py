@@ -24,6 +24,7 @@ from svckit.clock import Clock
 from svckit.errors import Internal, RateLimited, ShuttingDown, invalid_field
 from svckit.logging import get_logger
 
+MODULE = "scheduler_svc.forecast"
 AT_ONCE = 2
 MOST_IN_LINE = 8
 KEPT_MICROS = 600_000_000
@@ -31,6 +32,8 @@ MOST_KEPT = 32
 MOST_KEPT_BYTES = 512 << 20
 # Nobody waits longer; what a call has left of its deadline may be less.
 MOST_SECONDS = 600
+# A bound rather than a need: a million customers take about a fifth of it.
+MOST_MEMORY = 6 << 30
 
 _log = get_logger(__name__)
 
@@ -133,8 +136,9 @@ class Desk:
         process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",
-            "scheduler_svc.forecast",
+            MODULE,
             str(MOST_SECONDS),
+            str(MOST_MEMORY),
             stdin=source,
             stdout=target,
             start_new_session=True,

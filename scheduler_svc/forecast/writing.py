@@ -17,14 +17,13 @@ from scheduler_svc.domain.arrivals import Listed
 from scheduler_svc.domain.forecast_tally import UNSET, Tally
 from scheduler_svc.domain.forecasting import Load
 from scheduler_svc.domain.foresight import (
-    REQUESTS,
-    TOKENS,
     Constraint,
     Forecast,
     Spread,
     provider_utilisation,
     utilisation,
 )
+from scheduler_svc.domain.limits import REQUESTS, TOKENS
 
 # Bytes of the result, bytes of the customers' keys, customers.
 HEAD = struct.Struct("<qqq")

@@ -10,7 +10,9 @@ LONG_POLL_MARGIN = 5.0
 
 _TIMEOUTS = {
     **dict.fromkeys(("CompleteRuns", "SuspendRun", "FailRun", "ReleaseRun"), 10.0),
-    **dict.fromkeys(("Forecast", "CloseSession", "CloseAcpSession"), 30.0),
+    **dict.fromkeys(("CloseSession", "CloseAcpSession"), 30.0),
+    # A million customers on a busy machine.
+    "Forecast": 120.0,
     **dict.fromkeys(("SpawnSession", "SpawnAcpSession", "Doctor", "AcpDoctor"), 60.0),
 }
 

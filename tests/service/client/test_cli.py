@@ -253,7 +253,6 @@ async def test_cancel_and_steer(gateway: Gateway, capsys: pytest.CaptureFixture[
     ("method", "verb"),
     [
         ("ExplainRun", ["why", "R"]),
-        ("Forecast", ["forecast"]),
         ("ProbeModel", ["model", "probe", "demo"]),
         ("SpawnAcpSession", ["acp", "spawn", "codex"]),
         ("PromptAcpSession", ["acp", "prompt", "S", "text"]),

@@ -315,7 +315,6 @@ async def test_what_the_other_services_know(gateway: Suite) -> None:
 async def test_what_comes_later_says_so(gateway: Suite) -> None:
     for method, path, feature in (
         ("GET", "/v1/runs/x/explain", "ExplainRun"),
-        ("POST", "/v1/forecast", "Forecast"),
         ("POST", "/v1/commands", "ExecuteCommand"),
         ("GET", "/v1/acp/sessions", "ListAcpSessions"),
         ("POST", "/v1/acp/sessions/1/prompt", "PromptAcpSession"),

@@ -26,6 +26,7 @@ from conveyor.scheduler.v1 import worker_service_pb2 as ws
 from conveyor.scheduler.v1 import worker_service_pb2_grpc as ws_grpc
 from scheduler_svc import app
 from scheduler_svc.engine import Engine
+from scheduler_svc.forecast.desk import Desk
 from svckit.errors import ServiceError
 from svckit.grpc.status import to_proto
 from svckit.service import App, Context
@@ -45,6 +46,7 @@ class Driver:
     """Talks to a scheduler as gateway and as worker."""
 
     engine: Engine
+    desk: Desk
 
     def __init__(self, channel: aio.Channel) -> None:
         self.channel = channel
@@ -202,6 +204,7 @@ async def driver(config: Settings, **faults: Any) -> AsyncIterator[Driver]:
     `wrap` puts something between the engine and its store.
     """
     engines: list[Engine] = []
+    desks: list[Desk] = []
 
     @asynccontextmanager
     async def build(context: Context) -> AsyncIterator[App]:
@@ -209,14 +212,16 @@ async def driver(config: Settings, **faults: Any) -> AsyncIterator[Driver]:
         engine = Engine(store, app.config(config), context.clock, context.set_serving)
         await engine.start()
         engines.append(engine)
+        desks.append(Desk(context.clock))
         try:
-            yield app.make_app(engine, context)
+            yield app.make_app(engine, context, desks[-1])
         finally:
             await engine.close()
 
     async with in_process(build, config, name="scheduler") as service:
         found = Driver(service.channel)
         found.engine = engines[0]
+        found.desk = desks[0]
         yield found
 
 

@@ -110,7 +110,6 @@ async def test_lanes_show_who_waits(s: Driver) -> None:
     ("method", "request_"),
     [
         ("ExplainRun", pb.ExplainRunRequest(run_id="x")),
-        ("Forecast", pb.ForecastRequest()),
         ("ListQuestions", pb.ListQuestionsRequest()),
     ],
 )
