@@ -33,19 +33,6 @@ def why(
     run(work())
 
 
-def forecast(context: typer.Context, json: Json = False) -> None:
-    """Play a load on a virtual clock and say when whom is served."""
-
-    async def work() -> None:
-        from conveyor.scheduler.v1 import forecast_pb2
-        from conveyor_client.cli.output import print_json
-
-        async with connect(context) as client:
-            print_json(await client.forecast(forecast_pb2.ForecastInput()))
-
-    run(work())
-
-
 def probe(
     context: typer.Context,
     model: Annotated[str, typer.Argument(help="As provider:model, or demo.")],
