@@ -36,8 +36,10 @@ def show(answer: scheduler_pb.ForecastResponse, *, each: bool = False) -> None:
             target.print(
                 f"[dim]… and {hidden:,} more waves, until {span(seconds(result.makespan))}[/]"
             )
-    target.print()
-    target.print(_times(answer))
+    times = _times(answer)
+    if times.row_count:
+        target.print()
+        target.print(times)
     target.print()
     target.print(_lanes(result))
     if each:
@@ -51,11 +53,11 @@ def show(answer: scheduler_pb.ForecastResponse, *, each: bool = False) -> None:
 def conclusion(result: pb.ForecastResult) -> str:
     """Say which limit binds, and what twice as much would give."""
     if result.stuck_runs and not result.HasField("constraint"):
-        return f"{result.stuck_runs:,} runs can never end."
+        return f"{_count(result.stuck_runs, 'run')} can never end."
     found = result.constraint
     match found.kind:
         case pb.CONSTRAINT_KIND_LANE:
-            what = f"The limit of lane {plain(found.lane)} binds: {_slots(found.limit)}"
+            what = f"The limit of lane {plain(found.lane)} binds: {_count(found.limit, 'slot')}"
         case pb.CONSTRAINT_KIND_REQUESTS_PER_MINUTE:
             what = f"The provider's {found.limit:,} requests/min bind, not the gateway"
         case pb.CONSTRAINT_KIND_TOKENS_PER_MINUTE:
@@ -69,8 +71,8 @@ def conclusion(result: pb.ForecastResult) -> str:
             return "Nobody waits: no limit binds."
     if not found.limit:
         return (
-            f"Lane {plain(found.lane)} is paused: {result.stuck_runs:,} runs can never end. With "
-            f"{_slots(found.raised_limit)} all would be done after {_at(found.raised_makespan)}."
+            f"Lane {plain(found.lane)} is paused: {_count(result.stuck_runs, 'run')} can never end. "
+            f"With {_count(found.raised_limit, 'slot')} all would be done after {_at(found.raised_makespan)}."
         )
     return (
         f"{what}. With {found.raised_limit:,}, all would be done after "
@@ -81,9 +83,9 @@ def conclusion(result: pb.ForecastResult) -> str:
 
 def _headline(result: pb.ForecastResult) -> str:
     parts = [
-        f"{result.customers:,} customers",
-        f"{result.runs:,} runs",
-        f"{result.turns:,} turns",
+        _count(result.customers, "customer"),
+        _count(result.runs, "run"),
+        _count(result.turns, "turn"),
         f"done after {span(seconds(result.makespan))}",
     ]
     if result.stuck_runs:
@@ -185,8 +187,8 @@ def _table(*columns: str) -> Table:
     return table
 
 
-def _slots(count: int) -> str:
-    return f"{count:,} slot{'' if count == 1 else 's'}"
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
 def _at(time: Duration) -> str:
