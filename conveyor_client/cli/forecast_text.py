@@ -70,9 +70,10 @@ def conclusion(result: pb.ForecastResult) -> str:
         case _:
             return "Nobody waits: no limit binds."
     if not found.limit:
+        stuck, slots = _count(result.stuck_runs, "run"), _count(found.raised_limit, "slot")
         return (
-            f"Lane {plain(found.lane)} is paused: {_count(result.stuck_runs, 'run')} can never end. "
-            f"With {_count(found.raised_limit, 'slot')} all would be done after {_at(found.raised_makespan)}."
+            f"Lane {plain(found.lane)} is paused: {stuck} can never end. With {slots} all would be "
+            f"done after {_at(found.raised_makespan)}."
         )
     return (
         f"{what}. With {found.raised_limit:,}, all would be done after "

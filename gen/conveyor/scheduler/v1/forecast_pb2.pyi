@@ -96,13 +96,17 @@ class ForecastInput(_message.Message):
     COST_MICROS_USD_PER_TURN_FIELD_NUMBER: _builtins.int
     SEED_FIELD_NUMBER: _builtins.int
     requests_per_minute: _builtins.int
-    """Requests per minute that the provider allows, one per turn. 0 means no limit."""
+    """Requests per minute that the provider allows, one per turn, given out as `LimitService` does. 0
+    means no limit.
+    """
     tokens_per_minute: _builtins.int
     """Tokens per minute that the provider allows. 0 means no limit."""
     tokens_per_turn: _builtins.int
-    """Tokens of each turn, read and written. 0 when they do not matter."""
+    """Tokens of each turn, read and written; at most 100,000,000. 0 when they do not matter."""
     cost_micros_usd_per_turn: _builtins.int
-    """Price of each turn in millionths of a US dollar. 0 when it does not matter."""
+    """Price of each turn in millionths of a US dollar; at most 100,000,000. 0 when it does not
+    matter.
+    """
     seed: _builtins.int
     """Seed of all random draws. The same input gives the same output."""
     @_builtins.property
@@ -299,7 +303,7 @@ class TimeDistribution(_message.Message):
 
     @_builtins.property
     def percentiles(self) -> Global___TimePercentiles:
-        """By percentiles, log-linear between them."""
+        """By percentiles, log-linear between them, and below the median a mirror of what is above."""
 
     @_builtins.property
     def samples(self) -> Global___TimeSamples:
@@ -400,7 +404,9 @@ class ForecastChildren(_message.Message):
     CLOSING_TURN_TIME_FIELD_NUMBER: _builtins.int
     GLOBAL_LANE_FIELD_NUMBER: _builtins.int
     per_turn: _builtins.int
-    """0 to 100 per root run, all spawned at the end of the first turn."""
+    """0 to 100 per root run, all spawned at the end of the first turn; at most 10,000,000 runs in
+    all.
+    """
     style: Global___SpawnStyle.ValueType
     """How the parent spawns."""
     global_lane: _builtins.str
@@ -507,7 +513,7 @@ class ForecastResult(_message.Message):
 
     @_builtins.property
     def makespan(self) -> _duration_pb2.Duration:
-        """From time 0 to the end of the last flow."""
+        """From time 0 to the end of the last flow; with stuck runs, of the last turn."""
 
     @_builtins.property
     def waves(self) -> _containers.RepeatedCompositeFieldContainer[Global___Wave]:
@@ -571,7 +577,9 @@ class ForecastConstraint(_message.Message):
     limit: _builtins.int
     """The limit of the input."""
     raised_limit: _builtins.int
-    """The same load with this limit instead: the double. 0 for `SESSION_ORDER`."""
+    """The same load with this limit instead: the double, or 1 for a paused lane. 0 for
+    `SESSION_ORDER`.
+    """
     @_builtins.property
     def raised_wait(self) -> Global___TimePercentiles:
         """Wait with the raised limit."""

@@ -176,7 +176,7 @@ class SchedulerServiceServicer:
 
     def Forecast(self, request, context):
         """Plays a load through the scheduling rules on a virtual clock. Changes nothing; the same input
-        gives the same output.
+        gives the same output. Fails with `RATE_LIMITED` when too many are made at a time.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

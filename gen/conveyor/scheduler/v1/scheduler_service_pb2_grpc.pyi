@@ -78,7 +78,7 @@ class SchedulerServiceStub:
     """
     Forecast: _grpc.UnaryUnaryMultiCallable[_scheduler_service_pb2.ForecastRequest, _scheduler_service_pb2.ForecastResponse]
     """Plays a load through the scheduling rules on a virtual clock. Changes nothing; the same input
-    gives the same output.
+    gives the same output. Fails with `RATE_LIMITED` when too many are made at a time.
     """
     ListQuestions: _grpc.UnaryUnaryMultiCallable[_scheduler_service_pb2.ListQuestionsRequest, _scheduler_service_pb2.ListQuestionsResponse]
     """Lists questions of runs, newest first. Read only."""
@@ -133,7 +133,7 @@ class SchedulerServiceAsyncStub(SchedulerServiceStub):
     """
     Forecast: _aio.UnaryUnaryMultiCallable[_scheduler_service_pb2.ForecastRequest, _scheduler_service_pb2.ForecastResponse]  # type: ignore[assignment]
     """Plays a load through the scheduling rules on a virtual clock. Changes nothing; the same input
-    gives the same output.
+    gives the same output. Fails with `RATE_LIMITED` when too many are made at a time.
     """
     ListQuestions: _aio.UnaryUnaryMultiCallable[_scheduler_service_pb2.ListQuestionsRequest, _scheduler_service_pb2.ListQuestionsResponse]  # type: ignore[assignment]
     """Lists questions of runs, newest first. Read only."""
@@ -239,7 +239,7 @@ class SchedulerServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_scheduler_service_pb2.ForecastResponse, _abc.Awaitable[_scheduler_service_pb2.ForecastResponse]]:
         """Plays a load through the scheduling rules on a virtual clock. Changes nothing; the same input
-        gives the same output.
+        gives the same output. Fails with `RATE_LIMITED` when too many are made at a time.
         """
 
     @_abc_1.abstractmethod
