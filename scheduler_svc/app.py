@@ -33,16 +33,32 @@ from svckit.settings import Settings
 
 
 def address_of(settings: Settings) -> str:
-    """Where this scheduler listens. Raises `StartError` when it could be any of several."""
+    """Where this scheduler listens. Raises `StartError` when it cannot be one of several."""
+    schedulers = settings.services.schedulers
+    if len(schedulers) > 1:
+        _check_several(settings)
     if settings.scheduler.listen:
         return settings.scheduler.listen
-    schedulers = settings.services.schedulers
     if len(schedulers) > 1:
         raise StartError(
             f"services.scheduler names {len(schedulers)} schedulers; say which of them this one "
             f"is, for example CONVEYOR_SCHEDULER__LISTEN={schedulers[0]}"
         )
     return schedulers[0]
+
+
+def _check_several(settings: Settings) -> None:
+    if not settings.store.url.startswith("postgresql:"):
+        raise StartError(
+            "services.scheduler: several schedulers share one store, which has to be PostgreSQL "
+            "(store.url); with another one, name one address"
+        )
+    if settings.runs.lease_seconds < 2 * settings.store.leader_lease_seconds:
+        raise StartError(
+            "runs.lease_seconds must be at least twice store.leader_lease_seconds "
+            f"({settings.store.leader_lease_seconds:g}), so that no worker loses its turn while "
+            "another scheduler takes over"
+        )
 
 
 @asynccontextmanager

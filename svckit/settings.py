@@ -81,23 +81,6 @@ class Settings(BaseSettings):
         return {**data, "lanes": lanes}
 
     @model_validator(mode="after")
-    def _several_schedulers(self) -> Self:
-        if len(self.services.schedulers) == 1:
-            return self
-        if not self.store.url.startswith("postgresql://"):
-            raise ValueError(
-                "services.scheduler: several schedulers share a store.url of PostgreSQL; "
-                "with another one, name one address"
-            )
-        if self.runs.lease_seconds < 2 * self.store.leader_lease_seconds:
-            raise ValueError(
-                "runs.lease_seconds must be at least twice store.leader_lease_seconds "
-                f"({self.store.leader_lease_seconds:g}), so that no worker loses its turn while "
-                "another scheduler takes over"
-            )
-        return self
-
-    @model_validator(mode="after")
     def _names_that_must_exist(self) -> Self:
         known = self.agents.ids()
         used = [(f"routes.{i}.agent", route.agent) for i, route in enumerate(self.routes)]

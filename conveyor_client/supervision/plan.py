@@ -44,10 +44,27 @@ def suite(settings: Settings, config: Path | None) -> list[Service]:
 
     services, gateway = settings.services, settings.gateway
     return [
-        Service("scheduler", argv("scheduler_svc"), services.scheduler, stops_last=True),
+        *_schedulers(settings, argv("scheduler_svc")),
         Service("agent", argv("agent_svc"), services.agent),
         Service("acp", argv("acp_svc"), services.acp),
         Service("gateway", argv("gateway_svc"), gateway.grpc, other_addresses=(gateway.http,)),
+    ]
+
+
+def _schedulers(settings: Settings, argv: Sequence[str]) -> list[Service]:
+    """Return one scheduler, or all of several: one leads, the others stand by."""
+    addresses = settings.services.schedulers
+    if settings.scheduler.listen:
+        addresses = (settings.scheduler.listen,)  # the others run elsewhere
+    return [
+        Service(
+            f"scheduler-{number}" if number > 1 else "scheduler",
+            argv,
+            address,
+            stops_last=True,
+            env={"CONVEYOR_SCHEDULER__LISTEN": address} if len(addresses) > 1 else {},
+        )
+        for number, address in enumerate(addresses, 1)
     ]
 
 

@@ -260,5 +260,9 @@ def test_one_of_several_has_to_know_which_one_it_is(tmp_path: Path) -> None:
     told = settings(tmp_path, url, CONVEYOR_SCHEDULER__LISTEN="127.0.0.1:2", **several)
     assert app.address_of(told) == "127.0.0.1:2"
     assert app.advertised(told, "127.0.0.1:2") == "127.0.0.1:2"
+    with pytest.raises(StartError, match=r"store\.url"):
+        app.address_of(settings(tmp_path, **several))
+    with pytest.raises(StartError, match=r"runs\.lease_seconds"):
+        app.address_of(settings(tmp_path, url, CONVEYOR_RUNS__LEASE_SECONDS="9", **several))
     behind = settings(tmp_path, url, CONVEYOR_SCHEDULER__ADVERTISE="host:2", **several)
     assert app.advertised(behind, "0.0.0.0:2") == "host:2"

@@ -23,6 +23,28 @@ from conveyor_client.supervision.plan import (
 from svckit.settings import load
 
 
+def test_several_schedulers_are_as_many_processes_that_know_which_they_are() -> None:
+    both = {
+        "CONVEYOR_STORE__URL": "postgresql://me@127.0.0.1:5432/conveyor",
+        "CONVEYOR_SERVICES__SCHEDULER": "127.0.0.1:50051, 127.0.0.1:50061",
+    }
+    services = suite(load(environ=both), None)
+    first, second = services[:2]
+    assert (first.name, second.name) == ("scheduler", "scheduler-2")
+    assert (first.grpc_address, second.grpc_address) == ("127.0.0.1:50051", "127.0.0.1:50061")
+    assert second.env == {"CONVEYOR_SCHEDULER__LISTEN": "127.0.0.1:50061"}
+    assert [service.name for service in services if service.stops_last] == [
+        "scheduler",
+        "scheduler-2",
+    ]
+    one_of_them = suite(
+        load(environ=both | {"CONVEYOR_SCHEDULER__LISTEN": "127.0.0.1:50061"}), None
+    )
+    assert [s.grpc_address for s in one_of_them if s.name.startswith("scheduler")] == [
+        "127.0.0.1:50061"
+    ]
+
+
 def test_the_suite_is_four_processes_that_know_their_parent() -> None:
     services = suite(load(environ={}), Path("my.toml"))
     assert [service.name for service in services] == ["scheduler", "agent", "acp", "gateway"]
