@@ -22,14 +22,16 @@ from typing import Any, Generic, TypeVar
 
 import msgspec
 
+from conveyor.events.v1 import event_pb2
 from scheduler_svc import eventlog
 from scheduler_svc.domain import leasing, recovery, sweeping
 from scheduler_svc.domain.kernel import Changes, Config, Kernel
 from scheduler_svc.domain.lanes import Session
 from scheduler_svc.domain.leasing import Leased
+from scheduler_svc.domain.recovery import Snapshot
 from scheduler_svc.hub import Hub
 from scheduler_svc.rpc import convert
-from scheduler_svc.store.base import Batch, LaneStore, StoredRun
+from scheduler_svc.store.base import Batch, EventQuery, LaneStore, StoredRun
 from svckit.backoff import full_jitter
 from svckit.clock import Clock
 from svckit.errors import (
@@ -100,6 +102,10 @@ class Engine:
         self.leading = True
         self._config = config
         self._clock = clock
+        # How far the store is ahead of the clock: it was set back since, or is another machine's.
+        self._ahead = 0
+        # When this process last gave up what it had in memory: until then it kept leases alive.
+        self._up_until = 0
         self._on_serving = on_serving
         self._kernel = Kernel(config)
         self._pending: list[_Command[Any]] = []
@@ -153,8 +159,8 @@ class Engine:
         await self.store.close()
 
     def now(self) -> int:
-        """The scheduler's clock, microseconds."""
-        return self._clock.now_us()
+        """The scheduler's clock, microseconds: never behind what the store has seen."""
+        return self._clock.now_us() + self._ahead
 
     # -- Callers ----------------------------------------------------------------------------------
 
@@ -276,7 +282,7 @@ class Engine:
             return
         self._wake.clear()
         due = self._kernel.next_time()
-        delay = None if due is None else max(0.0, (due - self._clock.now_us()) / 1e6)
+        delay = None if due is None else max(0.0, (due - self.now()) / 1e6)
         if delay == 0.0:
             return
         with contextlib.suppress(TimeoutError):
@@ -284,7 +290,7 @@ class Engine:
 
     async def _turn(self, group: Sequence[_Command[Any]]) -> None:
         await self._read_what_they_need(group)
-        kernel, now = self._kernel, self._clock.now_us()
+        kernel, now = self._kernel, self.now()
         sweeping.sweep(kernel, now)
         answers: list[tuple[_Command[Any], Any, ServiceError | None]] = []
         for command in group:
@@ -426,6 +432,7 @@ class Engine:
             error = Internal("internal error")
             log.error("a command broke the rules; memory is rebuilt", exc_info=err)
         self._available = False
+        self._up_until = self.now()
         self._on_serving(False)
         self._refuse(group, error)
         for pause in full_jitter(0.1, 2.0):
@@ -454,7 +461,9 @@ class Engine:
         snapshot = await self.store.load()
         # A token of its own, so that a store that cannot be written is noticed here.
         snapshot.last_token += 1
-        now = self._clock.now_us()
+        snapshot.last_time = await self._last_time(snapshot)
+        self._ahead = max(self._ahead, snapshot.last_time - self._clock.now_us())
+        now = self.now()
         await self.store.commit(Batch(time=now, token=snapshot.last_token))
         # Whether a commit that failed was stored all the same is known only now.
         self._payloads.clear()
@@ -463,3 +472,17 @@ class Engine:
         self._kernel = recovery.rebuild(self._config, snapshot, now)
         self._available = True
         self._wake.set()
+
+    async def _last_time(self, snapshot: Snapshot) -> int:
+        """The newest time that is known, as a rule from the store: never go behind it.
+
+        Else a pause that began before the clock was set back would last as long as it was set back.
+        """
+        last = self._up_until
+        for run in snapshot.runs:
+            last = max(last, run.state_time, run.lease.lease_time if run.lease else 0)
+        query = EventQuery(after_position=snapshot.last_position - 1)
+        for row in await self.store.events(query, 1):
+            event = event_pb2.Event.FromString(row.data)
+            last = max(last, event.create_time.ToMicroseconds())
+        return last

@@ -12,7 +12,7 @@ import msgspec
 from scheduler_svc.domain import reserving
 from scheduler_svc.domain.kernel import Config, Kernel, Timer
 from scheduler_svc.domain.lanes import Session
-from scheduler_svc.domain.records import PreviousRun, Run, RunState, SteerOffer
+from scheduler_svc.domain.records import Lease, PreviousRun, Run, RunState, SteerOffer
 from scheduler_svc.domain.turntimes import TurnRecord
 
 
@@ -31,6 +31,8 @@ class Snapshot(msgspec.Struct):
     last_order: int = 0
     last_token: int = 0
     last_position: int = 0
+    # The newest time that anything in the store has; 0 when nothing has.
+    last_time: int = 0
 
 
 def rebuild(config: Config, snapshot: Snapshot, now: int) -> Kernel:
@@ -46,7 +48,7 @@ def rebuild(config: Config, snapshot: Snapshot, now: int) -> Kernel:
         if fact == "turn_time":
             k.turn_times.take_in(msgspec.json.decode(data, type=TurnRecord))
     for run in snapshot.runs:
-        _take_in(k, run, snapshot.sessions, now)
+        _take_in(k, run, snapshot.sessions, snapshot.last_time, now)
     reserving.rebuild(k, snapshot.facts, now)
     for name, limit in snapshot.limits.items():
         if name in k.lanes:  # also one that only its runs still know
@@ -60,11 +62,18 @@ def rebuild(config: Config, snapshot: Snapshot, now: int) -> Kernel:
         session.returning.sort(key=lambda run_id: k.runs[run_id].state_time)
         k.refresh(session, now)
     k.take_changes()
+    for run in k.runs.values():
+        if run.lease is not None and run.lease.lease_time == now:
+            k.touch(run)  # its absence was left out, which the next restart must know
     return k
 
 
 def _take_in(
-    k: Kernel, run: Run, sessions: Mapping[str, tuple[int, Iterable[PreviousRun]]], now: int
+    k: Kernel,
+    run: Run,
+    sessions: Mapping[str, tuple[int, Iterable[PreviousRun]]],
+    seen: int,
+    now: int,
 ) -> None:
     k.runs[run.run_id] = run
     session = k.sessions.get(run.session_key)
@@ -84,6 +93,7 @@ def _take_in(
     elif run.state is RunState.QUEUED:
         session.add_fresh(run)
     if run.lease is not None:
+        _leave_out_absence(run, run.lease, seen + k.config.lease_ttl, now)
         k.take_slot(run, run.lease)
         run.lease.expire_time = now + k.config.lease_ttl
         worker = (run.queue, run.lease.worker)
@@ -95,6 +105,18 @@ def _take_in(
     if run.state is RunState.SUSPENDED:
         k.note_suspended(run)
     _set_timers(k, run)
+
+
+def _leave_out_absence(run: Run, lease: Lease, until: int, now: int) -> None:
+    """Counts executing time only as long as the worker can have had its lease.
+
+    Longer than a lease after the last sign of life it cannot: the scheduler was away, or its clock
+    was set forward meanwhile. Neither is executing time, and neither may use up `run_timeout`.
+    """
+    absent = now - max(until, lease.lease_time)
+    if absent > 0:
+        run.executed += max(0, until - lease.lease_time)
+        lease.lease_time = now
 
 
 def _set_timers(k: Kernel, run: Run) -> None:
