@@ -69,6 +69,8 @@ def stopped(k: Kernel, run: Run, now: int) -> None:
     if not run.live:
         _finish(k, run, run.ending.state, run.ending.failure, now)
         return
+    # No turn will take what was steered to it, and what falls back must not be overtaken.
+    steering.miss(k, run, now)
     k.leave_line(run)
     if run.state is not RunState.CANCELLING:
         _begin_cancelling(k, run, now)

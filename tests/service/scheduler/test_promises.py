@@ -285,3 +285,22 @@ async def test_a_repeated_steered_message_is_still_steered(s: Driver) -> None:
         return not s.engine._kernel.runs
 
     await eventually(idle)
+
+
+async def test_what_was_steered_to_a_run_that_stops_slowly_is_not_overtaken(s: Driver) -> None:
+    """Found by the simulation, seed 514: the run's lane was free before its children had ended."""
+    first = await s.send("a", "one")
+    leased = await s.lease_one()
+    await s.spawn(leased, "child")
+    child = await s.lease_one()
+    steered = await s.send("a", "two", mode=lane_pb2.QUEUE_MODE_STEER)
+    assert steered.outcome == lane_pb2.ENQUEUE_OUTCOME_STEERED
+    third = await s.send("a", "three")
+    await s.scheduler.CancelRun(pb.CancelRunRequest(run_id=first.run.run_id))
+    await s.complete(leased)  # its child still executes
+    second = await s.lease_one()
+    assert [i.message.parts[0].text for i in second.run.inputs] == ["two"]
+    await s.complete(second)
+    assert (await s.lease_one()).run.run_id == third.run.run_id
+    await s.complete(child)
+    assert await s.state(first.run.run_id) == "CANCELLED"
