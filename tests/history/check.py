@@ -20,14 +20,8 @@ RUNNING = run_pb2.RUN_STATE_RUNNING
 SUSPENDED = run_pb2.RUN_STATE_SUSPENDED
 CANCELLING = run_pb2.RUN_STATE_CANCELLING
 SUCCEEDED = run_pb2.RUN_STATE_SUCCEEDED
-TERMINAL = frozenset(
-    {
-        SUCCEEDED,
-        run_pb2.RUN_STATE_FAILED,
-        run_pb2.RUN_STATE_CANCELLED,
-        run_pb2.RUN_STATE_EXPIRED,
-    }
-)
+EXPIRED = run_pb2.RUN_STATE_EXPIRED
+TERMINAL = frozenset({SUCCEEDED, run_pb2.RUN_STATE_FAILED, run_pb2.RUN_STATE_CANCELLED, EXPIRED})
 ENDED = TERMINAL | {CANCELLING}
 # Into the key only from these; states that are not named here come from anywhere unfinished.
 ONLY_FROM = {
@@ -310,6 +304,14 @@ class _Pass:
                 life.row.run_id,
                 f"{where}: {name(change.state)} while {sorted(life.live)} have not ended",
             )
+        row = life.row
+        timed_out = change.state == EXPIRED and change.cause.startswith("run_timeout")
+        if timed_out and row.executed < row.run_timeout:
+            self.say(
+                15,
+                row.run_id,
+                f"{where}: expired after {row.executed} of {row.run_timeout} µs of executing time",
+            )
         if change.state == SUCCEEDED and life.untold:
             self.say(
                 9,
@@ -438,7 +440,10 @@ class _Pass:
             self.say(15, run_id, f"waited {life.queued} µs in lanes, stored are {row.queued}")
         if life.suspended != row.suspended:
             self.say(15, run_id, f"suspended for {life.suspended} µs, stored are {row.suspended}")
-        if life.executed is not None and not life.executing and life.executed != row.executed:
+        if life.executed is None or life.executing:
+            return
+        left_out = life.executed - row.executed
+        if left_out < 0 or (left_out and self.history.exact):
             self.say(15, run_id, f"executed for {life.executed} µs, stored are {row.executed}")
 
     def _requests(self) -> None:

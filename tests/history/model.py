@@ -51,6 +51,8 @@ class RunRow:
     queued: int = 0
     suspended: int = 0
     executed: int = 0
+    # 0 means none.
+    run_timeout: int = 0
     descendants: int = 0
 
 
@@ -93,6 +95,9 @@ class History:
     limits: Limits | None = None
     # True once faults have stopped and everything had its time: every run must have ended.
     finished: bool = False
+    # False when the scheduler was away for longer than a lease, or its clock was set forward while
+    # it was: what it cannot know as executing time it leaves out.
+    exact: bool = True
     # False for stores from which retention has removed something.
     whole: bool = True
 

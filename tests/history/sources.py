@@ -71,6 +71,7 @@ def row_of(run: Run, payload: bytes) -> RunRow:
         queued=run.session_wait + run.global_wait,
         suspended=run.suspended,
         executed=run.executed,
+        run_timeout=run.run_timeout,
         descendants=run.descendants,
     )
 

@@ -757,6 +757,9 @@ def _comparable(run: Run) -> Any:
     data.pop("ready_since", None)  # when it became ready is not worth a write
     if data.get("lease"):
         data["lease"].pop("expire_time")  # extensions are not stored
+        # What a restart leaves out of the executing time is stored with the next commit.
+        data["lease"].pop("lease_time")
+        data.pop("executed", None)
     return data
 
 

@@ -1,0 +1,82 @@
+"""Thousands of schedules of a scheduler, its workers and callers, with crashes, on virtual time.
+
+SIM_SEED=17 pytest tests/simulation          runs one schedule again
+SIM_SCHEDULES=20000 pytest tests/simulation  runs more of them
+SIM_FIRST=1000000 …                          begins with another seed
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.simulation.schedule import Verdict, run_schedule
+
+SCHEDULES = int(os.environ.get("SIM_SCHEDULES", "1000"))
+FIRST = int(os.environ.get("SIM_FIRST", "0"))
+SEED = os.environ.get("SIM_SEED")
+STORE = os.environ.get("SIM_STORE", "memory")
+# A search takes what it takes; the bound only ends one that hangs.
+BOUND = 60 + SCHEDULES
+
+
+def schedule(seed: int) -> Verdict:
+    return run_schedule(seed)
+
+
+def on_sqlite(seed: int) -> Verdict:
+    return run_schedule(seed, "sqlite")
+
+
+def search(kind: Callable[[int], Verdict], seeds: range) -> list[Verdict]:
+    """Runs them on all cores; the verdicts that name a problem."""
+    with multiprocessing.get_context("spawn").Pool() as pool:
+        verdicts = pool.imap_unordered(kind, seeds, chunksize=10)
+        found = [verdict for verdict in verdicts if verdict.problem]
+        pool.close()
+        pool.join()
+    return sorted(found, key=lambda verdict: verdict.seed)
+
+
+@pytest.mark.skipif(SEED is None, reason="SIM_SEED names no schedule")
+@pytest.mark.timeout(BOUND)
+def test_one_schedule() -> None:
+    assert SEED is not None
+    verdict = run_schedule(int(SEED), STORE)
+    assert not verdict.problem, verdict.problem
+
+
+@pytest.mark.skipif(SEED is not None, reason="SIM_SEED names one schedule")
+@pytest.mark.timeout(BOUND)
+@pytest.mark.parametrize(
+    ("kind", "count"),
+    [(schedule, SCHEDULES), (on_sqlite, SCHEDULES // 20)],
+    ids=["memory", "sqlite"],
+)
+def test_every_schedule_keeps_the_promises(kind: Callable[[int], Verdict], count: int) -> None:
+    found = search(kind, range(FIRST, FIRST + count))
+    seeds = ", ".join(str(verdict.seed) for verdict in found)
+    assert not found, f"{len(found)} of {count} schedules failed: {seeds}\n{found[0].problem}"
+
+
+def test_a_seed_gives_the_same_schedule_in_every_process() -> None:
+    """Also with other hashes of strings, in the order of which sets come."""
+    here = run_schedule(3)
+    code = "from tests.simulation.schedule import run_schedule; print(run_schedule(3).digest)"
+    for seed in ("1", "2"):
+        there = subprocess.run(
+            [sys.executable, "-c", code],
+            capture_output=True,
+            text=True,
+            check=True,
+            cwd=Path(__file__).parents[2],
+            env=os.environ | {"PYTHONHASHSEED": seed},
+        )
+        assert there.stdout.strip() == here.digest
+    assert here.steps > 100
