@@ -1,7 +1,8 @@
 """The demo models: deterministic, offline, for trying the suite and for its tests.
 
-`demo` follows the directives of the message it answers (see `directives`). Without any, a message
-that asks for several things is delegated, one sub-agent per thing, and their results are joined.
+`demo` follows the directives of the message it answers (see `directives`); messages that came
+together it takes as one. Without any, a message that asks for several things is delegated, one
+sub-agent per thing, and their results are joined.
 Where no tool is offered it does everything itself. `demo-weak` is a model that delegates badly:
 asked to delegate it claims that it may not, and otherwise it ignores its tools.
 
@@ -44,7 +45,7 @@ def demo(prompt: Prompt) -> DemoReply:
     after = prompt.messages[asked_at + 1 :]
     if asked is not None and asked.origin == "runtime":
         return DemoReply(text=_closing(asked.text, prompt.messages[:asked_at]))
-    text = asked.text if asked is not None else ""
+    text = _said_together(prompt.messages, asked_at)
     orders = directives(text)
     if any(isinstance(message, Answered) for message in after):
         return DemoReply(text=_after_tools(text, orders, after))
@@ -62,8 +63,8 @@ def demo(prompt: Prompt) -> DemoReply:
 
 def demo_weak(prompt: Prompt) -> DemoReply:
     """Reply as the model `demo-weak`."""
-    _, asked = _last_said(prompt.messages)
-    text = asked.text if asked is not None else ""
+    asked_at, _ = _last_said(prompt.messages)
+    text = _said_together(prompt.messages, asked_at)
     words = text.lower()
     if any(word in words for word in ("spawn", "sub-agent", "subagent", "delegate")):
         return DemoReply(
@@ -92,6 +93,16 @@ def _last_said(messages: Sequence[PromptMessage]) -> tuple[int, Said | None]:
         if message.origin == "person" or results.read(message.text):
             return position, message
     return 0, None
+
+
+def _said_together(messages: Sequence[PromptMessage], last: int) -> str:
+    """All that a person said up to `last` without an answer in between: it gets one answer."""
+    texts: list[str] = []
+    for message in reversed(messages[: last + 1]):
+        if not isinstance(message, Said) or message.origin != "person":
+            break
+        texts.insert(0, message.text)
+    return "\n\n".join(texts)
 
 
 def _calls(text: str, orders: Sequence[Directive]) -> list[tuple[str, str]]:

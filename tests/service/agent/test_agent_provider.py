@@ -12,6 +12,7 @@ import pytest
 from conveyor.agent.v1 import task_pb2 as task_pb
 from conveyor.scheduler.v1 import announcement_pb2 as ann
 from conveyor.scheduler.v1 import limit_service_pb2 as limit_pb
+from conveyor.scheduler.v1 import run_pb2
 from svckit.grpc.status import from_proto
 from svckit.testing import eventually, free_port
 from svckit.testing.fake_openai import Failure, FakeOpenAI, Reply, ToolCall
@@ -73,6 +74,20 @@ async def test_streaming_with_tools_and_parallel_calls(
     details = task_pb.AgentResult()
     assert end.result.details.Unpack(details)
     assert (details.steps, details.effective_model) == (2, "fake:big")
+
+
+async def test_the_messages_of_a_collected_run_are_all_said_in_their_order(
+    scheduler: FakeScheduler, live: InProcess, provider: FakeOpenAI
+) -> None:
+    provider.script(Reply("One answer."), Reply("Another."))
+    leased = scheduler.leased("first")
+    leased.run.inputs.extend([said("q-2", "second"), said("q-3", "third")])
+    assert reply_text(await scheduler.answer(leased)) == "One answer."
+    assert "\n".join(provider.requests[0].texts("user")).split() == ["first", "second", "third"]
+    before = [("R1", run_pb2.RUN_STATE_SUCCEEDED, 1)]
+    await scheduler.answer(scheduler.leased("later", run_id="R2", previous=before))
+    history = "\n".join(provider.requests[1].texts("user")).split()
+    assert history == ["first", "second", "third", "later"]
 
 
 async def test_a_provider_that_repeats_tool_call_ids(

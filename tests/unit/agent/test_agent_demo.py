@@ -39,6 +39,13 @@ def test_several_things_are_delegated_and_joined() -> None:
         assert f"result of {call.id}" in joined.text
 
 
+def test_messages_that_came_together_get_one_answer() -> None:
+    inputs = [asked("[[reply: one]]", "q1"), asked("[[reply: two]]", "q2"), asked("and so on")]
+    assert demo(prompt_of(numbered(1, s.Began("first")), inputs=inputs)).text == "one\n\ntwo"
+    plain = demo(prompt_of(numbered(1, s.Began("first")), inputs=[asked("buy"), asked("milk")]))
+    assert plain.text == "Done: buy milk"
+
+
 def test_a_leaf_does_it_all_by_itself() -> None:
     reply = demo(says(CLASSIC, delegating=False))
     assert reply.calls == ()
