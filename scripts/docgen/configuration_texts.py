@@ -36,8 +36,8 @@ MEANING = {
     "lanes.acp.expected_turn_seconds": _TURN_SECONDS,
     "lanes.session.cap": "Most runs of a session that wait for their first turn",
     "lanes.session.overflow": "What happens to one more: `reject` refuses it with `LANE_FULL`; "
-    "`drop_oldest` *(not yet)*",
-    "lanes.session.debounce_ms": "How long `collect` gathers messages *(not yet)*",
+    "`drop_oldest` ends the oldest that waits and tells its sender",
+    "lanes.session.debounce_ms": "How long a message in queue mode `collect` waits for another one",
     "runs.max_attempts": "Tries of a turn, the first included, before the run fails",
     "runs.lease_seconds": "How long a worker may be silent before its runs go to another attempt",
     "runs.queue_timeout_seconds": "Longest wait for the first turn",
@@ -51,7 +51,7 @@ MEANING = {
     "customers.<key>.weight": "Share of a lane compared with other customers that wait",
     "agents.defaults.model": "`demo`, `demo-weak`, or `provider:model` with a provider from `[providers]`",
     "agents.defaults.queue_mode": "What a message does when the session is busy: `followup` waits its "
-    "turn, `steer` joins the work; `collect` and `interrupt` *(not yet)*",
+    "turn, `collect` shares a turn with others, `steer` joins the work, `interrupt` stops it",
     "agents.defaults.fallback_models": "Models to try when the first cannot be reached",
     "agents.defaults.subagents.wait": "What `sessions_spawn` does when the model does not say: wait for "
     "the child, or go on and be told later",

@@ -81,18 +81,6 @@ _ENQUEUE = "/conveyor.scheduler.v1.SchedulerService/EnqueueRuns"
 _SUSPEND = "/conveyor.scheduler.v1.WorkerService/SuspendRun"
 _STEER = "/conveyor.scheduler.v1.SchedulerService/SteerRun"
 OPTIONS: tuple[tuple[str, str, Message], ...] = (
-    *(
-        (_ENQUEUE, f"queue mode `{name}`", _message(lane_pb2.QueuePolicy(mode=mode)))
-        for name, mode in (
-            ("collect", lane_pb2.QUEUE_MODE_COLLECT),
-            ("interrupt", lane_pb2.QUEUE_MODE_INTERRUPT),
-        )
-    ),
-    (
-        _ENQUEUE,
-        "overflow rule `drop_oldest`",
-        _message(lane_pb2.QueuePolicy(overflow=lane_pb2.OVERFLOW_RULE_DROP_OLDEST)),
-    ),
     (
         _ENQUEUE,
         "budgets of tokens, cost and wall time",

@@ -12,7 +12,7 @@ from conveyor.agent.v1 import task_pb2
 from conveyor.common.v1 import content_pb2
 from conveyor.gateway.v1 import gateway_service_pb2 as gw
 from conveyor.gateway.v1 import session_pb2
-from conveyor.scheduler.v1 import lane_pb2, run_pb2
+from conveyor.scheduler.v1 import run_pb2
 from conveyor.scheduler.v1 import scheduler_service_pb2 as ss
 from svckit.grpc.status import from_rpc_error
 from svckit.testing import eventually
@@ -148,10 +148,9 @@ async def test_an_unknown_agent_leaves_no_session(gateway: Suite) -> None:
 
 
 async def test_what_the_scheduler_refuses_leaves_no_session(gateway: Suite) -> None:
-    mode = lane_pb2.QUEUE_MODE_COLLECT
     with pytest.raises(aio.AioRpcError) as refused:
-        await gateway.send("alice", "hello", queue_mode=mode)
-    assert reason_of(refused.value) == "NOT_IMPLEMENTED"
+        await gateway.send("alice", "hello", customer_key="has spaces")
+    assert from_rpc_error(refused.value).metadata["field"] == "spec.customer_key"
     listed = await gateway.stub.ListSessions(gw.ListSessionsRequest())
     assert list(listed.sessions) == []
     # And the next first message still decides about the session.
