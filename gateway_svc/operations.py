@@ -12,7 +12,7 @@ from conveyor.scheduler.v1 import flow_service_pb2 as fs
 from conveyor.scheduler.v1 import lane_pb2, run_pb2
 from conveyor.scheduler.v1 import scheduler_service_pb2 as ss
 from gateway_svc.auth import Principal, Scope
-from gateway_svc.domain.redaction import clear_run
+from gateway_svc.domain.redaction import clear_explanation, clear_run
 from gateway_svc.domain.routing import check_request_id, checked_message
 from gateway_svc.refusals import flow_not_found, run_not_found
 from gateway_svc.upstream import Upstream
@@ -76,6 +76,18 @@ class Operations:
             service="scheduler",
         )
         return gw.SteerRunResponse(run=clear_run(answer.run, for_admin=principal.is_admin))
+
+    async def explain_run(
+        self, request: ss.ExplainRunRequest, principal: Principal
+    ) -> ss.ExplainRunResponse:
+        """Say why a run is where it is; other customers' runs are not named."""
+        principal.require(Scope.READ)
+        answer = await call(self._upstream.scheduler.ExplainRun(request), service="scheduler")
+        _own_run(answer.explanation.run, principal)
+        clear_explanation(
+            answer.explanation, for_admin=principal.is_admin, may_see=principal.may_see
+        )
+        return answer
 
     async def list_flows(
         self, request: fs.ListFlowsRequest, principal: Principal

@@ -227,6 +227,10 @@ class Engine:
                 self._forget(poll)
             raise
 
+    def asked_for_work(self, queue: str) -> bool:
+        """True while a worker of a queue waits for a run."""
+        return any(poll.queue == queue for poll in self._polls)
+
     def _forget(self, poll: _Poll) -> None:
         if poll in self._polls:
             self._polls.remove(poll)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from conveyor_client.cli import flows, forecast, lanes, later, lists, local, runs, talk, up
+from conveyor_client.cli import flows, forecast, lanes, later, lists, local, runs, talk, up, why
 from conveyor_client.cli.context import Options
 
 app = typer.Typer(
@@ -61,7 +61,7 @@ app.command("cancel")(runs.cancel)
 app.command("steer")(runs.steer)
 app.add_typer(flows.flow_app, name="flow")
 app.add_typer(lanes.lanes_app, name="lanes")
-app.command("why")(later.why)
+app.command("why")(why.why)
 app.command("forecast")(forecast.forecast)
 app.command("agents")(lists.agents)
 app.add_typer(lists.model_app, name="model")

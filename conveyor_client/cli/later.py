@@ -17,22 +17,6 @@ from conveyor_client.cli.context import CannotRun, connect, run
 Id = Annotated[str, typer.Argument(help="Id of the ACP session.")]
 
 
-def why(
-    context: typer.Context,
-    run_id: Annotated[str, typer.Argument(metavar="RUN", help="Id of the run.")],
-    json: Json = False,
-) -> None:
-    """Say why a run is where it is, and when it should start."""
-
-    async def work() -> None:
-        from conveyor_client.cli.output import print_json
-
-        async with connect(context) as client:
-            print_json(await client.explain(run_id))
-
-    run(work())
-
-
 def probe(
     context: typer.Context,
     model: Annotated[str, typer.Argument(help="As provider:model, or demo.")],

@@ -14,6 +14,7 @@ from conveyor.common.v1 import question_pb2 as question_pb
 from conveyor.events.v1 import event_pb2 as event_pb
 from conveyor.gateway.v1 import gateway_service_pb2 as gateway_pb
 from conveyor.scheduler.v1 import announcement_pb2 as announcement_pb
+from conveyor.scheduler.v1 import lane_pb2 as lane_pb
 from conveyor.scheduler.v1 import run_pb2 as run_pb
 from conveyor.scheduler.v1 import scheduler_service_pb2 as scheduler_pb
 from conveyor_client.cli.output import (
@@ -24,6 +25,7 @@ from conveyor_client.cli.output import (
     text_of,
     tokens,
 )
+from conveyor_client.cli.places import place
 
 
 class Voice(Enum):
@@ -68,7 +70,7 @@ class Narrator:
         self._complete: set[str] = set()
         self._open: str | None = None
         self._labels: dict[str, str] = {}
-        self._place: tuple[int, int] | None = None
+        self._places: dict[str, str] = {}
 
     def tell(self, item: Item) -> Iterator[Utterance]:
         """Yield what is to be shown for the next item of the stream."""
@@ -128,17 +130,16 @@ class Narrator:
 
     def _accepted(self, accepted: scheduler_pb.AcceptedRun) -> Iterator[Utterance]:
         self._labels[accepted.run.run_id] = "this run"
-        ahead = accepted.estimate.position
-        if ahead > 1:
-            yield from self._line(f"queued as number {ahead}{_holder(accepted.estimate)}")
+        yield from self._place_of(accepted.run.run_id, accepted.estimate)
 
     def _position(self, moved: event_pb.LanePositionUpdated) -> Iterator[Utterance]:
-        estimate = moved.estimate
-        place = (estimate.position, estimate.session_lane_ahead)
-        if place == self._place or estimate.position == 0:
-            return
-        self._place = place
-        yield from self._line(f"queued as number {estimate.position}{_holder(estimate)}")
+        yield from self._place_of(moved.run_id, moved.estimate)
+
+    def _place_of(self, run_id: str, estimate: lane_pb.QueueEstimate) -> Iterator[Utterance]:
+        where = place(estimate)
+        if where and where != self._places.get(run_id):
+            self._places[run_id] = where
+            yield from self._line(where)
 
     def _ended(self, run: run_pb.Run) -> Iterator[Utterance]:
         if run.HasField("result") and run.result.HasField("reply"):
@@ -232,15 +233,3 @@ class Narrator:
 def _ended_word(state: run_pb.RunState.ValueType) -> str:
     word = state_word(state)
     return f"was {word}" if state == run_pb.RUN_STATE_CANCELLED else word
-
-
-def _holder(estimate: object) -> str:
-    wait = getattr(estimate, "session_lane_wait", None)
-    if wait is None:
-        return ""
-    condition = wait.WhichOneof("condition")
-    if condition == "children":
-        return ", working on your previous message"
-    if condition == "approval":
-        return ", waiting for your approval"
-    return ""

@@ -58,6 +58,7 @@ def send(
 
     async def work() -> bool:
         from conveyor_client.cli.output import print_json, state_word
+        from conveyor_client.cli.places import place
 
         async with connect(context) as client:
             if wait:
@@ -86,8 +87,8 @@ def send(
                 accepted = answer.accepted
                 print(f"run {accepted.run.run_id} {state_word(accepted.run.state)}")
                 print(f"session {accepted.run.spec.session_key}")
-                if accepted.estimate.position:
-                    print(f"position {accepted.estimate.position}")
+                if where := place(accepted.estimate):
+                    print(where)
             return True
 
     if not run(work()):

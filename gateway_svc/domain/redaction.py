@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+
 from conveyor.events.v1 import event_pb2
-from conveyor.scheduler.v1 import run_pb2
+from conveyor.scheduler.v1 import explain_pb2, run_pb2
 
 
 def clear_run(run: run_pb2.Run, *, for_admin: bool) -> run_pb2.Run:
@@ -23,3 +25,40 @@ def clear_event(event: event_pb2.Event) -> event_pb2.Event:
     """Clear, in place, what no client sees of an event: tokens hold positions instead."""
     event.ClearField("position")
     return event
+
+
+def clear_explanation(
+    explanation: explain_pb2.RunExplanation,
+    *,
+    for_admin: bool,
+    may_see: Callable[[str], bool],
+) -> explain_pb2.RunExplanation:
+    """Clear, in place, the run as `clear_run` does, and who other customers are.
+
+    `may_see` tells for a customer whether the caller may. Of a run that it may not see only its
+    state is left. The sentences name nobody.
+    """
+    clear_run(explanation.run, for_admin=for_admin)
+    for reason in explanation.reasons:
+        if not for_admin:
+            if reason.HasField("executing"):
+                reason.executing.ClearField("worker")
+            if reason.HasField("no_worker"):
+                reason.no_worker.ClearField("worker")
+        for ref in _refs(reason):
+            if not may_see(ref.customer_key):
+                for name in ("run_id", "session_key", "customer_key", "label"):
+                    ref.ClearField(name)
+    return explanation
+
+
+def _refs(reason: explain_pb2.RunReason) -> Iterator[explain_pb2.RunRef]:
+    match reason.WhichOneof("reason"):
+        case "behind_run":
+            yield reason.behind_run.run
+        case "lane_busy":
+            yield from reason.lane_busy.holders
+        case "waiting_for_children":
+            yield from reason.waiting_for_children.live
+        case "stopping":
+            yield from reason.stopping.unconfirmed

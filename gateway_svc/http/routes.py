@@ -35,7 +35,6 @@ _EVENT_PARAMETERS = frozenset({"include_descendants", "from_now", "payloads", "r
 
 # Paths of the contract that a later release fills, and what they belong to.
 _LATER = (
-    ("GET", "/v1/runs/{run_id}/explain", "ExplainRun", "explanations"),
     ("POST", "/v1/commands", "ExecuteCommand", "slash commands"),
     ("GET", "/v1/acp/sessions", "ListAcpSessions", "ACP sessions"),
     ("POST", "/v1/acp/sessions", "SpawnAcpSession", "ACP sessions"),
@@ -119,6 +118,11 @@ def build_router(do: UseCases, metrics: Metrics) -> APIRouter:
     async def forecast(request: Request) -> Response:
         asked = to_message(parse_json(await request.body()), ss.ForecastRequest())
         return respond(await do.operations.forecast(asked, authenticate()))
+
+    @router.get("/v1/runs/{run_id}/explain")
+    async def explain_run(run_id: str) -> Response:
+        asked = ss.ExplainRunRequest(run_id=_plain(run_id))
+        return respond(await do.operations.explain_run(asked, authenticate()))
 
     @router.post("/v1/runs/{run_id}/cancel")
     async def cancel_run(run_id: str, request: Request) -> Response:

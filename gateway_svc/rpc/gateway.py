@@ -162,8 +162,8 @@ class GatewayServicer(GatewayServiceServicer):
     async def ExplainRun(
         self, request: ss.ExplainRunRequest, context: Context
     ) -> ss.ExplainRunResponse:
-        """Not in this release."""
-        raise not_yet("ExplainRun", "explaining runs")
+        """Say why a run is where it is."""
+        return await self._do.operations.explain_run(request, authenticate())
 
     async def Forecast(self, request: ss.ForecastRequest, context: Context) -> ss.ForecastResponse:
         """Play a load on a virtual clock."""

@@ -115,6 +115,8 @@ class Kernel:
         }
         # (queue, worker name) -> newest incarnation.
         self.workers: dict[tuple[str, str], int] = {}
+        # Queue -> when a worker of it last asked for work. Of this process only.
+        self.last_polls: dict[str, int] = {}
         # (queue, worker name) -> the runs leased to it.
         self.leased: dict[tuple[str, str], set[str]] = {}
         # Global lane -> its executing runs, those that were leased first at the front, and its

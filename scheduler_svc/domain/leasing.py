@@ -80,6 +80,7 @@ def greet(k: Kernel, queue: str, worker: str, incarnation: int, now: int) -> Non
     Raises `WorkerReplaced` for an incarnation that is not the newest.
     """
     newest = _check_newest(k, queue, worker, incarnation)
+    k.last_polls[queue] = now
     if incarnation == newest:
         return
     k.workers[(queue, worker)] = incarnation
@@ -144,6 +145,7 @@ def _lease(k: Kernel, run: Run, worker: str, incarnation: int, now: int) -> Leas
         if run.caps.max_wall:
             k.at(now + run.caps.max_wall, Timer.WALL_BUDGET, run)
     run.ready_time, run.told_previous = 0, len(session.previous)
+    run.last_failure = None
     k.set_state(run, RunState.RUNNING, now)
     lease = Lease(token, worker, incarnation, now, now + k.config.lease_ttl)
     k.take_slot(run, lease)
@@ -259,6 +261,7 @@ def retry(k: Kernel, run: Run, pause: int, failure: Failure | None, cause: str, 
     """Queues the next attempt after a pause. The run keeps its session lane: order is kept."""
     session = k.sessions[run.session_key]
     run.ready_time = now + pause if pause else 0
+    run.last_failure = failure
     k.set_state(run, RunState.QUEUED, now, failure=failure, cause=cause)
     k.free_slot(run, now)
     if pause:

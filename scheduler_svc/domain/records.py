@@ -257,6 +257,8 @@ class Run(msgspec.Struct, kw_only=True, omit_defaults=True):
     # Not before then: backing off or, never leased, collecting.
     ready_time: int = 0
     collected: Collected | None = None
+    # What the last attempt reported, while the next one is waited for.
+    last_failure: Failure | None = None
     lease: Lease | None = None
     wait: Wait | None = None
     resumption: Resumption | None = None

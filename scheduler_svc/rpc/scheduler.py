@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from conveyor.scheduler.v1 import lane_pb2, run_pb2
+from conveyor.scheduler.v1 import explain_pb2, lane_pb2, run_pb2
 from conveyor.scheduler.v1 import scheduler_service_pb2 as pb
 from conveyor.scheduler.v1 import scheduler_service_pb2_grpc as pb_grpc
 from scheduler_svc.domain import admission, lanes, leasing, settling, steering
@@ -201,7 +201,27 @@ class SchedulerServicer(pb_grpc.SchedulerServiceServicer):
         self, request: pb.ExplainRunRequest, context: CallContext
     ) -> pb.ExplainRunResponse:
         """See the contract."""
-        raise _not_yet("ExplainRun")
+        run_id = validate.text(request.run_id, "run_id", 64)
+
+        def apply(k: Kernel, now: int) -> tuple[Run, explain_pb2.RunExplanation] | None:
+            run = k.runs.get(run_id)
+            if run is None:
+                return None
+            asked_for = self._engine.asked_for_work(run.queue)
+            return leasing.copy(run), answers.explanation(k, run, now, asked_for=asked_for)
+
+        found = await self._engine.submit(apply)
+        if found is not None:
+            run, explanation = found
+            payload = await self._engine.payload(run_id) or b""
+        else:
+            stored = await self._engine.store.get_runs([run_id])
+            if run_id not in stored:
+                raise _not_found(run_id)
+            run, payload = stored[run_id].run, stored[run_id].payload
+            explanation = answers.ended(run)
+        explanation.run.CopyFrom(convert.run_message(run, payload, brief=True))
+        return pb.ExplainRunResponse(explanation=explanation)
 
     async def Forecast(
         self, request: pb.ForecastRequest, context: CallContext

@@ -50,6 +50,7 @@ export const api = {
   lanes: () => request("GET", "/v1/lanes?kind=global"),
   messages: (key) => request("GET", `${session(key)}/messages?page_size=500`),
   flow: (id) => request("GET", `/v1/flows/${encodeURIComponent(id)}`),
+  explain: (id) => request("GET", `/v1/runs/${encodeURIComponent(id)}/explain`),
   send: (key, id, body) =>
     persistently(() =>
       request("POST", `${session(key)}/messages`, { body, headers: { "Idempotency-Key": id } }),

@@ -18,7 +18,7 @@ let sessions = [];
 let drawing = false;
 
 const chat = new ChatView((example) => { textbox.value = example; grow(); textbox.focus(); });
-const tree = new TreeView((flowId) => attempt(api.cancelFlow(flowId)));
+const tree = new TreeView((flowId) => attempt(api.cancelFlow(flowId)), (runId) => attempt(api.explain(runId)));
 const textbox = byId("composer-text");
 const problem = byId("problem");
 

@@ -1,6 +1,6 @@
 // Draws the timeline of a session.
 import { byId, el, keyed } from "./dom.js";
-import { clockTime, duration, seconds, stateText, stateTone, tokens } from "./format.js";
+import { clockTime, duration, place, seconds, stateText, stateTone, tokens } from "./format.js";
 import { markdown } from "./markdown.js";
 
 const EXAMPLE = "Do three things: research a market trend, analyse competitors, draft a summary";
@@ -80,10 +80,8 @@ function metaOf(item, estimate) {
   if (item.problem) return `Not sent: ${item.problem}`;
   if (item.pending) return "sending…";
   if (item.streaming) return "writing…";
-  if (item.mine && estimate && Number(estimate.position || 0) > 1) {
-    return `${clockTime(item.time)} · number ${estimate.position} in line`;
-  }
-  return clockTime(item.time);
+  const where = item.mine ? place(estimate) : "";
+  return where ? `${clockTime(item.time)} · ${where}` : clockTime(item.time);
 }
 
 const nameOf = (result) => result.label || "sub-agent";

@@ -51,3 +51,17 @@ const STATES = {
 export const stateText = (state) => (STATES[state] || ["unknown", "wait"])[0];
 export const stateTone = (state) => (STATES[state] || ["unknown", "wait"])[1];
 export const isTerminal = (state) => ["good", "bad"].includes(stateTone(state));
+
+const ENDINGS = { one: "st", two: "nd", few: "rd", other: "th" };
+const ordinals = new Intl.PluralRules("en", { type: "ordinal" });
+
+// Where a waiting run stands, for example "3rd in line, about 12 s"; empty when it starts at once.
+export function place(estimate) {
+  const position = Number(estimate?.position || 0);
+  if (!position) return "";
+  const rank = position === 1 ? "next" : `${position}${ENDINGS[ordinals.select(position)]}`;
+  const left = estimate.start_time ? Date.parse(estimate.start_time) - Date.parse(estimate.as_of_time) : NaN;
+  if (position === 1 && left < 500) return "";
+  const busy = estimate.session_lane_wait?.children ? ", working on your previous message" : "";
+  return `${rank} in line${left >= 500 ? `, about ${seconds(left)}` : ""}${busy}`;
+}

@@ -71,6 +71,7 @@ export class SessionModel {
   stateChanged(run, event, own) {
     const change = event.run_state_changed;
     run.state = change.state;
+    run.why = "";
     run.stateTime = event.create_time;
     if (!change.previous_state) run.created = event.create_time;
     if (change.state === "RUN_STATE_RUNNING" && !run.started) run.started = event.create_time;

@@ -1,9 +1,10 @@
 // Draws one flow as a tree with states, times and tokens.
 import { byId, el, keyed } from "./dom.js";
-import { isTerminal, seconds, stateText, stateTone, tokens } from "./format.js";
+import { isTerminal, place, seconds, stateText, stateTone, tokens } from "./format.js";
 
 export class TreeView {
-  constructor(onStop) {
+  constructor(onStop, explain) {
+    this.explain = explain;
     this.tree = byId("tree");
     this.summary = byId("flow-summary");
     this.pick = byId("flow-pick");
@@ -75,10 +76,21 @@ export class TreeView {
     });
   }
 
+  async why(run) {
+    const { explanation } = (await this.explain(run.id)) || {};
+    if (!explanation) return;
+    const state = explanation.run?.state || run.state;
+    run.why = [place(explanation.estimate), ...(explanation.reasons || []).map((reason) => reason.text)]
+      .filter(Boolean).join("\n");
+    // It moved on while we asked: what was true of the state before is of no use.
+    if (state !== run.state) run.why = "";
+    this.show(this.model);
+  }
+
   node(node, run) {
     const tone = stateTone(run.state);
     const name = run.label || (run.parent ? run.task || "sub-agent" : run.task || "request");
-    const parts = [name, run.state, elapsed(run), run.tokens, run.text];
+    const parts = [name, run.state, elapsed(run), run.tokens, run.text, run.why];
     const signature = parts.join("\u0000");
     if (node.signature === signature) return;
     node.signature = signature;
@@ -89,7 +101,9 @@ export class TreeView {
       el("div", { class: "figures" },
         el("span", { class: `tag ${tone}`, text: stateText(run.state) }),
         el("span", { text: elapsed(run) }),
-        el("span", { text: tokens(run.tokens) })),
+        el("span", { text: tokens(run.tokens) }),
+        tone === "wait" ? el("button", { type: "button", class: "why", text: "why?", onclick: () => this.why(run) }) : ""),
+      run.why ? el("div", { class: "reasons", role: "status", text: run.why }) : "",
       run.text ? el("div", { class: "live", text: run.text.slice(-160) }) : "",
     );
   }

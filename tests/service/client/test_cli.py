@@ -249,10 +249,56 @@ async def test_cancel_and_steer(gateway: Gateway, capsys: pytest.CaptureFixture[
     assert gateway.script.calls["CancelRun"][0].reason == "enough"
 
 
+async def test_why_says_what_holds_a_run_and_until_when(
+    gateway: Gateway, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = scheduler_pb.ExplainRunResponse()
+    told.explanation.run.run_id = "R"
+    told.explanation.run.state = run_pb2.RUN_STATE_QUEUED
+    busy = told.explanation.reasons.add(text="All 4 slots of lane main are taken.").lane_busy
+    busy.holders.add(run_id="H", session_key="s[1]", state=run_pb2.RUN_STATE_RUNNING)
+    busy.holders.add(state=run_pb2.RUN_STATE_RUNNING)
+    estimate = told.explanation.estimate
+    estimate.position = 3
+    estimate.as_of_time.FromSeconds(100)
+    estimate.start_time.FromSeconds(112)
+    estimate.start_time_p90.FromSeconds(115)
+    estimate.basis.source = lane_pb2.ESTIMATE_SOURCE_MEASURED
+    estimate.basis.samples = 20
+    estimate.basis.turn_time_p50.FromSeconds(5)
+    estimate.basis.turn_time_p90.FromSeconds(6)
+    gateway.script.always("ExplainRun", told)
+    at = ("--address", gateway.address)
+    assert await conveyor(*at, "why", "R") == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "R ○ queued · 3rd in line, about 12 s",
+        "• All 4 slots of lane main are taken.",
+        "    H running s[1]",
+        "    another customer's run running",
+        "nine in ten start within 15 s; 20 turns measured, 5.0 s (nine in ten: 6.0 s)",
+    ]
+    assert await conveyor(*at, "why", "R", "--json") == 0
+    shown = json.loads(capsys.readouterr().out)["explanation"]
+    assert shown["estimate"]["start_time"] == "1970-01-01T00:01:52Z"
+    assert gateway.script.calls["ExplainRun"][0].run_id == "R"
+
+
+async def test_send_says_where_the_message_stands(
+    gateway: Gateway, capsys: pytest.CaptureFixture[str]
+) -> None:
+    answer = gateway_pb.SendMessageResponse()
+    answer.accepted.run.run_id = "R"
+    answer.accepted.estimate.position = 2
+    answer.accepted.estimate.as_of_time.FromSeconds(100)
+    answer.accepted.estimate.start_time.FromSeconds(104)
+    gateway.script.always("SendMessage", answer)
+    assert await conveyor("--address", gateway.address, "send", "hello") == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "2nd in line, about 4.0 s"
+
+
 @pytest.mark.parametrize(
     ("method", "verb"),
     [
-        ("ExplainRun", ["why", "R"]),
         ("ProbeModel", ["model", "probe", "demo"]),
         ("SpawnAcpSession", ["acp", "spawn", "codex"]),
         ("PromptAcpSession", ["acp", "prompt", "S", "text"]),

@@ -312,9 +312,28 @@ async def test_what_the_other_services_know(gateway: Suite) -> None:
     assert (await gateway.http.get("/v1/models")).json()["models"] == [{"model": "demo"}]
 
 
+async def test_a_waiting_message_says_its_place_and_why(gateway: Suite) -> None:
+    gateway.agent.hold("one")
+    first = (await post(gateway, "alice", {"text": "one"})).json()["accepted"]
+    await eventually(lambda: gateway.agent.started == ["one"])
+    accepted = (await post(gateway, "alice", {"text": "two"})).json()["accepted"]
+    estimate = accepted["estimate"]
+    assert (estimate["position"], estimate["session_lane_ahead"]) == (1, 1)
+    assert estimate["start_time"] > estimate["as_of_time"]
+    assert estimate["basis"]["source"] == "ESTIMATE_SOURCE_CONFIGURED"
+    path = f"/v1/runs/{accepted['run']['run_id']}/explain"
+    told = (await gateway.http.get(path)).json()["explanation"]
+    [reason] = told["reasons"]
+    assert reason["behind_run"]["run"]["run_id"] == first["run"]["run_id"]
+    assert reason["text"] == "An earlier message of the session is being worked on."
+    assert told["run"]["run_id"] == accepted["run"]["run_id"]
+    gateway.agent.let_go("one")
+    missing = await gateway.http.get("/v1/runs/nobody/explain")
+    assert (missing.status_code, error(missing)["reason"]) == (404, "RUN_NOT_FOUND")
+
+
 async def test_what_comes_later_says_so(gateway: Suite) -> None:
     for method, path, feature in (
-        ("GET", "/v1/runs/x/explain", "ExplainRun"),
         ("POST", "/v1/commands", "ExecuteCommand"),
         ("GET", "/v1/acp/sessions", "ListAcpSessions"),
         ("POST", "/v1/acp/sessions/1/prompt", "PromptAcpSession"),

@@ -109,7 +109,6 @@ async def test_lanes_show_who_waits(s: Driver) -> None:
 @pytest.mark.parametrize(
     ("method", "request_"),
     [
-        ("ExplainRun", pb.ExplainRunRequest(run_id="x")),
         ("ListQuestions", pb.ListQuestionsRequest()),
     ],
 )

@@ -134,8 +134,8 @@ def test_a_waiting_message_says_its_place_once_and_why() -> None:
         lane_position=event_pb2.LanePositionUpdated(estimate=lane_pb2.QueueEstimate(position=2))
     )
     assert said(Narrator(), accepted, moved, moved) == [
-        Utterance(Voice.NEWS, "queued as number 3, working on your previous message"),
-        Utterance(Voice.NEWS, "queued as number 2"),
+        Utterance(Voice.NEWS, "3rd in line, working on your previous message"),
+        Utterance(Voice.NEWS, "2nd in line"),
     ]
 
 
