@@ -179,7 +179,7 @@ class Kernel:
         self.runs[run.run_id] = run
         session = self.session(run.session_key)
         session.unfinished += 1
-        session.add_fresh(run)
+        session.add_fresh(run.place, run.run_id)
         self.touch(run)
 
     def touch(self, run: Run) -> None:

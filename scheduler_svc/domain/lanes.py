@@ -74,9 +74,9 @@ class Session(msgspec.Struct):
         returning = 0 if run.jumps else len(self.returning)
         return ahead + returning + bisect(self.fresh, (run.place, ""))
 
-    def add_fresh(self, run: Run) -> None:
-        """Queues a never-started run at its place."""
-        insort(self.fresh, (run.place, run.run_id))
+    def add_fresh(self, place: int, run_id: str) -> None:
+        """Queues a never-started run at its `Run.place`."""
+        insort(self.fresh, (place, run_id))
 
     def drop(self, run: Run) -> None:
         """Takes a run out of the line, wherever it stands."""

@@ -91,7 +91,7 @@ def _take_in(
     elif run.state is RunState.QUEUED and run.resumed:
         session.returning.append(run.run_id)
     elif run.state is RunState.QUEUED:
-        session.add_fresh(run)
+        session.add_fresh(run.place, run.run_id)
     if run.lease is not None:
         _leave_out_absence(run, run.lease, seen + k.config.lease_ttl, now)
         k.take_slot(run, run.lease)
