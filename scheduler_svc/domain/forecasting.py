@@ -128,6 +128,11 @@ class _Piece:
         self.more = 0
         self.stride = 0
 
+    @property
+    def place(self) -> int:
+        """As `Run.place`: nothing of a load goes ahead of its session."""
+        return self.order
+
 
 def simulate(load: Load, chance: Chance) -> Tally:
     """Plays the load to its end and returns what happened.
