@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 from agent_svc.agents import Agents
 from agent_svc.models.catalog import Catalog
+from agent_svc.prices import Prices
+from agent_svc.reserving import Reserver
 from agent_svc.retention import Retention
 from agent_svc.rpc.service import AgentServicer
 from agent_svc.spawning import Spawner
@@ -66,6 +68,7 @@ async def build(context: Context) -> AsyncIterator[App]:
             catalog=catalog,
             spawner=Spawner(scheduler, agents, catalog),
             usage=usage,
+            reserver=Reserver(limits, usage, Prices(settings.providers), settings, clock),
             event_log=event_log,
             clock=clock,
             tracer=context.tracer,

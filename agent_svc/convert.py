@@ -118,14 +118,15 @@ def result_details(steps: Iterable[s.Step], last: s.Replied) -> task_pb.AgentRes
     )
 
 
-def usage_to_proto(usage: s.Usage, *, priced: bool) -> usage_pb2.Usage:
+def usage_to_proto(usage: s.Usage) -> usage_pb2.Usage:
     """Write the usage of one model call."""
     return usage_pb2.Usage(
         model_calls=1,
         input_tokens=usage.read,
         cached_input_tokens=usage.cached,
         output_tokens=usage.written,
-        unpriced_calls=0 if priced else 1,
+        cost_micros_usd=usage.cost or 0,
+        unpriced_calls=1 if usage.cost is None else 0,
     )
 
 

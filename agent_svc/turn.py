@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import msgspec
 from opentelemetry import trace
 
 from agent_svc import convert, spans
@@ -24,6 +25,7 @@ from agent_svc.eventwriter import EventWriter, call_ended, call_started, said_be
 from agent_svc.models import asking
 from agent_svc.models.base import CallFailed, Model, full_name
 from agent_svc.models.catalog import Catalog
+from agent_svc.reserving import MustWait, Reserver
 from agent_svc.spawning import Spawner
 from agent_svc.store.history import TurnStart
 from agent_svc.store.transcripts import Transcripts
@@ -32,9 +34,9 @@ from agent_svc.usage import UsageReporter
 from agent_svc.work import Work
 from conveyor.agent.v1 import task_pb2 as task_pb
 from svckit.clock import Clock
-from svckit.errors import ModelUnavailable, RunCancelled, ServiceError, TurnFailed
+from svckit.errors import BudgetExceeded, ModelUnavailable, RunCancelled, ServiceError, TurnFailed
 from svckit.logging import get_logger
-from svckit.turn import Fail, LeasedTurn, Outcome, Release
+from svckit.turn import Fail, LeasedTurn, Outcome, Release, Suspend
 
 if TYPE_CHECKING:
     from conveyor.events.v1.event_log_service_pb2_grpc import EventLogServiceAsyncStub
@@ -56,6 +58,7 @@ class TurnRunner:
         catalog: Catalog,
         spawner: Spawner,
         usage: UsageReporter,
+        reserver: Reserver,
         event_log: EventLogServiceAsyncStub,
         clock: Clock,
         tracer: trace.Tracer,
@@ -66,6 +69,7 @@ class TurnRunner:
         self._catalog = catalog
         self._tools = Tooling(agents, spawner, tracer)
         self._usage = usage
+        self._reserver = reserver
         self._event_log = event_log
         self._clock = clock
         self._tracer = tracer
@@ -198,18 +202,19 @@ class TurnRunner:
             if work.turn.cancelled.is_set():
                 why = work.turn.cancel_reason or "the run was cancelled"
                 return Fail(RunCancelled(why, metadata={"cause": "request"}), retryable=False)
-            if work.over_budget is not None:
-                return Fail(work.over_budget, retryable=False, taken=work.taken())
             action = plan.next_action(work.steps, work.number, self._max_model_calls)
+            # An answer that was paid for is delivered; only what would cost more is not begun.
+            if work.over_budget is not None and not isinstance(action, plan.EndWithReply):
+                return Fail(work.over_budget, retryable=False, taken=work.taken())
             match action:
                 case plan.CallModel():
                     if work.turn.draining.is_set():
                         return Release("draining")
                     if await self._take_steered(work):
                         continue
-                    failed = await self._call_model(work, action.step)
-                    if failed is not None:
-                        return failed
+                    ended = await self._call_model(work, action.step)
+                    if ended is not None:
+                        return ended
                 case plan.RunTool(call):
                     await self._tools.run(work, call)
                 case plan.SpawnChildren(calls):
@@ -239,7 +244,8 @@ class TurnRunner:
             await work.add(*fresh)
         return bool(fresh)
 
-    async def _call_model(self, work: Work, step: int) -> Fail | None:
+    async def _call_model(self, work: Work, step: int) -> Outcome | None:
+        """Ask, and store the reply. Something is returned when the turn ends without one."""
         prompt = render(
             system=work.system,
             history=work.history,
@@ -248,6 +254,10 @@ class TurnRunner:
             tools=work.tools,
         )
         requested = full_name(work.models[0])
+        tickets = self._reserver.tickets(work, step, prompt)
+        names = [full_name(model) for model in work.models]
+        # A fallback that the turn resumed for is next: those before it have failed already.
+        skip = names.index(tickets.resumed_for) if tickets.resumed_for in names else 0
         await work.events.new_message()
 
         async def note_failure(failed: asking.FailedCall) -> None:
@@ -260,24 +270,33 @@ class TurnRunner:
                 reason=failed.failure.error.reason,
                 problem=failed.failure.error.message,
             )
-            self._usage.failed(
+            await self._usage.failed(
                 f"{work.run_id}/{attempt}",
                 work.run_id,
                 failed.model,
                 failed.failure.outcome,
                 failed.failure.retry_after,
+                failed.reservation_id,
             )
 
         session_key = work.turn.run.spec.session_key
         with spans.chat(self._tracer, requested, session_key) as span:
             try:
                 asked = await asking.ask(
-                    work.models,
+                    work.models[skip:],
                     prompt,
                     work.events.text,
                     clock=self._clock,
+                    take=tickets.take,
                     on_failure=note_failure,
                 )
+            except MustWait as wait:
+                span.add_event("waits for a limit")
+                await work.events.flush()
+                return Suspend(wait.suspension(work))
+            except BudgetExceeded as refused:
+                span.set_status(trace.StatusCode.ERROR, refused.reason)
+                return Fail(refused, retryable=False, taken=work.taken())
             except CallFailed as failed:
                 span.set_status(trace.StatusCode.ERROR, failed.error.reason)
                 retryable = isinstance(failed.error, ModelUnavailable)
@@ -289,8 +308,11 @@ class TurnRunner:
             calls=s.name_calls(work.number, step, reply.calls),
             requested_model=requested,
             effective_model=full_name(asked.model),
-            usage=reply.usage,
+            usage=msgspec.structs.replace(
+                reply.usage, cost=await self._reserver.cost(asked.model, reply.usage)
+            ),
             stop_reason=reply.stop_reason,
+            reservation=asked.reservation_id,
         )
         await work.add(record)
         await self._report(work, step, record)
@@ -300,9 +322,11 @@ class TurnRunner:
 
     async def _report(self, work: Work, step: int, record: s.Replied) -> None:
         # A demo model has no provider to name: its own name stands for both.
-        provider, colon, model = record.effective_model.partition(":")
-        usage = convert.usage_to_proto(record.usage, priced=not colon)
+        provider, _, model = record.effective_model.partition(":")
+        usage = convert.usage_to_proto(record.usage)
         try:
-            await self._usage.answered(work.run_id, work.number, step, provider, model, usage)
+            await self._usage.answered(
+                work.run_id, work.number, step, provider, model, usage, record.reservation
+            )
         except ServiceError as err:
             work.over_budget = err

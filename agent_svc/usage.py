@@ -50,12 +50,15 @@ class UsageReporter:
         provider_id: str,
         model: str,
         usage: usage_pb2.Usage,
+        reservation_id: str = "",
     ) -> None:
         """Report an answered call; a turn waits for it a moment, so that totals are soon right.
 
-        Raises `BudgetExceeded` when the report passed a cap.
+        `reservation_id` is the reservation that it settles. Raises `BudgetExceeded` when the report
+        passed a cap.
         """
         request = limit_pb.ReportRequest(
+            reservation_id=reservation_id,
             request_id=f"{run_id}/{turn}.{step}",
             call=limit_pb.ModelCall(provider_id=provider_id, model=model, run_id=run_id),
             outcome=limit_pb.CALL_OUTCOME_ANSWERED,
@@ -67,23 +70,44 @@ class UsageReporter:
         if response is not None and response.HasField("budget_error"):
             raise from_proto(response.budget_error)
 
-    def failed(
+    async def failed(
         self,
         request_id: str,
         run_id: str,
         model: Model,
         outcome: FailedOutcome,
         retry_after: float | None,
+        reservation_id: str = "",
     ) -> None:
-        """Report a call that was refused or not answered, without waiting."""
+        """Report a call that was refused or not answered.
+
+        A provider that takes no more now must be known before the call is made again: a turn waits
+        a moment for that report, and for no other.
+        """
         request = limit_pb.ReportRequest(
+            reservation_id=reservation_id,
             request_id=request_id,
             call=limit_pb.ModelCall(provider_id=model.provider_id, model=model.name, run_id=run_id),
             outcome=_OUTCOMES[outcome],
         )
         if retry_after is not None:
             request.retry_after.FromMilliseconds(round(retry_after * 1000))
-        self._start(request)
+        task = self._start(request)
+        if outcome == "throttled":
+            await asyncio.wait({task}, timeout=PATIENCE_SECONDS)
+
+    def not_sent(self, reservation_id: str, run_id: str, model: Model) -> None:
+        """Give a reservation back that was not used."""
+        self._start(
+            limit_pb.ReportRequest(
+                reservation_id=reservation_id,
+                request_id=reservation_id,
+                call=limit_pb.ModelCall(
+                    provider_id=model.provider_id, model=model.name, run_id=run_id
+                ),
+                outcome=limit_pb.CALL_OUTCOME_NOT_SENT,
+            )
+        )
 
     async def drain(self, seconds: float) -> None:
         """Give open reports a last chance."""

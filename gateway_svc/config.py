@@ -8,7 +8,7 @@ from conveyor.scheduler.v1 import lane_pb2, run_pb2
 from gateway_svc.domain.routing import AgentRules, ChannelRules, RouteRule, RoutingRules
 from svckit.errors import StartError
 from svckit.settings import Settings
-from svckit.settings_model import DEFAULT_AGENT, BudgetSettings, SubagentSettings
+from svckit.settings_model import DEFAULT_AGENT, SubagentSettings
 
 _QUEUE_MODES = {
     "followup": lane_pb2.QUEUE_MODE_FOLLOWUP,
@@ -77,13 +77,6 @@ def refuse_unsupported(settings: Settings) -> None:
     tls = settings.gateway.tls
     if tls.cert_file or tls.client_ca:
         raise StartError("gateway.tls: this release has no TLS yet; put a proxy in front of it")
-    for agent_id in settings.agents.ids():
-        agent = settings.agents.get(agent_id)
-        if agent is not None and agent.subagents.budget != BudgetSettings():
-            raise StartError(
-                f"agents: the subagents.budget of {agent_id!r} is not counted in this release; "
-                "remove the table"
-            )
     for name, channel in settings.channels.items():
         if channel.kind not in _PULL_CHANNELS:
             raise StartError(

@@ -107,9 +107,21 @@ def next_action(steps: Sequence[s.Step], turn: int, max_calls: int) -> Action:
     if any(isinstance(r, s.Spawned) and r.wait and r.call_id in called for r in records):
         awaited = tuple(child for child in s.untold(steps) if child.wait)
         return WaitForChildren(awaited, last.text)
-    if len(replies) >= max_calls:
+    if _asked(steps, turn) >= max_calls:
         return StepsExhausted(max_calls)
     return CallModel(s.next_number(steps, turn))
+
+
+def _asked(steps: Sequence[s.Step], turn: int) -> int:
+    """Replies of the turn, and of those before it that ended only to wait for a limit."""
+    count = 0
+    while turn > 0:
+        mine = [step.record for step in steps if step.turn == turn]
+        count += sum(isinstance(record, s.Replied) for record in mine)
+        if not any(isinstance(r, s.Began) and r.reason == "limit_granted" for r in mine):
+            break
+        turn -= 1
+    return count
 
 
 def _answered(mine: Sequence[s.Step]) -> set[str]:

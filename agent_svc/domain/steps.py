@@ -31,11 +31,15 @@ class ToolCall(msgspec.Struct, frozen=True):
 
 
 class Usage(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Tokens of one model call. `cached` is the part of `read` that came from a cache."""
+    """Tokens of one model call. `cached` is the part of `read` that came from a cache.
+
+    `cost` is in millionths of a US dollar; `None` when the price is not known.
+    """
 
     read: int = 0
     cached: int = 0
     written: int = 0
+    cost: int | None = None
 
 
 class ToldChild(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -80,6 +84,8 @@ class Replied(msgspec.Struct, frozen=True, omit_defaults=True, tag="replied"):
     effective_model: str = ""
     usage: Usage = Usage()
     stop_reason: StopReason = "end_turn"
+    # The reservation that its report settles; empty without one.
+    reservation: str = ""
 
 
 class Returned(msgspec.Struct, frozen=True, omit_defaults=True, tag="returned"):

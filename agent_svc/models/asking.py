@@ -3,7 +3,8 @@
 The SDKs' retries are off: theirs cannot tell whether a reply had begun. Here a call is repeated
 only while no piece of a reply has come, so nothing is paid or shown twice. Pauses are short,
 because the turn holds a slot; longer trouble is the scheduler's, which retries the turn with a
-backoff.
+backoff. A provider that has too much to do (429) is not in trouble: the call is made again as soon
+as the scheduler, which was told, gives it another time.
 """
 
 from __future__ import annotations
@@ -24,10 +25,11 @@ LONGEST_PAUSE = 2.0
 
 @dataclass(frozen=True)
 class Asked:
-    """A reply and the model that gave it."""
+    """A reply, the model that gave it, and the reservation under which."""
 
     reply: ModelReply
     model: Model
+    reservation_id: str = ""
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,7 @@ class FailedCall:
     model: Model
     failure: CallFailed
     number: int
+    reservation_id: str = ""
 
 
 async def ask(
@@ -45,30 +48,39 @@ async def ask(
     on_text: Callable[[str], None],
     *,
     clock: Clock,
+    take: Callable[[Model], Awaitable[str]],
     on_failure: Callable[[FailedCall], Awaitable[None]],
 ) -> Asked:
     """Ask the first of `models` that answers. Raises the `CallFailed` of the first one.
 
-    A model that refuses the request, or stays unavailable, is followed by the next; one that broke
-    off in the middle of a reply is not, for its text was already shown.
+    `take` waits for the moment of each call and returns its reservation; what it raises ends the
+    asking. A model that refuses the request, or stays unavailable, is followed by the next; one
+    that broke off in the middle of a reply is not, for its text was already shown.
     """
     first: CallFailed | None = None
     number = 0
     for model in models:
         pauses = full_jitter(FIRST_PAUSE, LONGEST_PAUSE)
-        for attempt in range(1, TRIES + 1):
+        tries = 0
+        while True:
+            reservation_id = ""
             try:
-                return Asked(await model.ask(prompt, on_text), model)
+                await model.prepare()
+                reservation_id = await take(model)
+                return Asked(await model.ask(prompt, on_text), model, reservation_id)
             except CallFailed as failure:
                 number += 1
-                first = first or failure
-                await on_failure(FailedCall(model, failure, number))
+                await on_failure(FailedCall(model, failure, number, reservation_id))
                 if failure.started or isinstance(failure.error, TurnFailed):
                     raise
                 pause = next(pauses)
+                if failure.outcome == "throttled" and reservation_id:
+                    continue  # `take` knows when
+                first = first or failure
+                tries += 1
                 if failure.retry_after is not None:
                     pause = max(pause, failure.retry_after)
-                last = attempt == TRIES or pause > LONGEST_PAUSE
+                last = tries == TRIES or pause > LONGEST_PAUSE
                 if failure.outcome == "rejected" or last:
                     break
                 await clock.sleep(pause)

@@ -59,6 +59,10 @@ class Model(Protocol):
         """The model without its provider."""
         ...
 
+    async def prepare(self) -> None:
+        """Load what a call needs, so that a call goes at its moment. Raises `CallFailed`."""
+        ...
+
     async def ask(self, prompt: Prompt, on_text: Callable[[str], None]) -> ModelReply:
         """Ask once. Pieces of the text go to `on_text` as they come. Raises `CallFailed`."""
         ...

@@ -29,6 +29,9 @@ class DemoModel:
         self._plan = PLANNERS[name]
         self._clock = clock
 
+    async def prepare(self) -> None:
+        """Nothing to load."""
+
     async def ask(self, prompt: Prompt, on_text: Callable[[str], None]) -> ModelReply:
         """Do what the message says. Fails only when told to."""
         reply = self._plan(prompt)

@@ -37,6 +37,10 @@ class ProviderModel:
         self._built: adapter.Built | None = None
         self._building = asyncio.Lock()
 
+    async def prepare(self) -> None:
+        """Import the provider's package and make the client. Raises `CallFailed`."""
+        await self._model()
+
     async def ask(self, prompt: Prompt, on_text: Callable[[str], None]) -> ModelReply:
         """Ask once, streaming. Raises `CallFailed`."""
         built = await self._model()

@@ -34,6 +34,11 @@ class FakeScheduler:
         self.events: dict[str, event_pb2.Event] = {}
         self.deltas: list[event_pb2.MessageDelta] = []
         self.reports: dict[str, limit_pb.ReportRequest] = {}
+        self.reserved: list[limit_pb.ReserveRequest] = []
+        # What the next reservations get: seconds to wait, or a refusal. Then they go at once.
+        self.reservations: list[float | ServiceError] = []
+        # What every report is told.
+        self.over_budget: ServiceError | None = None
         self.runs: dict[str, run_pb2.Run] = {}
         self.lost: set[str] = set()
         self.cancelled: set[str] = set()
@@ -57,6 +62,7 @@ class FakeScheduler:
         log.always("AppendEvents", self._append)
         limits = ScriptedServicer("conveyor.scheduler.v1.LimitService")
         limits.always("Report", self._report)
+        limits.always("Reserve", self._reserve)
         self.worker, self.scheduler, self.log, self.limits = worker, scheduler, log, limits
         self.servicers = (worker, scheduler, log, limits)
 
@@ -84,6 +90,7 @@ class FakeScheduler:
         resumption: ann.Resumption | None = None,
         previous: Iterable[tuple[str, run_pb2.RunState.ValueType, int]] = (),
         steered: Iterable[run_pb2.RunInput] = (),
+        budgeted: bool = False,
     ) -> ws.LeasedRun:
         """Build a lease of a run that answers `text`."""
         packed = any_pb2.Any()
@@ -120,6 +127,7 @@ class FakeScheduler:
             lease=lease,
             resumption=resumption,
             steered=steered,
+            budgeted=budgeted,
             previous_runs=[
                 ws.PreviousRun(run_id=other, state=state, turn=last)
                 for other, state, last in previous
@@ -234,9 +242,23 @@ class FakeScheduler:
             self.events.setdefault(event.event_id, event)
         return log_pb.AppendEventsResponse(last_sequence=len(self.events))
 
+    def _reserve(self, request: limit_pb.ReserveRequest) -> limit_pb.ReserveResponse:
+        self._check(request.lease_id)
+        self.reserved.append(request)
+        answer = self.reservations.pop(0) if self.reservations else 0.0
+        if isinstance(answer, ServiceError):
+            refusal = limit_pb.ReserveRefusal(error=to_proto(answer))
+            return limit_pb.ReserveResponse(refused=refusal)
+        grant = limit_pb.ReserveGrant(reservation_id=request.request_id)
+        if answer:
+            grant.delay.FromMilliseconds(round(answer * 1000))
+            grant.limit = "requests_per_minute"
+        return limit_pb.ReserveResponse(granted=grant)
+
     def _report(self, request: limit_pb.ReportRequest) -> limit_pb.ReportResponse:
         self.reports.setdefault(request.request_id, request)
-        return limit_pb.ReportResponse()
+        over = to_proto(self.over_budget) if self.over_budget else None
+        return limit_pb.ReportResponse(budget_error=over)
 
     def _get_run(self, request: sched.GetRunRequest) -> Any:
         run = self.runs.get(request.run_id)

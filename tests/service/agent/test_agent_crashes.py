@@ -14,6 +14,8 @@ from agent_svc.agents import Agents
 from agent_svc.app import MIGRATIONS
 from agent_svc.domain import steps as s
 from agent_svc.models.catalog import Catalog
+from agent_svc.prices import Prices
+from agent_svc.reserving import Reserver
 from agent_svc.spawning import Spawner
 from agent_svc.store.transcripts import Transcripts
 from agent_svc.turn import TurnRunner
@@ -85,13 +87,15 @@ async def bench(
     channel = make_channel(scheduler.address)  # type: ignore[attr-defined]
     database = await Database.open(tmp_path / "agent.db", migrations=MIGRATIONS, name="agent")
     store = CrashingStore(database)
-    usage = UsageReporter(limit_grpc.LimitServiceStub(channel), clock)
+    limits = limit_grpc.LimitServiceStub(channel)
+    usage = UsageReporter(limits, clock)
     runner = TurnRunner(
         store=store,
         agents=agents,
         catalog=catalog,
         spawner=Spawner(sched_grpc.SchedulerServiceStub(channel), agents, catalog),
         usage=usage,
+        reserver=Reserver(limits, usage, Prices(settings.providers), settings, clock),
         event_log=log_grpc.EventLogServiceStub(channel),
         clock=clock,
         tracer=trace.get_tracer("test"),

@@ -62,7 +62,6 @@ async def test_an_address_of_another_machine(tmp_path: Path) -> None:
     [
         ('[gateway.tokens.a]\ntoken_env = "A"\n', r"gateway\.tokens"),
         ('[gateway.tls]\ncert_file = "a"\nkey_file = "b"\n', r"gateway\.tls"),
-        ("[agents.defaults.subagents.budget]\nmax_tokens = 5\n", r"subagents\.budget"),
         ('[channels.team]\nkind = "slack"\n', r"channels\.team\.kind"),
     ],
 )
