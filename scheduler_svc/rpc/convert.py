@@ -107,56 +107,31 @@ def suspension(wait: Wait, *, holds_lane: bool) -> run_pb2.Suspension:
     )
 
 
-def timing(run: Run) -> run_pb2.RunTiming:
-    """Clock times and totals; the present state is left out of the totals."""
-    return run_pb2.RunTiming(
-        create_time=timestamp(run.create_time),
-        start_time=timestamp(run.start_time),
-        state_time=timestamp(run.state_time),
-        end_time=timestamp(run.end_time),
-        session_lane_wait=duration(run.session_wait),
-        global_lane_wait=duration(run.global_wait),
-        suspended=duration(run.suspended),
-        executed=duration(run.executed),
-    )
-
-
 def run_message(
     run: Run, payload: bytes, result: bytes | None = None, *, brief: bool = False
 ) -> run_pb2.Run:
     """A run. `payload` is what was asked for; `brief` leaves out task, inputs and result."""
+    # Filled in place: a message given to a constructor is copied, which costs more than all the
+    # rest, and every call of a turn answers with its run.
     message = run_pb2.Run.FromString(payload)
     if brief:
         message.spec.ClearField("task")
         message.ClearField("inputs")
     elif result is not None:
         message.result.ParseFromString(result)
+    message.run_id, message.turn, message.attempt = run.run_id, run.turn, run.attempt
+    message.state = run_pb2.RunState.ValueType(int(run.state))
     _fill_spec(message.spec, run)
-    message.MergeFrom(
-        run_pb2.Run(
-            run_id=run.run_id,
-            state=run_pb2.RunState.ValueType(int(run.state)),
-            turn=run.turn,
-            attempt=run.attempt,
-            spawn=run_pb2.SpawnLink(
-                parent_run_id=run.parent_id,
-                parent_session_key=parent_session(run),
-                flow_id=run.flow_id,
-                depth=run.depth,
-                tool_call_id=run.tool_call_id,
-            ),
-            timing=timing(run),
-            suspension=suspension(run.wait, holds_lane=run.holds_lane)
-            if run.wait and run.state is RunState.SUSPENDED
-            else None,
-            error=status_of(run.failure) if run.failure else None,
-            usage=usage(run.usage),
-            tree_usage=usage(run.tree_usage),
-            worker=run.lease.worker if run.lease else "",
-            cancel_reason=run.cancel_reason,
-            interim_sent=run.interim_sent,
-        )
-    )
+    _fill_spawn(message.spawn, run)
+    _fill_timing(message.timing, run)
+    if run.wait and run.state is RunState.SUSPENDED:
+        message.suspension.CopyFrom(suspension(run.wait, holds_lane=run.holds_lane))
+    if run.failure:
+        message.error.CopyFrom(status_of(run.failure))
+    message.usage.CopyFrom(usage(run.usage))
+    message.tree_usage.CopyFrom(usage(run.tree_usage))
+    message.worker = run.lease.worker if run.lease else ""
+    message.cancel_reason, message.interim_sent = run.cancel_reason, run.interim_sent
     return message
 
 
@@ -184,14 +159,10 @@ def _fill_spec(spec: run_pb2.RunSpec, run: Run) -> None:
     spec.run_timeout.FromMicroseconds(run.run_timeout)
     if run.queue_timeout:
         spec.queue_timeout.FromMicroseconds(run.queue_timeout)
-    spec.retry_policy.CopyFrom(
-        run_pb2.RetryPolicy(
-            max_attempts=run.retry.max_attempts,
-            initial_backoff=duration(run.retry.initial_backoff),
-            max_backoff=duration(run.retry.max_backoff),
-            backoff_multiplier=run.retry.multiplier,
-        )
-    )
+    retry = spec.retry_policy
+    retry.max_attempts, retry.backoff_multiplier = run.retry.max_attempts, run.retry.multiplier
+    retry.initial_backoff.FromMicroseconds(run.retry.initial_backoff)
+    retry.max_backoff.FromMicroseconds(run.retry.max_backoff)
     if run.caps.max_depth is not None:
         spec.budget.max_depth = run.caps.max_depth
     if run.caps.max_children is not None:
@@ -206,6 +177,26 @@ def _fill_spec(spec: run_pb2.RunSpec, run: Run) -> None:
         spec.budget.max_wall_time.FromMicroseconds(run.caps.max_wall)
     if run.caps.reply_reserve is not None:
         spec.budget.reply_reserve = run.caps.reply_reserve
+
+
+def _fill_spawn(spawn: run_pb2.SpawnLink, run: Run) -> None:
+    spawn.flow_id, spawn.depth = run.flow_id, run.depth
+    spawn.parent_run_id, spawn.parent_session_key = run.parent_id, parent_session(run)
+    spawn.tool_call_id = run.tool_call_id
+
+
+def _fill_timing(timing: run_pb2.RunTiming, run: Run) -> None:
+    # Clock times and totals; the present state is left out of the totals.
+    timing.create_time.FromMicroseconds(run.create_time)
+    timing.state_time.FromMicroseconds(run.state_time)
+    if run.start_time:
+        timing.start_time.FromMicroseconds(run.start_time)
+    if run.end_time:
+        timing.end_time.FromMicroseconds(run.end_time)
+    timing.session_lane_wait.FromMicroseconds(run.session_wait)
+    timing.global_lane_wait.FromMicroseconds(run.global_wait)
+    timing.suspended.FromMicroseconds(run.suspended)
+    timing.executed.FromMicroseconds(run.executed)
 
 
 def parent_session(run: Run) -> str:
