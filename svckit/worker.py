@@ -41,6 +41,7 @@ from svckit.grpc import client, deadline
 from svckit.grpc.status import from_proto, from_rpc_error, to_proto
 from svckit.logging import bind, get_logger
 from svckit.turn import Complete, Fail, Handler, LeasedTurn, Outcome, Release, Suspend
+from svckit.turnends import TurnEnds
 
 if TYPE_CHECKING:
     from conveyor.scheduler.v1.worker_service_pb2_grpc import WorkerServiceAsyncStub
@@ -133,6 +134,9 @@ class Worker:
         self._poll_wait = poll_wait
         self._drain_grace = drain_grace
         self._tracer = tracer or trace.get_tracer("conveyor")
+        self._ends = TurnEnds(
+            lambda request: client.call(self._stub.CompleteRuns(request), service="scheduler")
+        )
         self._turns: dict[str, _Turn] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._freed = asyncio.Event()
@@ -424,8 +428,7 @@ class Worker:
                 taken_request_ids=outcome.taken,
                 steered_is_next_prompt=outcome.steered_is_next_prompt,
             )
-            request = ws.CompleteRunsRequest(completions=[completion])
-            return lambda: self._complete(request)
+            return lambda: self._complete(completion)
         if isinstance(outcome, Suspend):
             suspend = ws.SuspendRunRequest()
             suspend.CopyFrom(outcome.request)
@@ -443,11 +446,10 @@ class Worker:
         release = ws.ReleaseRunRequest(lease_id=lease_id)
         return lambda: client.call(self._stub.ReleaseRun(release), service="scheduler")
 
-    async def _complete(self, request: ws.CompleteRunsRequest) -> None:
-        answer = await client.call(self._stub.CompleteRuns(request), service="scheduler")
-        for result in answer.results:
-            if result.WhichOneof("result") == "error":
-                raise from_proto(result.error, service="scheduler")
+    async def _complete(self, completion: ws.RunCompletion) -> None:
+        result = await self._ends.send(completion)
+        if result.WhichOneof("result") == "error":
+            raise from_proto(result.error, service="scheduler")
 
     async def _until_answered(self, turn: _Turn, send: Callable[[], Awaitable[Any]]) -> None:
         pauses = full_jitter(0.1, 1.0)
