@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import NoReturn
 
 from acp_svc.app import build
@@ -10,7 +11,13 @@ from svckit import service
 
 def main() -> NoReturn:
     """Run until told to stop; see `svckit.service.main` for options and exit codes."""
-    service.main("acp", build, lambda settings: settings.services.acp)
+    service.main(
+        "acp",
+        build,
+        lambda settings: settings.services.acp,
+        # Child processes are its trade.
+        new_loop=asyncio.new_event_loop,
+    )
 
 
 if __name__ == "__main__":
