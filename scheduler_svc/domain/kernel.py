@@ -296,6 +296,7 @@ class Kernel:
             if not self.leased[worker]:
                 del self.leased[worker]
             run.lease = None
+            self._no_more_reports(run)
             self.lanes[run.lane].running -= 1
             del self.executing[run.lane][run.run_id]
             self.touch(run)
@@ -313,6 +314,13 @@ class Kernel:
         if measured is not None:
             return measured
         return Assumed(self.config.expected_turns.get(lane, DEFAULT_TURN))
+
+    def _no_more_reports(self, run: Run) -> None:
+        # A probe of which nobody hears would stop all others of its credential.
+        wait = run.wait or (run.resumption.wait if run.resumption and run.new_turn else None)
+        keep = wait.reservation if wait is not None else ""
+        for limiter in self.limits.turn_over(run.flow_id, run.run_id, keep):
+            self.changes.facts[("limiter", limiter.key)] = limiter.state
 
     # -- Time -------------------------------------------------------------------------------------
 

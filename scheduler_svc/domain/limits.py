@@ -393,6 +393,20 @@ class Limits:
             if not self.of_flow[call.flow_id]:
                 del self.of_flow[call.flow_id]
 
+    def turn_over(self, flow_id: str, run_id: str, keep: str) -> list[Limiter]:
+        """A turn has ended: what it was granted and did not report it will not report any more.
+
+        `keep` is the reservation that the next turn resumes with. Returns the limiters that changed.
+        """
+        changed = []
+        for reservation_id in self.of_flow.get(flow_id, ()):
+            call = self.reservations[reservation_id]
+            limiter = self.limiters[call.limiter]
+            if call.run_id == run_id and call.id != keep and limiter.state.probe == call.id:
+                limiter.abandon(call)
+                changed.append(limiter)
+        return changed
+
     def expires(self, call: Reservation) -> None:
         """Notes that a granted reservation is looked at when its time is over."""
         if len(self._expiries) > 2 * len(self.reservations) + SPARE_EXPIRIES:

@@ -64,7 +64,6 @@ def row_of(run: Run, payload: bytes) -> RunRow:
         state=int(run.state),
         parent_id=run.parent_id,
         depth=run.depth,
-        jumps=run.jumps,
         requests=[entry.request_id for entry in asked.inputs if entry.request_id],
         usage=_totals(run.usage),
         tree_usage=_totals(run.tree_usage),
@@ -73,6 +72,7 @@ def row_of(run: Run, payload: bytes) -> RunRow:
         executed=run.executed,
         run_timeout=run.run_timeout,
         descendants=run.descendants,
+        jumps=run.jumps,
     )
 
 

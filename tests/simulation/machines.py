@@ -32,6 +32,9 @@ from svckit.worker import Worker
 from tests.simulation.loop import VirtualClock
 from tests.simulation.world import Channel, Disk, DiskStore, Process, World
 
+# Tokens of a model call at most: none uses more than it reserved.
+ESTIMATE = 20
+
 
 class WatchedEngine(Engine):
     """The engine, looked at after every commit."""
@@ -40,6 +43,14 @@ class WatchedEngine(Engine):
 
     async def _turn(self, group: Sequence[Any]) -> None:
         await super()._turn(group)
+        for run in self._kernel.runs.values():
+            cap = run.caps.max_tokens
+            spent = run.tree_usage.tokens + self._kernel.limits.held(run.run_id)[0]
+            if cap is not None and spent > cap:
+                self.world.wrong(
+                    f"invariant 12: run {run.run_id} has {spent} tokens settled and reserved, and "
+                    f"a cap of {cap}"
+                )
         if self.draining:
             return
         for poll in self._polls:
@@ -248,6 +259,13 @@ def result(text: str) -> run_pb2.RunResult:
     return run_pb2.RunResult(reply=message(text))
 
 
+class MustWait(Exception):
+    """A model call is reserved for a time that is too far off to hold a slot for."""
+
+    def __init__(self, reservation_id: str) -> None:
+        self.reservation_id = reservation_id
+
+
 class Brain:
     """What an agent does in a turn: anything the contract allows, and in the end an answer."""
 
@@ -267,7 +285,12 @@ class Brain:
         tired = world.calm or turn.turn > 4
         for step in range(0 if world.calm else rng.randint(0, 3)):
             await world.pause(rng.choice([0.1, 1.0, 4.0]))
-            await self._step(turn, step)
+            try:
+                await self._step(turn, step)
+            except MustWait as wait:
+                suspend = ws.SuspendRunRequest(hold_session_lane=True)
+                suspend.condition.limit.reservation_id = wait.reservation_id
+                return Suspend(suspend)
             if not tired and run.spawn.depth < 2 and rng.random() < 0.4:
                 children += await self._spawn(turn, step)
         await world.pause(1.0)
@@ -315,7 +338,7 @@ class Brain:
             suspend.interim_reply.CopyFrom(message("working on it"))
 
     async def _step(self, turn: LeasedTurn, step: int) -> None:
-        """A model call: an event and its usage, both once however often they are sent."""
+        """A step: an event, and a model call that was reserved before and is reported after."""
         world, name = self._world, f"{turn.turn}.{step}"
         event = event_pb2.Event(event_id=f"{turn.run.run_id}-{name}")
         event.note_added.code = "step"
@@ -323,13 +346,39 @@ class Brain:
             append = log_pb.AppendEventsRequest(lease_id=turn.lease_id, events=[event])
             await client.call(self._log.AppendEvents(append))
         if world.rng.random() < 0.7:
-            report = limit_pb.ReportRequest(
-                request_id=f"{turn.run.run_id}/{name}",
-                call=limit_pb.ModelCall(provider_id="p", model="m", run_id=turn.run.run_id),
-                outcome=limit_pb.CALL_OUTCOME_ANSWERED,
+            await self._call_model(turn, f"{turn.run.run_id}/{name}.{turn.attempt}", step)
+
+    async def _call_model(self, turn: LeasedTurn, name: str, step: int) -> None:
+        world, rng = self._world, self._world.rng
+        call = limit_pb.ModelCall(provider_id="p", model="m", run_id=turn.run.run_id)
+        given = turn.leased.resumption.grant
+        if step == 0 and given.reservation_id:
+            grant = given
+        else:
+            asked = limit_pb.ReserveRequest(
+                call=call, lease_id=turn.lease_id, request_id=name, estimated_tokens=ESTIMATE
             )
-            report.usage.model_calls, report.usage.output_tokens = 1, 10 + step
-            await client.call(self._limits.Report(report))
+            answer = await client.call(self._limits.Reserve(asked))
+            if answer.HasField("refused"):
+                raise from_proto(answer.refused.error)
+            grant = answer.granted
+        delay = grant.delay.ToMicroseconds() / 1e6
+        if delay > 1.0 and grant.reservation_id != given.reservation_id:
+            raise MustWait(grant.reservation_id)
+        await asyncio.sleep(delay)
+        await world.pause(0.5)
+        report = limit_pb.ReportRequest(
+            request_id=name, call=call, reservation_id=grant.reservation_id
+        )
+        if rng.random() < 0.9:
+            report.outcome = limit_pb.CALL_OUTCOME_ANSWERED
+            report.usage.model_calls, report.usage.output_tokens = 1, ESTIMATE - step
+        else:
+            report.outcome = limit_pb.CALL_OUTCOME_THROTTLED
+            report.retry_after.FromSeconds(rng.choice([0, 1, 5]))
+        answer = await client.call(self._limits.Report(report))
+        if answer.HasField("budget_error"):
+            raise from_proto(answer.budget_error)
 
     async def _spawn(self, turn: LeasedTurn, step: int) -> int:
         items = []

@@ -84,6 +84,10 @@ class Gateway:
             spec.run_timeout.FromSeconds(5)
         if rng.random() < 0.1:
             spec.wall_timeout.FromSeconds(20)
+        if rng.random() < 0.3:
+            spec.budget.max_tokens = rng.choice([10, 45, 200])
+        if rng.random() < 0.1:
+            spec.budget.max_wall_time.FromSeconds(15)
         policy = lane_pb2.QueuePolicy(mode=rng.choice(MODES), cap=6)
         if policy.mode == lane_pb2.QUEUE_MODE_COLLECT:
             policy.debounce.FromMilliseconds(rng.choice([0, 200, 3000]))

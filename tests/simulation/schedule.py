@@ -78,11 +78,14 @@ def _settings(world: World) -> Settings:
     rng = world.rng
     world.configured = {lane: rng.randint(1, 3) for lane in ("main", "subagent", "acp")}
     world.limits = Limits(world.configured)
-    return _load(rng.choice([1, 3, 10]), *world.configured.values())
+    rates = rng.choice([0, 0, 20, 120]), rng.choice([0, 0, 2000])
+    return _load(rng.choice([1, 3, 10]), *rates, *world.configured.values())
 
 
 @functools.cache
-def _load(attempts: int, main: int, subagent: int, acp: int) -> Settings:
+def _load(
+    attempts: int, requests: int, tokens: int, main: int, subagent: int, acp: int
+) -> Settings:
     return load(
         None,
         {
@@ -90,6 +93,8 @@ def _load(attempts: int, main: int, subagent: int, acp: int) -> Settings:
             "CONVEYOR_LANES__MAIN__LIMIT": str(main),
             "CONVEYOR_LANES__SUBAGENT__LIMIT": str(subagent),
             "CONVEYOR_LANES__ACP__LIMIT": str(acp),
+            "CONVEYOR_PROVIDERS__P__REQUESTS_PER_MINUTE": str(requests),
+            "CONVEYOR_PROVIDERS__P__TOKENS_PER_MINUTE": str(tokens),
             "CONVEYOR_RUNS__LEASE_SECONDS": "10",
             "CONVEYOR_RUNS__MAX_ATTEMPTS": str(attempts),
             "CONVEYOR_RUNS__BACKOFF__INITIAL_SECONDS": "1",

@@ -388,3 +388,24 @@ async def test_waiting_for_the_limit_takes_no_slot_of_many(tmp_path: Path) -> No
                 for leased in await s.lease(2, 1):
                     await work(leased)
         assert all(b - a > 1_400_000 for a, b in itertools.pairwise(times))
+
+
+async def test_a_probe_of_a_turn_that_ended_without_a_report_stops_nobody(s: Driver) -> None:
+    """Found by the simulation, seed 31: the parent's children waited a quarter of an hour for it."""
+    await s.send("a")
+    parent = await s.lease_one()
+    await granted(s, parent, "1", provider="free")
+    await report(
+        s,
+        parent.run.run_id,
+        "1",
+        provider="free",
+        outcome=pb.CALL_OUTCOME_THROTTLED,
+        retry_after=0.1,
+    )
+    await granted(s, parent, "2", provider="free")  # the probe, of which nobody hears
+    await s.spawn(parent, "child")
+    await s.wait_for_children(parent)
+    child = await s.lease_one()
+    grant = await granted(s, child, "1", provider="free")
+    assert grant.delay.ToMicroseconds() <= 1_000_000
