@@ -396,7 +396,7 @@ class Limits:
     def turn_over(self, flow_id: str, run_id: str, keep: str) -> list[Limiter]:
         """A turn has ended: what it was granted and did not report it will not report any more.
 
-        `keep` is the reservation that the next turn resumes with. Returns the limiters that changed.
+        `keep` is the reservation that the next turn resumes with. Returns what limiters changed.
         """
         changed = []
         for reservation_id in self.of_flow.get(flow_id, ()):

@@ -391,7 +391,7 @@ async def test_waiting_for_the_limit_takes_no_slot_of_many(tmp_path: Path) -> No
 
 
 async def test_a_probe_of_a_turn_that_ended_without_a_report_stops_nobody(s: Driver) -> None:
-    """Found by the simulation, seed 31: the parent's children waited a quarter of an hour for it."""
+    """Found by the simulation, seed 31: its children waited a quarter of an hour for it."""
     await s.send("a")
     parent = await s.lease_one()
     await granted(s, parent, "1", provider="free")
