@@ -141,7 +141,7 @@ class Engine:
         self._kernel = Kernel(self._config)
         self._payloads.clear()
         self._payload_bytes = 0
-        self.hub.wake_all()
+        self.hub.forget()
 
     def drain(self) -> None:
         """Ends waiting polls and watches; commands still work."""

@@ -122,6 +122,11 @@ class Hub:
             if watcher.wants_pieces:
                 watcher.wake.set()
 
+    def forget(self) -> None:
+        """Forgets messages being written: whoever writes them shows them to another scheduler."""
+        self.live = LiveMessages()
+        self.wake_all()
+
     def wake_all(self) -> None:
         """Wakes every watcher, for example to end its stream."""
         for watcher in self._everybody():

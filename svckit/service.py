@@ -111,14 +111,15 @@ class Context:
         """
         self._serving, self._alive = serving, serving if alive is None else alive
         if self._health is not None:
-            flip = deadline.spawn(
-                self._health.set_serving(self._serving, alive=self._alive), name="health"
-            )
+            flip = deadline.spawn(self._say(self._health), name="health")
             self._flips.add(flip)
             flip.add_done_callback(self._flips.discard)
 
     async def _become_ready(self, answers: health.Health) -> None:
         self._health = answers
+        await self._say(answers)
+
+    async def _say(self, answers: health.Health) -> None:
         await answers.set_serving(self._serving, alive=self._alive)
 
 

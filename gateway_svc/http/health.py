@@ -16,6 +16,8 @@ from svckit.database import Database
 from svckit.errors import StoreUnavailable
 
 CHECK_SECONDS = 2.0
+# A scheduler that stands by is alive; this it says of the one that leads only.
+_LEADS = "conveyor.scheduler.v1.SchedulerService"
 
 
 class Readiness:
@@ -32,7 +34,7 @@ class Readiness:
         """Return each part with `ok` or what is wrong with it."""
         names = list(self._channels)
         found = await asyncio.gather(
-            self._store(), *(self._service(self._channels[name]) for name in names)
+            self._store(), *(self._service(name, self._channels[name]) for name in names)
         )
         parts = dict(zip(["store", *names], found, strict=True))
         if self._draining.is_set():
@@ -47,10 +49,11 @@ class Readiness:
         return "ok"
 
     @staticmethod
-    async def _service(channel: grpc.aio.Channel) -> str:
+    async def _service(name: str, channel: grpc.aio.Channel) -> str:
         stub = health_pb2_grpc.HealthStub(channel)
+        asked = health_pb2.HealthCheckRequest(service=_LEADS if name == "scheduler" else "")
         try:
-            answer = await stub.Check(health_pb2.HealthCheckRequest(), timeout=CHECK_SECONDS)
+            answer = await stub.Check(asked, timeout=CHECK_SECONDS)
         except grpc.aio.AioRpcError:
             return "unreachable"
         serving = answer.status == health_pb2.HealthCheckResponse.SERVING
