@@ -6,58 +6,83 @@ again, starts one stride after the pass that was served last. So shares follow t
 and coming back gains nothing, and with equal weights this is plain round robin. Within a customer
 the runs are first come first served, `priority` being an offset on the waiting time.
 
-Everything costs the logarithm of what is in line: neither a step nor a removal looks at all
-customers. What is taken out stays in the heaps until it comes up, or until it is most of them.
+Customers with the same pass stand in a ring, first come first served. There are few different
+passes, however many customers, so a step costs hardly more than its customer's own heap: neither a
+step nor a removal looks at all customers. What is taken out stays where it stands until it comes
+up, or until that is most of what stands there.
 """
 
 from __future__ import annotations
 
 import heapq
+import itertools
 import math
+from collections import deque
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Protocol
 
-from scheduler_svc.domain.records import SECOND, Run
+from scheduler_svc.domain.records import SECOND
 
 # The stride of weight 1. Every weight from 1 to 100 divides it, so that passes are exact.
 STRIDE = math.lcm(*range(1, 101))
-# Entries of a heap that may always be stale, so that they are seldom looked through.
+# Entries that may always be stale, so that they are seldom looked through.
 _SPARE = 32
 
 # Earliest first: when it came, less its priority; its order of acceptance; its id.
 _Entry = tuple[int, int, str]
 
 
-class _Customer:
-    __slots__ = ("heap", "live", "place", "stride")
+class Waiting(Protocol):
+    """What the order is decided by. A `Run` has it, and what a forecast plays with."""
 
-    def __init__(self, stride: int) -> None:
+    run_id: str
+    customer_key: str
+    create_time: int
+    priority: int
+    order: int
+
+    @property
+    def resumed(self) -> bool:
+        """True when it has executed before."""
+        ...
+
+    @property
+    def place(self) -> int:
+        """Its place among the never-started runs of its session."""
+        ...
+
+
+class _Customer:
+    __slots__ = ("heap", "live", "name", "stride")
+
+    def __init__(self, name: str, stride: int, heap: list[_Entry], live: int) -> None:
+        self.name = name
         self.stride = stride
-        self.heap: list[_Entry] = []
-        # How many of the heap were not taken out.
-        self.live = 0
-        # Pass and number of its entry in the line; an entry with another number is stale.
-        self.place = (0, 0)
+        self.heap = heap
+        # How many of the heap were not taken out. 0: it has left, and is stale where it stands.
+        self.live = live
 
 
 class FairLine:
     """Ready runs of one class, in the order of weighted round robin over their customers."""
 
-    __slots__ = ("_arrivals", "_customers", "_line", "_owners", "_virtual_time", "_weights")
+    __slots__ = ("_customers", "_passes", "_rings", "_stale", "_virtual_time", "_weights", "owners")
 
     def __init__(self, weights: Mapping[str, int]) -> None:
+        # Run id -> customer, of all that is in line. To others it says how much that is.
+        self.owners: dict[str, _Customer] = {}
         self._weights = weights
         self._customers: dict[str, _Customer] = {}
-        # Run id -> customer. What is not here any more is stale.
-        self._owners: dict[str, str] = {}
-        # (pass, number, customer). The number orders equal passes: first come first served.
-        self._line: list[tuple[int, int, str]] = []
-        self._arrivals = 0
+        # Pass -> its customers in the order in which they came; and the passes as a heap.
+        self._rings: dict[int, deque[_Customer]] = {}
+        self._passes: list[int] = []
+        # Customers in the rings that have left.
+        self._stale = 0
         # The pass that was served last.
         self._virtual_time = 0
 
     def __len__(self) -> int:
-        return len(self._owners)
+        return len(self.owners)
 
     @property
     def customers(self) -> set[str]:
@@ -77,134 +102,129 @@ class FairLine:
     def copy(self) -> FairLine:
         """A line of its own with the same runs, for playing forward. Costs all that is in line."""
         twin = FairLine(self._weights)
-        for name, customer in self._customers.items():
-            copied = twin._customers[name] = _Customer(customer.stride)
-            copied.heap, copied.live = customer.heap.copy(), customer.live
-            copied.place = customer.place
-        twin._owners, twin._line = self._owners.copy(), self._line.copy()
-        twin._arrivals, twin._virtual_time = self._arrivals, self._virtual_time
+        twin._customers = {
+            name: _Customer(name, customer.stride, customer.heap.copy(), customer.live)
+            for name, customer in self._customers.items()
+        }
+        twin.owners = {run_id: twin._customers[c.name] for run_id, c in self.owners.items()}
+        twin._rings = {
+            place: deque(twin._customers[c.name] for c in ring if c.live)
+            for place, ring in self._rings.items()
+        }
+        twin._passes, twin._virtual_time = self._passes.copy(), self._virtual_time
         return twin
 
-    def push(self, run: Run) -> None:
+    def push(self, run: Waiting) -> None:
         """Adds a run, which must not be in line. A customer without one joins the round."""
-        name = run.customer_key
+        name, run_id = run.customer_key, run.run_id
+        entry = (run.create_time - run.priority * SECOND, run.order, run_id)
         customer = self._customers.get(name)
         if customer is None:
-            customer = _Customer(STRIDE // self._weights.get(name, 1))
-            self._customers[name] = customer
-            self._stand(name, customer, self._virtual_time)
-        heapq.heappush(
-            customer.heap, (run.create_time - run.priority * SECOND, run.order, run.run_id)
-        )
-        customer.live += 1
-        self._owners[run.run_id] = name
+            weight = self._weights.get(name, 1)
+            stride = STRIDE if weight == 1 else STRIDE // weight
+            customer = self._customers[name] = _Customer(name, stride, [entry], 1)
+            self._stand(customer, self._virtual_time)
+        else:
+            heapq.heappush(customer.heap, entry)
+            customer.live += 1
+        self.owners[run_id] = customer
 
     def remove(self, run_id: str) -> None:
         """Takes a run out; harmless when it is not in line."""
-        name = self._owners.pop(run_id, None)
-        if name is None:
+        customer = self.owners.pop(run_id, None)
+        if customer is None:
             return
-        customer = self._customers[name]
         customer.live -= 1
         if not customer.live:
-            self._leave(name)
+            del self._customers[customer.name]
+            self._stale += 1
+            if self._stale > 2 * len(self._customers) + _SPARE:
+                self._drop_stale()
         elif len(customer.heap) > 2 * customer.live + _SPARE:
-            customer.heap = list({e for e in customer.heap if self._owners.get(e[2]) == name})
+            customer.heap = list({e for e in customer.heap if self.owners.get(e[2]) is customer})
             heapq.heapify(customer.heap)
 
     def pop(self) -> str:
         """Takes out the run that is next; empty when there is none."""
-        while self._line:
-            served, number, name = heapq.heappop(self._line)
-            customer = self._customers.get(name)
-            if customer is None or customer.place != (served, number):
-                continue
-            self._virtual_time = served
-            while True:
+        passes, rings, owners = self._passes, self._rings, self.owners
+        while passes:
+            served = passes[0]
+            ring = rings[served]
+            while ring:
+                customer = ring.popleft()
+                if not customer.live:
+                    self._stale -= 1
+                    continue
+                self._virtual_time = served
                 run_id = heapq.heappop(customer.heap)[2]
-                if self._owners.get(run_id) == name:
-                    break
-            del self._owners[run_id]
-            customer.live -= 1
-            if customer.live:
-                self._stand(name, customer, served)
-            else:
-                self._leave(name)
-            return run_id
+                while owners.get(run_id) is not customer:
+                    run_id = heapq.heappop(customer.heap)[2]
+                del owners[run_id]
+                customer.live -= 1
+                if customer.live:
+                    self._stand(customer, served)
+                else:
+                    del self._customers[customer.name]
+                return run_id
+            del rings[heapq.heappop(passes)]
         return ""
 
     def in_order(self) -> Iterator[str]:
         """The runs in the order in which `pop` would give them. Changes nothing.
 
-        Each step costs the logarithm of the steps so far, however many are in line. The line must
-        not change while this is used.
+        A step costs the logarithm of the steps so far, however many are in line; the first one also
+        the number of different passes. The line must not change while this is used.
         """
-        line = _Walk(self._line)
-        heaps: dict[str, Iterator[str]] = {}
+        passes = self._passes.copy()
+        later: dict[int, deque[_Customer]] = {}
+        runs: dict[str, Iterator[str]] = {}
         left: dict[str, int] = {}
-        number = self._arrivals
-        while True:
-            place = line.pop()
-            if place is None:
-                return
-            served, stood, name = place
-            customer = self._customers.get(name)
-            if customer is None:
-                continue
-            if name not in heaps:
-                if customer.place != (served, stood):
+        while passes:
+            served = heapq.heappop(passes)
+            for customer in itertools.chain(self._rings.get(served, ()), later.pop(served, ())):
+                name = customer.name
+                if not customer.live:
                     continue
-                heaps[name], left[name] = self._of(name, customer), customer.live
-            elif stood <= self._arrivals:
-                continue  # a stale entry of a customer that was served already
-            yield next(heaps[name])
-            left[name] -= 1
-            if left[name]:
-                number += 1
-                line.push((served + customer.stride, number, name))
+                if name not in runs:
+                    runs[name], left[name] = self._of(customer), customer.live
+                yield next(runs[name])
+                left[name] -= 1
+                if left[name]:
+                    place = served + customer.stride
+                    if place not in later:
+                        later[place] = deque()
+                        if place not in self._rings:
+                            heapq.heappush(passes, place)
+                    later[place].append(customer)
 
-    def _of(self, name: str, customer: _Customer) -> Iterator[str]:
-        walk, last = _Walk(customer.heap), ""
-        while True:
-            entry = walk.pop()
-            if entry is None:  # pragma: no cover - `live` counts what is left
-                return
+    def _of(self, customer: _Customer) -> Iterator[str]:
+        last = ""
+        for entry in _walk(customer.heap):
             # A run that was taken out and came back stands in the heap twice, side by side.
-            if entry[2] != last and self._owners.get(entry[2]) == name:
+            if entry[2] != last and self.owners.get(entry[2]) is customer:
                 last = entry[2]
                 yield last
 
-    def _stand(self, name: str, customer: _Customer, after: int) -> None:
-        self._arrivals += 1
-        customer.place = (after + customer.stride, self._arrivals)
-        heapq.heappush(self._line, (*customer.place, name))
+    def _stand(self, customer: _Customer, after: int) -> None:
+        place = after + customer.stride
+        ring = self._rings.get(place)
+        if ring is None:
+            ring = self._rings[place] = deque()
+            heapq.heappush(self._passes, place)
+        ring.append(customer)
 
-    def _leave(self, name: str) -> None:
-        del self._customers[name]
-        if len(self._line) > 2 * len(self._customers) + _SPARE:
-            self._line = [(*c.place, name) for name, c in self._customers.items()]
-            heapq.heapify(self._line)
+    def _drop_stale(self) -> None:
+        for place, ring in self._rings.items():
+            self._rings[place] = deque(customer for customer in ring if customer.live)
+        self._stale = 0
 
 
-class _Walk:
-    """Takes entries off a heap in order, and takes further ones in, without changing the heap."""
-
-    __slots__ = ("_edge", "_heap")
-
-    def __init__(self, heap: list[Any]) -> None:
-        self._heap = heap
-        # What may come next: entries of the heap with their place in it, and further ones (-1).
-        self._edge: list[tuple[Any, int]] = [(heap[0], 0)] if heap else []
-
-    def push(self, entry: Any) -> None:
-        heapq.heappush(self._edge, (entry, -1))
-
-    def pop(self) -> Any:
-        if not self._edge:
-            return None
-        entry, place = heapq.heappop(self._edge)
-        if place >= 0:
-            for below in (2 * place + 1, 2 * place + 2):
-                if below < len(self._heap):
-                    heapq.heappush(self._edge, (self._heap[below], below))
-        return entry
+def _walk(heap: list[Any]) -> Iterator[Any]:
+    """The entries of a heap in order, without changing it."""
+    edge: list[tuple[Any, int]] = [(heap[0], 0)] if heap else []
+    while edge:
+        entry, place = heapq.heappop(edge)
+        for below in (2 * place + 1, 2 * place + 2):
+            if below < len(heap):
+                heapq.heappush(edge, (heap[below], below))
+        yield entry

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from array import array
 
+from scheduler_svc.domain.fairness import Waiting
 from scheduler_svc.domain.lanes import GlobalLane, ReadyQueue
 from scheduler_svc.domain.limits import REQUESTS, TOKENS
-from scheduler_svc.domain.records import Run
 
 # Waves that are described; further ones are counted.
 MOST_WAVES = 1000
@@ -40,7 +40,7 @@ class LaneUse:
         self.busy = 0
         self.waited = 0
 
-    def push(self, run: Run) -> None:
+    def push(self, run: Waiting) -> None:
         """Adds a ready run at its place."""
         self.waiting += 1
         self.queue.push(run)

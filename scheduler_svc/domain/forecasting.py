@@ -14,7 +14,6 @@ from __future__ import annotations
 import heapq
 import sys
 from collections.abc import Callable, Iterator
-from typing import cast
 
 import msgspec
 
@@ -22,7 +21,6 @@ from scheduler_svc.domain.arrivals import Arrival, Arrivals, Chance, Draw
 from scheduler_svc.domain.forecast_tally import LaneUse, Tally
 from scheduler_svc.domain.lanes import GlobalLane, Session
 from scheduler_svc.domain.limits import Limiter, Phase, ProviderRates, Reservation
-from scheduler_svc.domain.records import Run
 from scheduler_svc.domain.turntime import Fixed, Times
 
 ROOT_LANE = "main"
@@ -241,7 +239,7 @@ class _Player:
                 session.add_fresh(order, piece.run_id)
                 self._refresh(session, now)
             else:
-                root.push(cast("Run", piece))
+                root.push(piece)
             found = next(rest, None)
         return found
 
@@ -275,7 +273,7 @@ class _Player:
         piece.state, piece.queued_since = _QUEUED, now
         if piece.session is None:
             piece.ready_since = now
-            piece.use.push(cast("Run", piece))
+            piece.use.push(piece)
         else:
             self._refresh(piece.session, now)
 
@@ -292,7 +290,7 @@ class _Player:
         session.ready = run_id
         if piece is not None and run_id:
             piece.ready_since = now
-            piece.use.push(cast("Run", piece))
+            piece.use.push(piece)
 
     def _fill_slots(self, now: int) -> None:
         ready = [use for use in self._uses if use.waiting and use.lane.free]
@@ -313,7 +311,7 @@ class _Player:
         use.waited += now - piece.ready_since
         if session is not None:
             session.ready = ""
-            session.drop(cast("Run", piece))
+            session.drop(piece)
             session.holder = piece.run_id
             tally.session_wait += piece.ready_since - piece.queued_since
             if piece.more:
@@ -404,14 +402,14 @@ class _Player:
             )
             child.parent = piece
             self._pieces[child.run_id] = child
-            use.push(cast("Run", child))
+            use.push(child)
         self._tally.children += self._per_turn
         piece.live, piece.state, piece.step = self._per_turn, _WAITING, _CLOSING
         piece.use.lane.running -= 1
         if self._background:
             self._tally.replied(piece.customer, now)
             if piece.session is not None:
-                piece.session.drop(cast("Run", piece))
+                piece.session.drop(piece)
                 self._refresh(piece.session, now)
 
     def _settled(self, piece: _Piece, now: int) -> None:

@@ -13,7 +13,7 @@ from types import MappingProxyType
 
 import msgspec
 
-from scheduler_svc.domain.fairness import FairLine
+from scheduler_svc.domain.fairness import FairLine, Waiting
 from scheduler_svc.domain.records import PreviousRun, Run
 
 # After this many resumed turns one first turn goes, so that finished work cannot starve new work.
@@ -78,15 +78,15 @@ class Session(msgspec.Struct):
         """Queues a never-started run at its `Run.place`."""
         insort(self.fresh, (place, run_id))
 
-    def drop(self, run: Run) -> None:
+    def drop(self, run: Waiting) -> None:
         """Takes a run out of the line, wherever it stands."""
         if self.holder == run.run_id:
             self.holder = ""
         if run.run_id in self.returning:
             self.returning.remove(run.run_id)
-        entry = (run.place, run.run_id)
-        if entry in self.fresh:
-            self.fresh.remove(entry)
+        at = bisect(self.fresh, (run.place, ""))
+        if at < len(self.fresh) and self.fresh[at][1] == run.run_id:
+            del self.fresh[at]
 
 
 class ReadyQueue:
@@ -122,7 +122,7 @@ class ReadyQueue:
         twin._in_a_row = self._in_a_row
         return twin
 
-    def push(self, run: Run) -> None:
+    def push(self, run: Waiting) -> None:
         """Adds a run at its place."""
         (self._resumed if run.resumed else self._first).push(run)
 
@@ -133,7 +133,8 @@ class ReadyQueue:
 
     def pop(self) -> str:
         """The run that gets the next slot; empty when there is none."""
-        if _resumed_next(len(self._resumed), len(self._first), self._in_a_row):
+        resumed = self._resumed.owners
+        if resumed and _resumed_next(len(resumed), len(self._first.owners), self._in_a_row):
             self._in_a_row += 1
             return self._resumed.pop()
         self._in_a_row = 0
