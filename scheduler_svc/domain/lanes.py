@@ -137,6 +137,8 @@ class ReadyQueue:
         if resumed and _resumed_next(len(resumed), len(self._first.owners), self._in_a_row):
             self._in_a_row += 1
             return self._resumed.pop()
+        if not self._first.owners:
+            return ""  # a poll that finds nothing does not change what comes next
         self._in_a_row = 0
         return self._first.pop()
 

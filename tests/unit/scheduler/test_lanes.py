@@ -240,6 +240,18 @@ def test_what_comes_and_goes_leaves_nothing_behind() -> None:
     assert drain(queue) == ["stays-0", "stays-1", "stays-2"]
 
 
+def test_a_poll_that_finds_nothing_does_not_change_what_comes_next() -> None:
+    """It forgot how many resumed turns had gone, so that idle workers changed the order."""
+    queue = ReadyQueue()
+    for n in range(3):
+        queue.push(run(f"resumed-{n}", "a", n, turn=1))
+    assert drain(queue) == ["resumed-0", "resumed-1", "resumed-2"]
+    assert queue.pop() == ""
+    queue.push(run("resumed-3", "a", 3, turn=1))
+    queue.push(run("first", "b", 4))
+    assert drain(queue) == ["first", "resumed-3"]
+
+
 @pytest.mark.parametrize("kind", ["customers", "runs"])
 def test_a_step_does_not_cost_more_when_many_wait(kind: str) -> None:
     def step(waiting: int) -> float:
