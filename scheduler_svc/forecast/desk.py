@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import hashlib
 import os
+import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -59,7 +60,7 @@ class Desk:
         self._kept: dict[str, Made] = {}
         self._places = asyncio.Semaphore(AT_ONCE)
         self._in_line = 0
-        self._processes: set[asyncio.subprocess.Process] = set()
+        self._processes: set[subprocess.Popen[bytes]] = set()
         self._closed = False
 
     async def make(self, given: pb.ForecastInput) -> Made:
@@ -98,8 +99,7 @@ class Desk:
         """Ends all processes; whoever waits for one gets `ShuttingDown`, now and later."""
         self._closed = True
         for process in self._processes:
-            with contextlib.suppress(ProcessLookupError):
-                process.kill()
+            process.kill()
         for made in list(self._kept.values()):
             self._forget(made)
 
@@ -133,23 +133,22 @@ class Desk:
 
     async def _run(self, source: IO[bytes], target: IO[bytes]) -> None:
         self._check_open()
-        process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            MODULE,
-            str(MOST_SECONDS),
-            str(MOST_MEMORY),
-            stdin=source,
-            stdout=target,
-            start_new_session=True,
-        )
-        self._processes.add(process)
+        starting = asyncio.ensure_future(asyncio.to_thread(_start, source, target))
         try:
-            code = await process.wait()
+            process = await asyncio.shield(starting)
+        except asyncio.CancelledError:
+            await asyncio.to_thread(_end, await starting)
+            raise
+        self._processes.add(process)
+        ended = asyncio.ensure_future(asyncio.to_thread(process.wait))
+        try:
+            # The drain may have come while the process started.
+            self._check_open()
+            code = await asyncio.shield(ended)
         finally:
-            if process.returncode is None:  # nobody waits any longer
+            if not ended.done():  # nobody waits any longer
                 process.kill()
-                await asyncio.shield(process.wait())
+                await ended
             self._processes.discard(process)
         self._check_open()
         if code == writing.OUT_OF_MEMORY:
@@ -175,6 +174,21 @@ class Desk:
     def _forget(self, made: Made) -> None:
         del self._kept[made.key]
         made.file.close()
+
+
+def _start(source: IO[bytes], target: IO[bytes]) -> subprocess.Popen[bytes]:
+    # Not by the loop: uvloop forks, which gRPC does not like, where `Popen` uses vfork.
+    return subprocess.Popen(  # noqa: S603  (our own interpreter and module)
+        [sys.executable, "-m", MODULE, str(MOST_SECONDS), str(MOST_MEMORY)],
+        stdin=source,
+        stdout=target,
+        start_new_session=True,
+    )
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.kill()
+    process.wait()
 
 
 def _read_head(key: str, file: IO[bytes], clock: Clock) -> Made:
