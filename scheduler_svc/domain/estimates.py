@@ -6,6 +6,9 @@ next in a session joins the line when the one before it has ended. With turn tim
 without new arrivals that is exact. Where much is in line it is worked out from counts, so that an
 estimate costs no more with 100,000 runs in line than with a hundred.
 
+A provider limit is no obstacle to a start: a run that has to wait for one does so without a slot,
+once it has begun. It comes back at its reserved time.
+
 Not looked at: runs of another queue that share the lane's slots, how many slots workers have, and
 pauses between attempts of other sessions. They are seldom, and each new estimate corrects the last.
 """
@@ -132,6 +135,9 @@ def back_at(k: Kernel, run: Run, now: int) -> int | None:
         live = [child for child in wait.run_ids if child in run.live]
         back = _settled_at(k, live, wait.mode, now)
         return min(back, wait.expire_time) if wait.expire_time else back
+    call = k.limits.reservations.get(wait.reservation)
+    if call is not None:
+        return max(now, call.time)
     return max(now, wait.expire_time) if wait.expire_time else None
 
 

@@ -225,9 +225,16 @@ def _waiting(k: Kernel, run: Run, now: int) -> Reason:
 
 
 def _limit(k: Kernel, wait: Wait, now: int) -> Reason:
-    until = wait.expire_time
+    until, name, of = wait.expire_time, wait.name or "a limit", ""
+    call = k.limits.reservations.get(wait.reservation)
+    if call is not None:
+        until = k.limits.limiter(call.limiter).expected(call, now)
+        of, name = call.limiter.partition("/")[0], call.limit or name
+    whose = f" of provider {of}" if of else ""
     when = f" for {span(until - now)} more" if until > now else ""
-    return Reason(WaitingForLimit("", wait.name, until), f"It waits for {wait.name}{when}.")
+    return Reason(
+        WaitingForLimit(of, name, until), f"It waits for {name.replace('_', ' ')}{whose}{when}."
+    )
 
 
 def _behind(k: Kernel, run: Run) -> Reason | None:
@@ -240,7 +247,7 @@ def _behind(k: Kernel, run: Run) -> Reason | None:
         live = sum(child in first.live for child in first.wait.run_ids)
         what = f"An earlier message of the session waits for {_count(live, 'sub-agent')}"
     elif first.wait is not None:
-        what = f"An earlier message of the session waits for {first.wait.name or 'a limit'}"
+        what = "An earlier message of the session waits for a limit"
     elif first.lease is not None:
         what = "An earlier message of the session is being worked on"
     else:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from scheduler_svc.domain import explain, settling
+from scheduler_svc.domain import explain, reserving, settling
+from scheduler_svc.domain.estimates import estimate
 from scheduler_svc.domain.explain import (
     BackingOff,
     BehindRun,
@@ -16,6 +17,8 @@ from scheduler_svc.domain.explain import (
     WaitingForChildren,
     WaitingForLimit,
 )
+from scheduler_svc.domain.leasing import Leased
+from scheduler_svc.domain.limits import ProviderRates
 from scheduler_svc.domain.records import SECOND, Failure, Wait, WaitKind
 from tests.rules import World
 
@@ -191,7 +194,43 @@ def test_a_run_that_waits_for_a_limit() -> None:
     world.wait(leased, Wait(kind=WaitKind.LIMIT, name="max_sessions", expire_time=until))
     [reason] = why(world, run_id)
     assert reason.kind == WaitingForLimit("", "max_sessions", until)
-    assert reason.text == "It waits for max_sessions for 7.0 s more."
+    assert reason.text == "It waits for max sessions for 7.0 s more."
+
+
+def test_a_run_that_waits_for_its_provider() -> None:
+    world = World(providers={"openai": ProviderRates(requests_per_minute=6)})
+    runs = [world.message("s"), world.message("other")]
+
+    def call(leased: Leased) -> reserving.Grant:
+        run = world.run(leased.run.run_id)
+        return reserving.reserve(
+            world.k,
+            run,
+            f"call-{run.run_id}",
+            provider_id="openai",
+            credential_id="key",
+            model="m",
+            tokens=0,
+            cost=0,
+            now=world.now,
+        )
+
+    for _ in runs:
+        [leased] = world.lease()
+        grant = call(leased)
+        if grant.delay:
+            world.wait(leased, Wait(kind=WaitKind.LIMIT, reservation=grant.reservation_id))
+        else:
+            world.complete(leased.run.run_id, leased.lease.token)
+    [reason] = why(world, runs[1])
+    assert isinstance(reason.kind, WaitingForLimit)
+    assert (reason.kind.provider, reason.kind.limit) == ("openai", "requests_per_minute")
+    assert reason.kind.until == world.now + 10_200_000
+    assert reason.text == ("It waits for requests per minute of provider openai for 10.2 s more.")
+    # It comes back then, before what waits behind it in its session.
+    behind = world.message("other")
+    told = estimate(world.k, world.run(behind), world.now)
+    assert told.start == reason.kind.until + 5 * SECOND
 
 
 def test_a_run_that_is_being_stopped_names_who_has_not_confirmed() -> None:
