@@ -18,6 +18,7 @@ from scheduler_svc.domain.records import SECOND, RetryPolicy
 from scheduler_svc.engine import Engine
 from scheduler_svc.forecast.desk import Desk
 from scheduler_svc.leadership import Leadership
+from scheduler_svc.places import Places
 from scheduler_svc.retention import remove_old
 from scheduler_svc.rpc.events import EventLogServicer
 from scheduler_svc.rpc.flow import FlowServicer
@@ -108,6 +109,7 @@ def with_leadership(app: App, engine: Engine, store: SharedStore, context: Conte
         tasks=[
             ("leadership", leadership.run),
             ("retention", partial(keep_tidy, forget, context.clock)),
+            ("places", Places(engine, context.clock).run),
         ],
         drain=drain,
         ready=leadership.settled,
@@ -163,7 +165,11 @@ def make_app(engine: Engine, context: Context, desk: Desk | None = None) -> App:
                 ),
             ),
         ],
-        tasks=[("engine", engine.run), ("retention", partial(keep_tidy, forget, context.clock))],
+        tasks=[
+            ("engine", engine.run),
+            ("retention", partial(keep_tidy, forget, context.clock)),
+            ("places", Places(engine, context.clock).run),
+        ],
         drain=drain,
     )
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Set
 
-from scheduler_svc.live import LiveMessages, Sent
+from scheduler_svc.live import LiveMessages, LivePlace, LivePlaces, Sent
 from scheduler_svc.store.base import EventQuery, EventRow
 
 # 1000 events of typical size are a few hundred kilobytes; a watcher further behind reads the store.
@@ -20,10 +20,11 @@ INBOX_EVENTS = 1000
 class Watcher:
     """One stream's view: which events it wants, what waits for it, what it has sent."""
 
-    def __init__(self, query: EventQuery, *, pieces: bool) -> None:
+    def __init__(self, query: EventQuery, *, pieces: bool, places: bool) -> None:
         self.query = query
-        # It wants pieces of messages too.
+        # It wants pieces of messages, and places of waiting runs, too.
         self.wants_pieces = pieces
+        self.wants_places = places
         self.wake = asyncio.Event()
         self.inbox: deque[EventRow] = deque()
         # Events were left out of the inbox: they have to be read from the store.
@@ -55,15 +56,16 @@ class Hub:
 
     def __init__(self) -> None:
         self.live = LiveMessages()
+        self.places = LivePlaces()
         # Everything up to here was offered to the watchers.
         self.position = 0
         self._by_session: dict[str, set[Watcher]] = {}
         self._by_flow: dict[str, set[Watcher]] = {}
         self._all: set[Watcher] = set()
 
-    def watch(self, query: EventQuery, *, pieces: bool = True) -> Watcher:
+    def watch(self, query: EventQuery, *, pieces: bool = True, places: bool = True) -> Watcher:
         """A new watcher. It must be given back to `leave`."""
-        watcher = Watcher(query, pieces=pieces)
+        watcher = Watcher(query, pieces=pieces, places=places)
         self._group(query).add(watcher)
         return watcher
 
@@ -99,6 +101,8 @@ class Hub:
             # The turn is over, or its message is complete: the pieces are replaced.
             if row.kind in ("run_state_changed", "message_completed"):
                 self.live.drop(row.session_key, row.run_id)
+            if row.kind == "run_state_changed":
+                self.places.drop(row.run_id)
             for watcher in self._watchers(row.session_key, row.flow_id):
                 watcher.offer(row)
             self.position = row.position
@@ -106,6 +110,7 @@ class Hub:
     def start_over(self, position: int) -> None:
         """What was committed up to `position` may not have been published: all read it again."""
         self.position = position
+        self.places.clear()
         for watcher in self._everybody():
             watcher.lose_inbox()
 
@@ -123,9 +128,26 @@ class Hub:
                 watcher.wake.set()
 
     def forget(self) -> None:
-        """Forgets messages being written: whoever writes them shows them to another scheduler."""
+        """Forgets what is live: whoever writes messages shows them to another scheduler."""
         self.live = LiveMessages()
+        self.places.clear()
         self.wake_all()
+
+    def place_watchers(self) -> tuple[list[str], list[str], bool]:
+        """Of which sessions, of which flows, and whether of all runs places are wanted."""
+
+        def wanted(groups: Mapping[str, Set[Watcher]]) -> list[str]:
+            return [key for key, group in groups.items() if any(w.wants_places for w in group)]
+
+        everywhere = any(watcher.wants_places for watcher in self._all)
+        return wanted(self._by_session), wanted(self._by_flow), everywhere
+
+    def show_place(self, place: LivePlace) -> None:
+        """Shows where a waiting run stands."""
+        self.places.put(place)
+        for watcher in self._watchers(place.session_key, place.flow_id):
+            if watcher.wants_places:
+                watcher.wake.set()
 
     def wake_all(self) -> None:
         """Wakes every watcher, for example to end its stream."""

@@ -1,7 +1,8 @@
-"""Messages being written. Each is kept whole until it is complete, for watchers that join late.
+"""What is shown while it is true, and never stored: messages being written, and places in line.
 
-Pieces of messages need no queue: a watcher remembers how much of a message it has sent, so a slow
-one gets larger pieces.
+Each message is kept whole until it is complete, for watchers that join late. Pieces of messages
+need no queue: a watcher remembers how much of a message it has sent, so a slow one gets larger
+pieces. In the same way it remembers which place of a run it has sent, and gets only the newest.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Collection, Iterable
 
+from scheduler_svc.domain.estimates import Estimate
 from scheduler_svc.store.base import EventQuery
 
 # Code points of one message that are shown while it is written; the contract allows 1 MiB.
@@ -94,11 +96,76 @@ class LiveMessages:
         return [m for messages in self._by_session.values() for m in messages.values()]
 
 
+class LivePlace:
+    """Where a waiting run stands, as it was last told."""
+
+    __slots__ = ("estimate", "flow_id", "generation", "run_id", "session_key", "time")
+
+    def __init__(
+        self, run_id: str, session_key: str, flow_id: str, estimate: Estimate, time: int
+    ) -> None:
+        self.run_id = run_id
+        self.session_key = session_key
+        self.flow_id = flow_id
+        self.estimate = estimate
+        # When the estimate was made.
+        self.time = time
+        self.generation = next(_generations)
+
+
+class LivePlaces:
+    """The places of waiting runs that somebody watches."""
+
+    def __init__(self) -> None:
+        self._by_run: dict[str, LivePlace] = {}
+        self._by_session: dict[str, dict[str, LivePlace]] = {}
+
+    def get(self, run_id: str) -> LivePlace | None:
+        """What was told last of a run."""
+        return self._by_run.get(run_id)
+
+    def put(self, place: LivePlace) -> None:
+        """Replaces what was told of a run."""
+        self._by_run[place.run_id] = place
+        self._by_session.setdefault(place.session_key, {})[place.run_id] = place
+
+    def drop(self, run_id: str) -> None:
+        """The run does not wait any more."""
+        place = self._by_run.pop(run_id, None)
+        if place is not None:
+            of_session = self._by_session[place.session_key]
+            del of_session[run_id]
+            if not of_session:
+                del self._by_session[place.session_key]
+
+    def clear(self) -> None:
+        """Forgets everything."""
+        self._by_run.clear()
+        self._by_session.clear()
+
+    def seen_by(self, query: EventQuery) -> Collection[LivePlace]:
+        """The places that a watcher may see. Only roots have any, so a flow has at most one."""
+        if query.session_key:
+            return self._by_session.get(query.session_key, {}).values()
+        if query.flow_id:
+            place = self._by_run.get(query.flow_id)
+            return [place] if place is not None else []
+        return self._by_run.values()
+
+
 class Sent:
-    """How much of each message one watcher has sent."""
+    """How much of each message one watcher has sent, and which places of runs."""
 
     def __init__(self) -> None:
         self._sent: dict[tuple[str, str], tuple[int, int]] = {}
+        self._places: dict[str, int] = {}
+
+    def places(self, places: Iterable[LivePlace]) -> list[LivePlace]:
+        """The places that were not sent yet. They count as sent from now on."""
+        before, self._places = self._places, {}
+        for place in places:
+            self._places[place.run_id] = place.generation
+        return [p for p in places if before.get(p.run_id) != p.generation]
 
     def pieces(self, messages: Iterable[LiveMessage]) -> list[tuple[LiveMessage, str, int]]:
         """What was not sent yet: (message, text, offset). It counts as sent from now on."""

@@ -25,6 +25,7 @@ import msgspec
 from scheduler_svc.domain.kernel import Kernel
 from scheduler_svc.domain.lanes import RESUMED_BEFORE_FIRST, GlobalLane, ReadyQueue, Session
 from scheduler_svc.domain.records import (
+    SECOND,
     AnnounceMode,
     ResumeReason,
     Resumption,
@@ -45,6 +46,10 @@ KEPT_PER_SLOT = 200
 MOST_SLOTS = 1024
 # Children that are looked at one by one.
 MOST_CHILDREN = 20
+# What is told of a waiting run again: not sooner than this, and when its start moved by more than a
+# fifth of what is left, within these bounds.
+TELLING_PAUSE = 2 * SECOND
+LEAST_MOVE, MOST_MOVE = SECOND // 2, 2 * SECOND
 # Nine in ten of a normal distribution are below so many deviations.
 NINE_IN_TEN = 1.2816
 
@@ -108,6 +113,19 @@ def estimate(k: Kernel, run: Run, now: int, *, near: int = NEAR) -> Estimate:
         basis=basis,
         session_wait=wait,
     )
+
+
+def moved(before: Estimate, told_at: int, after: Estimate, now: int) -> bool:
+    """True when a run stands so much elsewhere than was told at `told_at` that it is told again."""
+    if now < told_at + TELLING_PAUSE:
+        return False
+    if before.position != after.position or bool(before.start) != bool(after.start):
+        return True
+    old, new = before.session_wait, after.session_wait
+    if (old.kind if old is not None else None) != (new.kind if new is not None else None):
+        return True
+    left = max(0, before.start - now)
+    return abs(after.start - before.start) > min(MOST_MOVE, max(LEAST_MOVE, left // 5))
 
 
 def _in_line(k: Kernel, lane: GlobalLane) -> int:

@@ -12,7 +12,7 @@ from scheduler_svc.domain import emits, leasing, turns
 from scheduler_svc.domain.kernel import Kernel
 from scheduler_svc.engine import Engine
 from scheduler_svc.hub import Watcher
-from scheduler_svc.rpc import CallContext, validate
+from scheduler_svc.rpc import CallContext, answers, validate
 from scheduler_svc.rpc.pages import position, token_after
 from scheduler_svc.store.base import EventQuery, EventRow
 from svckit.errors import EventsCompacted, NotImplementedYet, invalid_field
@@ -106,8 +106,9 @@ class EventLogServicer(pb_grpc.EventLogServiceServicer):
         """See the contract."""
         query, start = await self._start(request)
         wants_deltas = not request.payloads or "delta" in request.payloads
+        wants_places = not request.payloads or "lane_position" in request.payloads
         only_live = bool(request.payloads) and not query.kinds
-        watcher = self._engine.hub.watch(query, pieces=wants_deltas)
+        watcher = self._engine.hub.watch(query, pieces=wants_deltas, places=wants_places)
         try:
             async for response in self._follow(watcher, start, only_live):
                 yield response
@@ -193,6 +194,15 @@ class EventLogServicer(pb_grpc.EventLogServiceServicer):
                             offset=offset,
                             run_id=message.run_id,
                             session_key=message.session_key,
+                        )
+                    )
+            if watcher.wants_places:
+                for place in watcher.sent.places(hub.places.seen_by(watcher.query)):
+                    yield pb.WatchEventsResponse(
+                        lane_position=event_pb2.LanePositionUpdated(
+                            run_id=place.run_id,
+                            session_key=place.session_key,
+                            estimate=answers.queue_estimate(place.estimate, place.time),
                         )
                     )
             if self._engine.draining or not self._engine.leading:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
 
+from conveyor.events.v1 import event_log_service_pb2 as events
+from conveyor.events.v1 import event_pb2
 from conveyor.scheduler.v1 import explain_pb2, lane_pb2
 from conveyor.scheduler.v1 import scheduler_service_pb2 as pb
 from svckit.errors import ModelUnavailable
@@ -147,3 +151,45 @@ async def test_only_runs_that_exist_are_explained(s: Driver) -> None:
     with pytest.raises(grpc.aio.AioRpcError) as refused:
         await why(s, "nobody")
     assert refused.value.code() is grpc.StatusCode.NOT_FOUND
+
+
+async def test_watchers_are_told_when_a_message_moves_up_and_nothing_is_stored(s: Driver) -> None:
+    await s.scheduler.UpdateLane(pb.UpdateLaneRequest(name="main", limit=1))
+    await s.send("first")
+    leased = await s.lease_one()
+    await s.send("second")
+    run_id = (await s.send("third")).run.run_id
+    call = s.events.WatchEvents(events.WatchEventsRequest(session_key="third"))
+
+    async def position() -> event_pb2.LanePositionUpdated:
+        async for response in call:
+            if response.HasField("lane_position"):
+                found: event_pb2.LanePositionUpdated = response.lane_position
+                assert (found.run_id, found.session_key) == (run_id, "third")
+                return found
+        raise AssertionError("the stream ended")
+
+    async def busy(until: asyncio.Future[Any]) -> Any:
+        while not until.done():
+            await s.extend(leased)
+            await asyncio.wait([until], timeout=0.2)
+        return until.result()
+
+    told = await busy(asyncio.ensure_future(position()))
+    assert told.estimate.position == 2
+    late = s.events.WatchEvents(
+        events.WatchEventsRequest(session_key="third", payloads=["lane_position"])
+    )
+    async for response in late:
+        if response.HasField("lane_position"):
+            assert response.lane_position.estimate.position == 2, "the newest, at once"
+            break
+    late.cancel()
+    await s.complete(leased)
+    leased = await s.lease_one()
+    again = await busy(asyncio.ensure_future(position()))
+    assert again.estimate.position == 1
+    apart = again.estimate.as_of_time.ToMicroseconds() - told.estimate.as_of_time.ToMicroseconds()
+    assert apart >= 2_000_000, "at most every 2 s"
+    call.cancel()
+    assert await s.kinds("third") == ["message_completed", "run_state_changed"]
