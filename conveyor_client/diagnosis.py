@@ -54,7 +54,7 @@ async def examine(options: Options) -> list[Result]:
             for problem in error.problems
         ]
     results = [Result("configuration", "ok", f"read from {options.config or 'the default place'}")]
-    results.append(_store(settings))
+    results.append(await asyncio.to_thread(_store, settings))
     services = suite(settings, options.config)
     running = await asyncio.gather(*(_healthy(service) for service in services))
     for service, healthy in zip(services, running, strict=True):
@@ -66,8 +66,10 @@ async def examine(options: Options) -> list[Result]:
 
 def _store(settings: Settings) -> Result:
     url = settings.store.url
+    if url.startswith("postgresql:"):
+        return _postgres(settings)
     if not url.startswith("sqlite:///"):
-        return Result("store", "ok", f"{url.split('@')[-1].split('://')[0]} (checked at start)")
+        return Result("store", "ok", "in memory: everything is gone after a stop")
     directory = settings.store.directory.absolute()
     nearest = directory
     while not nearest.exists():
@@ -102,6 +104,25 @@ def _store(settings: Settings) -> Result:
         )
     words = "is ready" if directory.exists() else "will be created"
     return Result("store", "ok", f"{directory} {words}, {free // 2**20} MiB free")
+
+
+def _postgres(settings: Settings) -> Result:
+    from svckit.database_postgres import probe
+    from svckit.errors import StartError
+
+    address = settings.store.postgres
+    try:
+        version, safe = probe(address)
+    except StartError as err:
+        return Result("store", "failed", str(err), "correct store.url, or start the server")
+    if not safe:
+        return Result(
+            "store",
+            "warning",
+            f"PostgreSQL {version} at {address.where} runs with fsync=off",
+            "turn fsync on: a crash of its machine loses accepted work",
+        )
+    return Result("store", "ok", f"PostgreSQL {version} at {address.where}")
 
 
 def _database_problem(file: Path) -> str:

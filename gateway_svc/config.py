@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from conveyor.scheduler.v1 import lane_pb2, run_pb2
 from gateway_svc.domain.routing import AgentRules, ChannelRules, RouteRule, RoutingRules
 from svckit.errors import StartError
@@ -57,14 +55,14 @@ def routing_rules(settings: Settings) -> RoutingRules:
     )
 
 
-def store_of(settings: Settings) -> Path:
-    """Return the file that the gateway keeps its state in; raises `StartError`."""
+def store_of(settings: Settings) -> str:
+    """Return what the gateway keeps its state in: a file, or a database in PostgreSQL."""
     url = settings.store.url
     if url.startswith("memory:"):
-        return Path(":memory:")
-    if not url.startswith("sqlite:"):
-        raise StartError("store.url: this release keeps its state in SQLite only")
-    return settings.store.file("gateway")
+        return ":memory:"
+    if url.startswith("sqlite:"):
+        return str(settings.store.file("gateway"))
+    return url
 
 
 def refuse_unsupported(settings: Settings) -> None:

@@ -1,9 +1,12 @@
-"""A service's own SQLite file, used from one thread over one connection.
+"""A service's own database: an SQLite file, or a schema of its own in PostgreSQL.
 
-The event loop never waits for a disk: `Database.run` hands a function to the thread and awaits it.
-There is one connection and an exclusive lock on the file, because common builds of SQLite have a
-bug that can corrupt a WAL with several connections, and because two processes on one file would be
-a mistake anyway. `synchronous=FULL`: what was committed survives a power cut.
+The event loop never waits for a disk: `Database.run` hands a function to one thread, which has one
+connection, and awaits it.
+
+Of SQLite there is an exclusive lock on the file too, because common builds of it have a bug that
+can corrupt a WAL with several connections, and because two processes on one file would be a mistake
+anyway. `synchronous=FULL`: what was committed survives a power cut. For PostgreSQL see
+`svckit.database_postgres`.
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ import sqlite3
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, Protocol, Self, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy import event, exc
@@ -45,73 +48,101 @@ _UNAVAILABLE = (
 )
 
 
+class Backend(Protocol):
+    """One kind of database. Every verb is called in the one thread."""
+
+    def transaction(self, fn: Callable[[sa.Connection], T]) -> T:
+        """Run `fn` in a transaction; `StoreUnavailable` when that cannot be done now."""
+        ...
+
+    def close(self) -> None:
+        """Give up the connection."""
+        ...
+
+
 class Database:
     """One open database. Get it from `open`, and `close` it."""
 
-    def __init__(self, engine: sa.Engine, thread: ThreadPoolExecutor) -> None:
-        self._engine = engine
+    def __init__(self, backend: Backend, thread: ThreadPoolExecutor) -> None:
+        self._backend = backend
         self._thread = thread
 
     @classmethod
     async def open(cls, url_or_path: str | Path, *, migrations: Path, name: str) -> Self:
-        """Open the file, create it if needed, and bring its schema to head.
+        """Open the database, create file or schema if needed, and bring it to head.
 
-        `url_or_path`: a path, or `sqlite:///path`; `:memory:` for tests. `migrations`: directory
-        with `versions/`. `name` is for messages. Raises `StartError` when the file is corrupt, was
-        written by a newer version, cannot be written, or is used by another process.
+        `url_or_path`: a path, or `sqlite:///path`; `:memory:` for tests; or `postgresql://…`, and
+        then the schema is called `name`. `migrations`: directory with `versions/`. `name` is for
+        messages too. Raises `StartError` when the database is corrupt, was written by a newer
+        version, cannot be written, is used by another process (SQLite), or is not reached.
         """
-        path = _path_of(url_or_path, name)
         thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"{name}-db")
         loop = asyncio.get_running_loop()
         try:
-            engine = await loop.run_in_executor(
-                thread, functools.partial(_open, path, migrations, name)
-            )
+            opening = functools.partial(_open, str(url_or_path), migrations, name)
+            return cls(await loop.run_in_executor(thread, opening), thread)
         except BaseException:
             thread.shutdown(wait=False)
             raise
-        return cls(engine, thread)
 
     async def run(self, fn: Callable[[sa.Connection], T]) -> T:
         """Run `fn` in a transaction of its own: commit when it returns, else roll back.
 
         Calls run one after the other in the order they were made. Once started, a call is finished
-        even if the awaiting task is cancelled. Raises `StoreUnavailable` when the file takes no
-        writes now; `sqlalchemy.exc.IntegrityError` and what `fn` raises come through.
+        even if the awaiting task is cancelled. Where several processes share the database `fn` may
+        be run again from its beginning, after what it did was undone. Raises `StoreUnavailable`
+        when the database takes no writes now; then nothing was changed, unless the connection got
+        lost at the commit itself. `sqlalchemy.exc.IntegrityError` and what `fn` raises come
+        through.
         """
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(
-            self._thread, functools.partial(_transaction, self._engine, fn)
+            self._thread, functools.partial(self._backend.transaction, fn)
         )
 
     async def close(self) -> None:
-        """Finish what was started, then close the file. Safe to call twice."""
+        """Finish what was started, then close the database. Safe to call twice."""
         loop = asyncio.get_running_loop()
         if not self._thread._shutdown:
-            await loop.run_in_executor(self._thread, self._engine.dispose)
+            await loop.run_in_executor(self._thread, self._backend.close)
             self._thread.shutdown(wait=False)
 
 
-def _transaction(engine: sa.Engine, fn: Callable[[sa.Connection], T]) -> T:
-    try:
-        with engine.begin() as connection:
-            return fn(connection)
-    except exc.DBAPIError as err:
-        if _primary_code(err) not in _UNAVAILABLE:
-            raise
-        _log.error("store unavailable", problem=_error_name(err))
-        raise StoreUnavailable("the store takes no writes now; nothing was changed") from err
+def _open(url: str, migrations: Path, name: str) -> Backend:
+    if url.startswith("postgresql://"):
+        # Not imported where nobody asks for it: it takes time.
+        from svckit.database_postgres import PostgresSchema
+
+        return PostgresSchema(url, migrations, name)
+    return _SqliteFile(_path_of(url, name), migrations, name)
 
 
-def _path_of(url_or_path: str | Path, name: str) -> Path:
-    text = str(url_or_path)
+class _SqliteFile:
+    def __init__(self, path: Path, migrations: Path, name: str) -> None:
+        self._engine = _open_file(path, migrations, name)
+
+    def transaction(self, fn: Callable[[sa.Connection], T]) -> T:
+        try:
+            with self._engine.begin() as connection:
+                return fn(connection)
+        except exc.DBAPIError as err:
+            if _primary_code(err) not in _UNAVAILABLE:
+                raise
+            _log.error("store unavailable", problem=_error_name(err))
+            raise StoreUnavailable("the store takes no writes now; nothing was changed") from err
+
+    def close(self) -> None:
+        self._engine.dispose()
+
+
+def _path_of(text: str, name: str) -> Path:
     if "://" in text and not text.startswith("sqlite:///"):
         kind = text.partition(":")[0]
-        raise StartError(f"{name}: store.url: {kind} is not supported in this version; use sqlite")
+        raise StartError(f"{name}: store.url: {kind} is not supported; use sqlite or postgresql")
     return Path(text.removeprefix("sqlite:///"))
 
 
-def _open(path: Path, migrations: Path, name: str) -> sa.Engine:
+def _open_file(path: Path, migrations: Path, name: str) -> sa.Engine:
     in_memory = str(path) == ":memory:"
     existed = not in_memory and path.exists()
     if not in_memory:

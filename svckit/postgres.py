@@ -7,10 +7,51 @@ socket in `?host=/directory`. The password may stay out too: `PGPASSWORD`, or a 
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Self
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit, urlunsplit
 
 import msgspec
+
+START_SECONDS = 30.0
+"""How long a service that starts waits for a server that does not answer yet."""
+
+# The server, not the statement, is the trouble. Anything else is a bug and comes up as it is.
+_REFUSALS = (
+    "08",  # connection lost
+    "25006",  # read-only: a standby, or told to be
+    "28",  # the user is not let in
+    "3D",  # the database is gone
+    "40",  # to be tried again
+    "53",  # disk full, out of memory, too many connections
+    "55P03",  # a lock was not to be had in time
+    "57",  # starts, stops, crashed, or took too long
+    "58",  # the system below
+    "XX001",  # damaged
+    "XX002",
+)
+# At the start these are not waited for: they do not change by themselves.
+_FINAL = {
+    "28": "PostgreSQL refuses the user or the password of store.url; the password may come from "
+    "PGPASSWORD or ~/.pgpass instead",
+    "3D": "store.url names a database that does not exist; make it with createdb",
+    "42501": "the user of store.url may not create the schema; "
+    "GRANT CREATE ON DATABASE … TO … allows it",
+    "25006": "PostgreSQL takes no writes here (a standby?); store.url must name the primary",
+}
+
+
+def refuses(sqlstate: str) -> bool:
+    """Whether an error of the server means that it cannot be used now."""
+    return sqlstate.startswith(_REFUSALS)
+
+
+def final(sqlstate: str) -> str:
+    """What to tell at the start when waiting will not help; else nothing."""
+    return next((text for start, text in _FINAL.items() if sqlstate.startswith(start)), "")
+
 
 SSL_MODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
 _OPTIONS = ("host", "port", "user", "password", "sslmode", "sslrootcert", "passfile")
@@ -67,11 +108,48 @@ class PostgresAddress(msgspec.Struct, frozen=True):
             options=options,
         )
 
+    def secret(self, environ: Mapping[str, str] | None = None) -> str | None:
+        """The password, from wherever clients of PostgreSQL look for it."""
+        environ = os.environ if environ is None else environ
+        if self.password is not None:
+            return self.password
+        if "PGPASSWORD" in environ:
+            return environ["PGPASSWORD"]
+        file = self.options.get("passfile") or environ.get("PGPASSFILE")
+        try:
+            path = Path(file) if file else Path.home() / ".pgpass"
+            lines = path.read_text("utf-8").splitlines()
+        except (OSError, RuntimeError, UnicodeDecodeError):
+            return None
+        # A socket in the usual place goes by the name of this machine.
+        host = "localhost" if self.host.startswith("/") else self.host
+        us = (host, str(self.port), self.database, self.user)
+        for line in lines:
+            fields = _fields(line)
+            if len(fields) == 5 and all(f in ("*", o) for f, o in zip(fields[:4], us, strict=True)):
+                return fields[4]
+        return None
+
     @property
     def where(self) -> str:
         """Host, port and database, for people and logs."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"{host}:{self.port}/{self.database}"
+
+
+def _fields(line: str) -> list[str]:
+    r"""Fields of a line of a password file: `\:` and `\\` stand for the characters themselves."""
+    fields, taken = [""], False
+    for character in line if not line.startswith("#") else "":
+        if taken or character not in "\\:":
+            fields[-1] += character
+            taken = False
+        elif character == ":" and len(fields) < 5:
+            fields.append("")
+        else:
+            taken = character == "\\"
+            fields[-1] += "" if taken else character
+    return fields
 
 
 def masked(url: str) -> str:

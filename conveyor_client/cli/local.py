@@ -134,8 +134,11 @@ def config_check(context: typer.Context) -> None:
 def config_show(context: typer.Context, json: Json = False) -> None:
     """Print the configuration in force, defaults included, as TOML."""
     from conveyor_client.diagnosis import flat_toml
+    from svckit.postgres import masked
 
     data = options(context).settings().model_dump(mode="json")
+    if data["store"]["url"].startswith("postgresql:"):
+        data["store"]["url"] = masked(data["store"]["url"])
     if json:
         print(json_module.dumps(data, ensure_ascii=False))
         return

@@ -44,7 +44,7 @@ from scheduler_svc.store.postgres_link import (
 )
 from svckit.errors import NotLeader, StartError, StoreUnavailable
 from svckit.ids import new_ulid
-from svckit.postgres import PostgresAddress
+from svckit.postgres import START_SECONDS, PostgresAddress
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +52,6 @@ _record = msgspec.json.Decoder(Run)
 _previous = msgspec.json.Decoder(list[PreviousRun])
 _offer = msgspec.json.Decoder(SteerOffer)
 
-START_SECONDS = 30.0
 # The epoch of a process that does not lead.
 _NONE = -1
 # Runs that are read and decoded at a time when all are loaded.

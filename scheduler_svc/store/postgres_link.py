@@ -16,6 +16,7 @@ from typing import Any
 
 import asyncpg
 
+from svckit import postgres
 from svckit.errors import StartError, StoreUnavailable
 from svckit.postgres import PostgresAddress
 
@@ -25,31 +26,6 @@ CONNECT_SECONDS = 5.0
 STATEMENT_SECONDS = 10.0
 READERS = 4
 
-# The server, not the statement, is the trouble. Anything else is a bug and comes up as it is.
-_REFUSALS = (
-    "08",  # connection lost
-    "25006",  # read-only: a standby, or told to be
-    "28",  # the user is not let in
-    "3D",  # the database is gone
-    "40",  # to be tried again
-    "53",  # disk full, out of memory, too many connections
-    "55P03",  # a lock was not to be had in time
-    "57",  # starts, stops, crashed, or took too long
-    "58",  # the system below
-    "XX001",  # damaged
-    "XX002",
-)
-# At the start these are not waited for: they do not change by themselves.
-_FINAL = {
-    "28": "PostgreSQL refuses the user or the password of store.url; the password may come from "
-    "PGPASSWORD or ~/.pgpass instead",
-    "3D": "store.url names a database that does not exist; make it with createdb",
-    "42501": "the user of store.url may not create the schema; "
-    "GRANT CREATE ON DATABASE … TO … allows it",
-    "25006": "PostgreSQL takes no writes here (a standby?); store.url must name the primary",
-}
-
-
 # The library says `InternalClientError` of a connection that the server ended in between.
 _LOST = (asyncpg.InternalClientError, OSError, TimeoutError, EOFError)
 ERRORS = (asyncpg.PostgresError, asyncpg.InterfaceError, *_LOST)
@@ -58,7 +34,7 @@ ERRORS = (asyncpg.PostgresError, asyncpg.InterfaceError, *_LOST)
 def refuses(err: BaseException) -> bool:
     """Whether an error means that the server cannot be used now."""
     if isinstance(err, asyncpg.PostgresError):
-        return (err.sqlstate or "").startswith(_REFUSALS)
+        return postgres.refuses(err.sqlstate or "")
     if isinstance(err, asyncpg.InterfaceError):
         return "clos" in str(err)  # the connection, or the pool
     return isinstance(err, _LOST)
@@ -77,13 +53,6 @@ def unavailable() -> Any:
             "request id",
             retry_after=1.0,
         ) from err
-
-
-def final(err: BaseException) -> StartError | None:
-    """What to tell when waiting will not help; else `None`."""
-    state = getattr(err, "sqlstate", None) or ""
-    told = next((text for start, text in _FINAL.items() if state.startswith(start)), None)
-    return StartError(told) if told else None
 
 
 class Link:
@@ -221,8 +190,8 @@ async def patiently(
             finally:
                 await _close(connection)
         except ERRORS as err:
-            if told_now := final(err):
-                raise told_now from err
+            if told_now := postgres.final(getattr(err, "sqlstate", None) or ""):
+                raise StartError(told_now) from err
             if not refuses(err):
                 raise
             if loop.time() >= end:

@@ -11,13 +11,15 @@ from contextlib import asynccontextmanager
 class Proxy:
     """Passes bytes on, until told otherwise. Get it from `proxy`.
 
-    `hold_requests`, `hold_answers`: keeps what comes from clients, or from the server, to itself.
+    `hold_requests`, `hold_answers`: keeps what comes from clients, or from the server, to itself;
+    `hold_answers_from`: answers, from the first one on that holds these bytes.
     `refuse`: new connections are closed at once.
     """
 
     def __init__(self, host: str, port: int) -> None:
         self.hold_requests = False
         self.hold_answers = False
+        self.hold_answers_from = b""
         self.refuse = False
         self.port = 0
         self._target = (host, port)
@@ -68,6 +70,8 @@ class Proxy:
     async def _answers(self, pipe: _Pipe, reader: asyncio.StreamReader) -> None:
         with contextlib.suppress(OSError):
             while data := await reader.read(65536):
+                if self.hold_answers_from and self.hold_answers_from in data:
+                    self.hold_answers, self.hold_answers_from = True, b""
                 if self.hold_answers:
                     pipe.answers += data
                 elif not pipe.client.is_closing():

@@ -75,7 +75,7 @@ Lease = Callable[[int], ws.LeasedRun]
 
 @pytest.fixture
 async def bench(
-    scheduler: FakeScheduler, provider: FakeOpenAI, tmp_path: Path
+    scheduler: FakeScheduler, provider: FakeOpenAI, tmp_path: Path, database_url: str
 ) -> AsyncIterator[Bench]:
     config = tmp_path / "conveyor.toml"
     config.write_text(
@@ -85,7 +85,7 @@ async def bench(
     settings, clock = load(config, {}), SystemClock()
     agents, catalog = Agents(settings), Catalog(settings, clock)
     channel = make_channel(scheduler.address)  # type: ignore[attr-defined]
-    database = await Database.open(tmp_path / "agent.db", migrations=MIGRATIONS, name="agent")
+    database = await Database.open(database_url, migrations=MIGRATIONS, name="agent")
     store = CrashingStore(database)
     limits = limit_grpc.LimitServiceStub(channel)
     usage = UsageReporter(limits, clock)

@@ -18,8 +18,8 @@ from svckit.settings import load
 from svckit.testing import in_process
 
 
-async def test_migrations_and_tables_say_the_same(tmp_path: Path) -> None:
-    database = await Database.open(tmp_path / "agent.db", migrations=MIGRATIONS, name="agent")
+async def test_migrations_and_tables_say_the_same(database_url: str) -> None:
+    database = await Database.open(database_url, migrations=MIGRATIONS, name="agent")
     try:
         found = await database.run(
             lambda db: compare_metadata(MigrationContext.configure(db), schema.metadata)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import sqlalchemy as sa
 
 from conveyor.gateway.v1 import session_pb2
@@ -35,9 +33,9 @@ def session(
     )
 
 
-async def test_sessions_of_old_children_do_not_pile_up(tmp_path: Path) -> None:
+async def test_sessions_of_old_children_do_not_pile_up(database_url: str) -> None:
     child, talk = session_pb2.SESSION_KIND_SUBAGENT, session_pb2.SESSION_KIND_CONVERSATION
-    database = await Database.open(tmp_path / "g.db", migrations=MIGRATIONS, name="gateway")
+    database = await Database.open(database_url, migrations=MIGRATIONS, name="gateway")
 
     def fill(db: sa.Connection) -> None:
         for number in range(BATCH + 10):
@@ -59,8 +57,8 @@ async def test_sessions_of_old_children_do_not_pile_up(tmp_path: Path) -> None:
         await database.close()
 
 
-async def test_deliveries_are_forgotten_once_they_were_made(tmp_path: Path) -> None:
-    database = await Database.open(tmp_path / "g.db", migrations=MIGRATIONS, name="gateway")
+async def test_deliveries_are_forgotten_once_they_were_made(database_url: str) -> None:
+    database = await Database.open(database_url, migrations=MIGRATIONS, name="gateway")
 
     def fill(db: sa.Connection) -> None:
         for key in ("made", "waits"):

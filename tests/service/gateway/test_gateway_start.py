@@ -98,16 +98,17 @@ async def test_sessions_and_epochs_outlive_the_process(tmp_path: Path) -> None:
             assert found.session.epoch == 3
 
 
-async def test_a_database_of_the_first_schema_is_taken_over(tmp_path: Path) -> None:
+async def test_a_database_of_the_first_schema_is_taken_over(
+    tmp_path: Path, database_url: str
+) -> None:
     first = tmp_path / "first" / "versions"
     first.mkdir(parents=True)
     shutil.copy(MIGRATIONS / "versions" / "0001_first.py", first)
-    file = tmp_path / "gateway.db"
-    database = await Database.open(file, migrations=first.parent, name="gateway")
+    database = await Database.open(database_url, migrations=first.parent, name="gateway")
     row = "('alice', 1, 'main', 'c', 'http', '', '', 3, 'R', 1, 2)"
     await database.run(lambda db: db.execute(sa.text(f"INSERT INTO sessions VALUES {row}")))
     await database.close()
-    database = await Database.open(file, migrations=MIGRATIONS, name="gateway")
+    database = await Database.open(database_url, migrations=MIGRATIONS, name="gateway")
     try:
         found = await database.run(lambda db: sessions.find_active(db, "alice"))
         differences = await database.run(

@@ -1,4 +1,4 @@
-"""A service's SQLite file: transactions, migrations, and every way in which it can be unusable."""
+"""A database of a service: transactions, migrations, every way in which it can be unusable."""
 
 from __future__ import annotations
 
@@ -64,21 +64,20 @@ def count(connection: sa.Connection) -> int:
     return int(connection.execute(sa.select(sa.func.count()).select_from(ITEM)).scalar_one())
 
 
-async def test_a_new_file_gets_the_schema_and_keeps_what_was_committed(
-    tmp_path: Path, migrations: Path
+async def test_a_new_database_gets_the_schema_and_keeps_what_was_committed(
+    database_url: str, migrations: Path
 ) -> None:
-    path = tmp_path / "deep" / "down" / "agent.db"
-    db = await Database.open(f"sqlite:///{path}", migrations=migrations, name="agent")
+    db = await Database.open(database_url, migrations=migrations, name="agent")
     await db.run(lambda c: c.execute(add(1)))
     await db.close()
     await db.close()
-    db = await Database.open(path, migrations=migrations, name="agent")
+    db = await Database.open(database_url, migrations=migrations, name="agent")
     assert await db.run(count) == 1
     await db.close()
 
 
-async def test_a_failed_transaction_leaves_nothing(tmp_path: Path, migrations: Path) -> None:
-    db = await Database.open(tmp_path / "a.db", migrations=migrations, name="agent")
+async def test_a_failed_transaction_leaves_nothing(database_url: str, migrations: Path) -> None:
+    db = await Database.open(database_url, migrations=migrations, name="agent")
 
     def half(connection: sa.Connection) -> None:
         connection.execute(add(1))
@@ -94,9 +93,9 @@ async def test_a_failed_transaction_leaves_nothing(tmp_path: Path, migrations: P
 
 
 async def test_calls_run_in_order_in_one_thread_beside_the_loop(
-    tmp_path: Path, migrations: Path
+    database_url: str, migrations: Path
 ) -> None:
-    db = await Database.open(tmp_path / "a.db", migrations=migrations, name="agent")
+    db = await Database.open(database_url, migrations=migrations, name="agent")
     gate = threading.Event()
     seen: list[tuple[int, str]] = []
 
@@ -114,9 +113,9 @@ async def test_calls_run_in_order_in_one_thread_beside_the_loop(
 
 
 async def test_a_started_transaction_is_finished_when_its_caller_leaves(
-    tmp_path: Path, migrations: Path
+    database_url: str, migrations: Path
 ) -> None:
-    db = await Database.open(tmp_path / "a.db", migrations=migrations, name="agent")
+    db = await Database.open(database_url, migrations=migrations, name="agent")
     entered, gate = threading.Event(), threading.Event()
 
     def slow(connection: sa.Connection) -> None:
@@ -134,28 +133,28 @@ async def test_a_started_transaction_is_finished_when_its_caller_leaves(
     await db.close()
 
 
-async def test_an_older_schema_is_migrated_in_one_go(tmp_path: Path, migrations: Path) -> None:
-    path = tmp_path / "a.db"
-    db = await Database.open(path, migrations=migrations, name="agent")
+async def test_an_older_schema_is_migrated_in_one_go(database_url: str, migrations: Path) -> None:
+    db = await Database.open(database_url, migrations=migrations, name="agent")
     await db.run(lambda c: c.execute(add(1)))
     await db.close()
     revision(migrations, "0002", "0001", "op.add_column('item', sa.Column('more', sa.String))")
     revision(migrations, "0003", "0002", "op.execute('INSERT INTO nowhere VALUES (1)')")
     with pytest.raises(StartError):
-        await Database.open(path, migrations=migrations, name="agent")
+        await Database.open(database_url, migrations=migrations, name="agent")
     revision(migrations, "0003", "0002", "op.execute('UPDATE item SET more = text')")
-    db = await Database.open(path, migrations=migrations, name="agent")
+    db = await Database.open(database_url, migrations=migrations, name="agent")
     assert await db.run(lambda c: c.exec_driver_sql("SELECT more FROM item").scalar()) == "x"
     await db.close()
 
 
-async def test_a_newer_schema_is_refused(tmp_path: Path, migrations: Path) -> None:
-    path = tmp_path / "a.db"
+async def test_a_newer_schema_is_refused(
+    database_url: str, tmp_path: Path, migrations: Path
+) -> None:
     newer = tmp_path / "newer"
     revision(newer, "0009", None, "op.execute('CREATE TABLE item (id INTEGER)')")
-    await (await Database.open(path, migrations=newer, name="agent")).close()
+    await (await Database.open(database_url, migrations=newer, name="agent")).close()
     with pytest.raises(StartError, match=r"agent: .*newer version of Conveyor \(schema 0009"):
-        await Database.open(path, migrations=migrations, name="agent")
+        await Database.open(database_url, migrations=migrations, name="agent")
 
 
 def test_alembic_is_not_imported_when_there_is_nothing_to_migrate(
@@ -270,8 +269,8 @@ async def test_a_full_disk_is_store_unavailable_and_passes(
 
 
 async def test_another_kind_of_store_is_refused(migrations: Path) -> None:
-    with pytest.raises(StartError, match=r"store\.url: postgresql is not supported"):
-        await Database.open("postgresql://x/y", migrations=migrations, name="agent")
+    with pytest.raises(StartError, match=r"store\.url: mysql is not supported"):
+        await Database.open("mysql://x/y", migrations=migrations, name="agent")
 
 
 async def test_a_killed_process_loses_nothing_committed(tmp_path: Path, migrations: Path) -> None:
