@@ -25,7 +25,7 @@ from tests.history import Limits, assert_holds, of_store
 from tests.simulation.loop import VirtualLoop
 from tests.simulation.machines import SchedulerMachine, WorkerMachine
 from tests.simulation.people import SESSIONS, Gateway, Watcher, fate
-from tests.simulation.world import Disk, World
+from tests.simulation.world import LATEST, Disk, World
 
 # Once all is calm, everything has to end within this virtual time. The longest wait of one run is
 # for its children and their backoffs; an hour would be that of a clock that jumped.
@@ -126,6 +126,7 @@ async def _schedule(world: World, store: str, directory: Path) -> Verdict:
         chaos.cancel()
         for worker in workers:
             worker.channel.cut = False
+        await asyncio.sleep(LATEST)  # what is on its way, limits too, arrives before
         for lane in ("main", "subagent", "acp"):
             await gateways[0].set_limit(lane, None)
         await _everything_ended(world, lives, scheduler)

@@ -19,6 +19,8 @@ from tests.history import Limits
 from tests.simulation.loop import VirtualClock
 
 TRACE_LINES = 60
+# Seconds that a request can be under way.
+LATEST = 20.0
 CODES = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED}
 
 
@@ -145,7 +147,7 @@ class Channel:
         if lost:
             world.say(f"{self.name} {name}: request {'late' if late else 'lost'}")
             if late:
-                world.spawn(self._late(path, request, world.rng.uniform(0, 20)))
+                world.spawn(self._late(path, request, world.rng.uniform(0, LATEST)))
             await asyncio.sleep(timeout)
             raise no_answer(grpc.StatusCode.DEADLINE_EXCEEDED, "lost")
         await world.pause(world.slow)
