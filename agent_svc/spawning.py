@@ -32,6 +32,7 @@ from svckit.errors import (
     ServiceError,
     invalid_field,
 )
+from svckit.failpoints import failpoint
 from svckit.grpc.client import call
 from svckit.grpc.status import from_proto, to_proto
 
@@ -90,6 +91,7 @@ class Spawner:
         if items:
             request = sched.EnqueueRunsRequest(items=[item for _, _, item in items])
             response = await call(self._stub.EnqueueRuns(request), service="scheduler")
+            failpoint("agent.spawn.answered")
             for (tool_call, args, _), result in zip(items, response.results, strict=True):
                 outcomes[tool_call.id] = self._outcome(parent, tool_call, args, result)
         return [outcomes[tool_call.id] for tool_call in calls]

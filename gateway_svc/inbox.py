@@ -29,6 +29,7 @@ from gateway_svc.upstream import Upstream
 from svckit.clock import Clock
 from svckit.database import Database
 from svckit.errors import Internal
+from svckit.failpoints import failpoint
 from svckit.grpc.client import call
 from svckit.grpc.status import from_proto
 from svckit.logging import get_logger
@@ -156,6 +157,7 @@ class Inbox:
         if result.WhichOneof("result") == "error":
             raise from_proto(result.error)
         accepted = result.accepted
+        failpoint("gateway.accept.unanswered")
         key, now = routed.key.text, self._clock.now_us()
         await self._database.run(lambda connection: store.touch(connection, key, now))
         log.info(

@@ -32,6 +32,7 @@ from scheduler_svc.domain.recovery import Snapshot
 from scheduler_svc.hub import Hub
 from scheduler_svc.rpc import convert
 from scheduler_svc.store.base import Batch, EventQuery, LaneStore, StoredRun
+from svckit import failpoints
 from svckit.backoff import full_jitter
 from svckit.clock import Clock
 from svckit.errors import (
@@ -310,7 +311,11 @@ class Engine:
         if changes:
             batch = await self._batch(changes, now)
             rows = batch.events
+            if failpoints.ARMED:
+                _pass_points("before", batch)
             await self.store.commit(batch)
+            if failpoints.ARMED:
+                _pass_points("after", batch)
             self._remember(changes.payloads)
         for command, value, error in answers:
             if command.future.done():
@@ -490,3 +495,9 @@ class Engine:
             event = event_pb2.Event.FromString(row.data)
             last = max(last, event.create_time.ToMicroseconds())
         return last
+
+
+def _pass_points(moment: str, batch: Batch) -> None:
+    failpoints.failpoint(f"scheduler.commit.{moment}")
+    if any(row.kind == "child_announced" for row in batch.events):
+        failpoints.failpoint(f"scheduler.announcement.{moment}")

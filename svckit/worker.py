@@ -37,6 +37,7 @@ from svckit.errors import (
     Unreachable,
     WorkerReplaced,
 )
+from svckit.failpoints import failpoint
 from svckit.grpc import client, deadline
 from svckit.grpc.status import from_proto, from_rpc_error, to_proto
 from svckit.logging import bind, get_logger
@@ -455,7 +456,9 @@ class Worker:
         pauses = full_jitter(0.1, 1.0)
         while not turn.public.lost.is_set():
             try:
+                failpoint("worker.end.unsent")
                 await send()
+                failpoint("worker.end.sent")
                 return
             except (*_AGAIN, Internal) as err:
                 _log.warning("end of turn not answered", reason=err.reason)

@@ -22,6 +22,7 @@ from agent_svc.store import schema as t
 from agent_svc.store.history import TurnStart
 from svckit.database import Database
 from svckit.errors import LeaseLost, SessionNotFound
+from svckit.failpoints import failpoint
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,9 @@ class Transcripts:
             for step, record in enumerate(records, start=first_step):
                 rows.insert_step(db, run_id, turn, step, record, fencing, now_us)
 
+        failpoint("agent.step.before")
         await self._db.run(add)
+        failpoint("agent.step.stored")
 
     async def open_runs(self, session_key: str) -> list[OpenRun]:
         """Runs of a session whose end this store does not know, in the order they began."""

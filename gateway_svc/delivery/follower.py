@@ -27,6 +27,7 @@ from gateway_svc.upstream import Upstream, patiently
 from gateway_svc.watching.log import OLDEST, EventLog, Start
 from svckit.database import Database
 from svckit.errors import EventsCompacted, InvalidField, RunNotFound, ServiceError
+from svckit.failpoints import failpoint
 from svckit.logging import get_logger
 
 PAYLOADS = (
@@ -118,7 +119,9 @@ class Follower:
             outbox.move_cursor(connection, position)
             return filled
 
+        failpoint("gateway.cursor.before")
         filled = await self._database.run(store_batch)
+        failpoint("gateway.cursor.moved")
         self.position = position
         if filled:
             self._filled()

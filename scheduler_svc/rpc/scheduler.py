@@ -23,6 +23,7 @@ from svckit.errors import (
     ServiceError,
     invalid_field,
 )
+from svckit.failpoints import failpoint
 from svckit.grpc import status as grpc_status
 
 
@@ -42,6 +43,7 @@ class SchedulerServicer(pb_grpc.SchedulerServiceServicer):
             raise invalid_field("items", "must hold 1 to 256 items")
         # Side by side, so that they share a commit; in order, because they are submitted in order.
         results = await asyncio.gather(*(self._enqueue(item) for item in request.items))
+        failpoint("scheduler.accept.unanswered")
         return pb.EnqueueRunsResponse(results=results)
 
     async def _enqueue(self, item: pb.EnqueueItem) -> pb.EnqueueResult:

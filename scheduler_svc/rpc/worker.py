@@ -18,6 +18,7 @@ from scheduler_svc.domain.records import AnnounceMode, Failure, Run, Wait, WaitK
 from scheduler_svc.engine import Engine
 from scheduler_svc.rpc import CallContext, convert, validate
 from svckit.errors import NotImplementedYet, RunNotFound, ServiceError, invalid_field
+from svckit.failpoints import failpoint
 from svckit.grpc import status as grpc_status
 
 # An answer must leave before the caller's deadline.
@@ -68,6 +69,8 @@ class WorkerServicer(pb_grpc.WorkerServiceServicer):
                 await self._engine.give_back([item])
                 continue
             response.leased_runs.append(message)
+        if response.leased_runs:
+            failpoint("scheduler.lease.unanswered")
         return response
 
     async def _leased_run(self, item: Leased) -> pb.LeasedRun:
@@ -156,6 +159,7 @@ class WorkerServicer(pb_grpc.WorkerServiceServicer):
             raise invalid_field("completions", "must hold 1 to 256 items")
         # Side by side, so that they share a commit; in order, because they are submitted in order.
         results = await asyncio.gather(*(self._complete(item) for item in request.completions))
+        failpoint("scheduler.end.unanswered")
         return pb.CompleteRunsResponse(results=results)
 
     async def _complete(self, completion: pb.RunCompletion) -> pb.CompletionResult:

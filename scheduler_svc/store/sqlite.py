@@ -37,6 +37,7 @@ from scheduler_svc.store.base import (
     StoredRun,
 )
 from svckit.errors import StartError, StoreUnavailable
+from svckit.failpoints import failpoint
 
 T = TypeVar("T")
 
@@ -456,6 +457,7 @@ def _write(db: apsw.Connection, batch: Batch) -> None:
 
 def _commit(db: apsw.Connection) -> None:
     with _undone(db):
+        failpoint("scheduler.commit.open")
         db.execute("COMMIT")
 
 

@@ -66,8 +66,16 @@ class Suite:
     `toml` is added to the configuration. `store` is the directory of the databases.
     """
 
-    def __init__(self, directory: Path, toml: str = "", *, store: Path | None = None) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        toml: str = "",
+        *,
+        store: Path | None = None,
+        environ: Mapping[str, str] | None = None,
+    ) -> None:
         self.directory = directory
+        self.environ = dict(environ or {})
         self.config = directory / "conveyor.toml"
         self.store = store or directory / "data"
         self.lines: list[str] = []
@@ -102,7 +110,7 @@ acp = "{self.acp}"
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            env=clean_environment(),
+            env=clean_environment() | self.environ,
             cwd=self.directory,
         )
         self._reader = threading.Thread(target=self._read, name="output of the suite", daemon=True)
@@ -251,9 +259,18 @@ acp = "{self.acp}"
 
 
 @contextmanager
-def running(directory: Path, toml: str = "", *, store: Path | None = None) -> Iterator[Suite]:
-    """Run a suite inside the block. Fails when it does not stop, or leaves a process behind."""
-    suite = Suite(directory, toml, store=store)
+def running(
+    directory: Path,
+    toml: str = "",
+    *,
+    store: Path | None = None,
+    environ: Mapping[str, str] | None = None,
+) -> Iterator[Suite]:
+    """Run a suite inside the block. Fails when it does not stop, or leaves a process behind.
+
+    `environ` is added to the environment of `conveyor up` and its services.
+    """
+    suite = Suite(directory, toml, store=store, environ=environ)
     try:
         suite.start()
         yield suite
