@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 from conveyor.scheduler.v1 import lane_pb2, run_pb2
+from gateway_svc.domain.commands import MODES
 from gateway_svc.domain.routing import AgentRules, ChannelRules, RouteRule, RoutingRules
 from svckit.errors import StartError
 from svckit.settings import Settings
 from svckit.settings_model import DEFAULT_AGENT, SubagentSettings
 
-_QUEUE_MODES = {
-    "followup": lane_pb2.QUEUE_MODE_FOLLOWUP,
-    "collect": lane_pb2.QUEUE_MODE_COLLECT,
-    "steer": lane_pb2.QUEUE_MODE_STEER,
-    "interrupt": lane_pb2.QUEUE_MODE_INTERRUPT,
-}
 _OVERFLOW_RULES = {
     "reject": lane_pb2.OVERFLOW_RULE_REJECT,
     "drop_oldest": lane_pb2.OVERFLOW_RULE_DROP_OLDEST,
@@ -30,7 +25,7 @@ def routing_rules(settings: Settings) -> RoutingRules:
         if agent is None:
             continue
         agents[agent_id] = AgentRules(
-            queue_mode=_QUEUE_MODES[agent.queue_mode],
+            queue_mode=MODES[agent.queue_mode],
             caps=_caps(agent.subagents),
             model=agent.model,
         )
@@ -45,7 +40,7 @@ def routing_rules(settings: Settings) -> RoutingRules:
         channels={
             name: ChannelRules(
                 agent_id=channel.agent,
-                queue_mode=_QUEUE_MODES[channel.queue_mode] if channel.queue_mode else None,
+                queue_mode=MODES[channel.queue_mode] if channel.queue_mode else None,
             )
             for name, channel in settings.channels.items()
         },

@@ -142,7 +142,7 @@ class Conversations:
             waiting=lane.waiting,
         )
         if row.kind == session_pb2.SESSION_KIND_CONVERSATION:
-            session.queue_mode = queue_mode_of(
+            session.queue_mode = row.known.queue_mode or queue_mode_of(
                 parse_key(row.session_key), row.agent_id, self._rules
             )
         session.create_time.FromMicroseconds(row.create_us)

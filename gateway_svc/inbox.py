@@ -6,20 +6,32 @@ import asyncio
 from dataclasses import dataclass
 from weakref import WeakValueDictionary
 
+import sqlalchemy as sa
+
+from conveyor.common.v1 import content_pb2
 from conveyor.gateway.v1 import gateway_service_pb2 as gw
 from conveyor.gateway.v1 import session_pb2
-from conveyor.scheduler.v1 import lane_pb2
+from conveyor.scheduler.v1 import lane_pb2, run_pb2
 from conveyor.scheduler.v1 import scheduler_service_pb2 as ss
 from gateway_svc.auth import Principal, Scope
+from gateway_svc.domain.commands import (
+    UNSPECIFIED,
+    command_of,
+    name_of,
+    queue_answer,
+    read_queue,
+)
 from gateway_svc.domain.keys import DEFAULT_CHANNEL, SessionKey
 from gateway_svc.domain.redaction import clear_run
 from gateway_svc.domain.reply_route import ReplyAddress
 from gateway_svc.domain.routing import (
+    MAX_MESSAGE_ID,
     KnownSession,
     Routed,
     RoutingRules,
     check_request_id,
     choose_session,
+    queue_mode_of,
     route,
 )
 from gateway_svc.domain.tokens import Positions, encode_token, session_subject
@@ -28,11 +40,13 @@ from gateway_svc.store import sessions as store
 from gateway_svc.upstream import Upstream
 from svckit.clock import Clock
 from svckit.database import Database
-from svckit.errors import Internal
+from svckit.errors import Internal, invalid_field
 from svckit.failpoints import failpoint
 from svckit.grpc.client import call
 from svckit.grpc.status import from_proto
 from svckit.logging import get_logger
+
+MAX_COMMAND = 4096
 
 log = get_logger(__name__)
 
@@ -43,6 +57,11 @@ class Accepted:
 
     session_key: str
     accepted: ss.AcceptedRun
+
+    @property
+    def answered(self) -> bool:
+        """True for a command, which no run answers: its answer is the result of `accepted.run`."""
+        return not self.accepted.run.run_id
 
     @property
     def resume_token(self) -> str:
@@ -92,6 +111,7 @@ class Inbox:
             inbound, caller=principal.name, rules=self._rules, field_name="inbound.session_key"
         )
         address = address or ReplyAddress(channel=DEFAULT_CHANNEL, peer=key.peer)
+        command = command_of(inbound.message)
 
         def routed(known: KnownSession | None) -> Routed:
             return route(
@@ -106,6 +126,8 @@ class Inbox:
 
         known = await self._known(key, principal)
         if known is not None:
+            if command:
+                return await self._command(routed(known), command, request_id)
             return await self._enqueue(routed(known), request_id)
         # Two first messages at once must agree on the agent and the customer.
         async with self._births.setdefault(key.text, asyncio.Lock()):
@@ -114,7 +136,58 @@ class Inbox:
                 # Before the scheduler knows of the session, so that whoever sees its first event
                 # finds its agent and customer here. Clients see it once the message was accepted.
                 known = await self._create(routed(None))
+            if command:
+                return await self._command(routed(known), command, request_id)
             return await self._enqueue(routed(known), request_id)
+
+    async def execute(
+        self, request: gw.ExecuteCommandRequest, principal: Principal
+    ) -> gw.ExecuteCommandResponse:
+        """Run a command beside the lanes. Raises what `ExecuteCommand` is documented to fail with.
+
+        A session without messages yet is one too: it may be told how to take them.
+        """
+        if not 1 <= len(request.text) <= MAX_COMMAND:
+            raise invalid_field("text", f"must be 1 to {MAX_COMMAND} characters")
+        name = name_of(request.text)
+        if not name:
+            raise invalid_field("text", "is no command of this release; there is /queue")
+        if not request.session_key:
+            raise invalid_field("session_key", "is required for /queue")
+        if problem := read_queue(request.text).problem:
+            raise invalid_field("text", f"cannot be done: {problem}")
+        text = content_pb2.ContentPart(text=request.text)
+        inbound = gw.InboundMessage(
+            session_key=request.session_key,
+            message=content_pb2.Message(role=content_pb2.ROLE_USER, parts=[text]),
+        )
+        taken = await self.accept(inbound, request.request_id, principal)
+        said = taken.accepted.run.result.reply.parts[0].text
+        return gw.ExecuteCommandResponse(command=name, text=said)
+
+    async def _command(self, routed: Routed, text: str, request_id: str) -> Accepted:
+        """Do what a message says that is a command, and answer in the place of a run."""
+        command, key = read_queue(text), routed.key
+
+        def apply(connection: sa.Connection) -> lane_pb2.QueueMode.ValueType:
+            if command.sets is not None:
+                store.set_queue_mode(connection, key.text, command.sets)
+            row = store.find(connection, key.text)
+            return row.known.queue_mode if row is not None else UNSPECIFIED
+
+        own = await self._database.run(apply)
+        configured = queue_mode_of(key, routed.agent_id, self._rules)
+        answer = content_pb2.Message(
+            message_id=f"re-{routed.message.message_id}"[:MAX_MESSAGE_ID],
+            role=content_pb2.ROLE_AGENT,
+            parts=[content_pb2.ContentPart(text=command.problem or queue_answer(own, configured))],
+        )
+        run = run_pb2.Run(
+            state=run_pb2.RUN_STATE_SUCCEEDED,
+            spec=run_pb2.RunSpec(session_key=key.text, customer_key=routed.customer_key),
+            result=run_pb2.RunResult(reply=answer),
+        )
+        return Accepted(session_key=key.text, accepted=ss.AcceptedRun(run=run))
 
     async def _known(self, key: SessionKey, principal: Principal) -> KnownSession | None:
         row = await self._database.run(lambda connection: store.find(connection, key.text))

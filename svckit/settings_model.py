@@ -135,7 +135,7 @@ class SubagentLane(LaneSettings):
 class SessionLaneSettings(Table):
     """`[lanes.session]`: every session lane."""
 
-    cap: int = Field(default=50, ge=1, le=10_000)
+    cap: int = Field(default=50, ge=1, le=1000)
     overflow: Literal["reject", "drop_oldest"] = "reject"
     debounce_ms: int = Field(default=1000, ge=0, le=5000)
 

@@ -57,7 +57,7 @@ def send(
     message = sys.stdin.read() if text == "-" else text
 
     async def work() -> bool:
-        from conveyor_client.cli.output import print_json, state_word
+        from conveyor_client.cli.output import print_json, printable, state_word, text_of
         from conveyor_client.cli.places import place
 
         async with connect(context) as client:
@@ -85,6 +85,9 @@ def send(
                 print_json(answer)
             else:
                 accepted = answer.accepted
+                if not accepted.run.run_id:  # a command: it has been answered
+                    print(printable(text_of(accepted.run.result.reply)))
+                    return True
                 print(f"run {accepted.run.run_id} {state_word(accepted.run.state)}")
                 print(f"session {accepted.run.spec.session_key}")
                 if where := place(accepted.estimate):

@@ -86,11 +86,15 @@ class RoutingRules:
 
 @dataclass(frozen=True, slots=True)
 class KnownSession:
-    """What is remembered of a session that exists: it keeps its agent and its customer."""
+    """What is remembered of a session that exists: it keeps its agent and its customer.
+
+    `queue_mode` is what its messages do when it is busy; unspecified means as configured.
+    """
 
     agent_id: str
     customer_key: str
     epoch: int
+    queue_mode: lane_pb2.QueueMode.ValueType = lane_pb2.QUEUE_MODE_UNSPECIFIED
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +142,10 @@ def route(
     """
     check_request_id(request_id)
     _check_labels(inbound.labels)
+    if inbound.queue_mode not in lane_pb2.QueueMode.values():
+        raise invalid_field(
+            "inbound.queue_mode", "must be FOLLOWUP, COLLECT, STEER, INTERRUPT or unset"
+        )
     if not -MAX_PRIORITY <= inbound.priority <= MAX_PRIORITY:
         raise invalid_field("inbound.priority", f"must be within ±{MAX_PRIORITY}")
     message = checked_message(inbound.message, request_id=request_id, field_name="inbound.message")
@@ -166,12 +174,14 @@ def route(
         estimate_key=f"{agent_id}/{agent.model}"[:MAX_ESTIMATE_KEY],
     )
     policy = lane_pb2.QueuePolicy(
-        mode=inbound.queue_mode or queue_mode_of(key, agent_id, rules),
+        mode=inbound.queue_mode
+        or (known.queue_mode if known else lane_pb2.QUEUE_MODE_UNSPECIFIED)
+        or queue_mode_of(key, agent_id, rules),
         cap=rules.lane_cap,
         overflow=rules.overflow,
     )
-    if rules.debounce_ms:
-        policy.debounce.CopyFrom(_milliseconds(rules.debounce_ms))
+    # Also when it is none: left out it would be what the scheduler takes by default.
+    policy.debounce.CopyFrom(_milliseconds(rules.debounce_ms))
     return Routed(key, agent_id, customer, message, spec, policy)
 
 

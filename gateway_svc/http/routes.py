@@ -35,7 +35,6 @@ _EVENT_PARAMETERS = frozenset({"include_descendants", "from_now", "payloads", "r
 
 # Paths of the contract that a later release fills, and what they belong to.
 _LATER = (
-    ("POST", "/v1/commands", "ExecuteCommand", "slash commands"),
     ("GET", "/v1/acp/sessions", "ListAcpSessions", "ACP sessions"),
     ("POST", "/v1/acp/sessions", "SpawnAcpSession", "ACP sessions"),
     ("POST", "/v1/acp/sessions/{acp_id}/prompt", "PromptAcpSession", "ACP sessions"),
@@ -163,6 +162,14 @@ def build_router(do: UseCases, metrics: Metrics) -> APIRouter:
         asked = to_message(parse_json(await request.body()), ss.UpdateLaneRequest())
         asked.name = _plain(name)
         return respond(await do.operations.update_lane(asked, authenticate()))
+
+    @router.post("/v1/commands")
+    async def execute_command(request: Request) -> Response:
+        body = parse_json(await request.body())
+        request_id = request_id_of(request.headers.get(_IDEMPOTENCY_KEY), body)
+        asked = to_message(body, gw.ExecuteCommandRequest())
+        asked.request_id = request_id
+        return respond(await do.inbox.execute(asked, authenticate()))
 
     @router.get("/v1/agents")
     async def list_agents(request: Request) -> Response:

@@ -156,8 +156,8 @@ class GatewayServicer(GatewayServiceServicer):
     async def ExecuteCommand(
         self, request: gw.ExecuteCommandRequest, context: Context
     ) -> gw.ExecuteCommandResponse:
-        """Not in this release."""
-        raise not_yet("ExecuteCommand", "slash commands")
+        """Run a slash command."""
+        return await self._do.inbox.execute(request, authenticate())
 
     async def ExplainRun(
         self, request: ss.ExplainRunRequest, context: Context

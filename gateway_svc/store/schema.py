@@ -20,6 +20,8 @@ sessions = sa.Table(
     sa.Column("create_us", sa.BigInteger, nullable=False),
     # Null until the scheduler accepted the first message: such a session does not exist yet.
     sa.Column("active_us", sa.BigInteger, nullable=True),
+    # Set by `/queue`, numbers of `QueueMode`; 0 means as configured.
+    sa.Column("queue_mode", sa.Integer, nullable=False, server_default="0"),
     sa.Index("sessions_by_activity", "active_us", "session_key"),
 )
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import sqlalchemy as sa
 
 from conveyor.gateway.v1 import session_pb2
+from conveyor.scheduler.v1 import lane_pb2
 from gateway_svc.domain.routing import KnownSession
 from gateway_svc.store.schema import sessions
 
@@ -26,11 +27,17 @@ class SessionRow:
     epoch: int
     create_us: int
     active_us: int | None
+    queue_mode: int = 0
 
     @property
     def known(self) -> KnownSession:
         """What routing needs of it."""
-        return KnownSession(self.agent_id, self.customer_key, self.epoch)
+        return KnownSession(
+            self.agent_id,
+            self.customer_key,
+            self.epoch,
+            lane_pb2.QueueMode.ValueType(self.queue_mode),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +102,13 @@ def create(connection: sa.Connection, row: SessionRow) -> SessionRow:
 
 
 def replace_unborn(connection: sa.Connection, row: SessionRow) -> SessionRow:
-    """As `create`, but takes the place of a session whose first message was never accepted."""
+    """As `create`, but takes the place of a session whose first message was never accepted.
+
+    What was set for the session before its first message stays.
+    """
+    before = find(connection, row.session_key)
+    if before is not None:
+        row = replace(row, queue_mode=before.queue_mode)
     connection.execute(
         sa.delete(sessions).where(
             sessions.c.session_key == row.session_key, sessions.c.active_us.is_(None)
@@ -111,6 +124,13 @@ def touch(connection: sa.Connection, session_key: str, active_us: int) -> None:
         sa.update(sessions)
         .where(sessions.c.session_key == session_key, older)
         .values(active_us=active_us)
+    )
+
+
+def set_queue_mode(connection: sa.Connection, session_key: str, mode: int) -> None:
+    """Give a session a queue mode of its own, or take it away with 0."""
+    connection.execute(
+        sa.update(sessions).where(sessions.c.session_key == session_key).values(queue_mode=mode)
     )
 
 

@@ -56,6 +56,11 @@ class ChatService:
         accepted = await self._inbox.accept(request.inbound, request.request_id, principal)
         run = accepted.accepted.run
         clear_run(run, for_admin=principal.is_admin)
+        if accepted.answered:
+            token = encode_token(chat_subject(request.request_id), positions)
+            yield gw.ChatResponse(accepted=accepted.accepted, resume_token=token)
+            yield gw.ChatResponse(ended=run, resume_token=token)
+            return
         async with Merge[ev.WatchEventsResponse](self._draining, self._heartbeat) as merge:
             answer = _Answer(self._log, merge, accepted, positions, request)
             answer.open()

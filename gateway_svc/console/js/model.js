@@ -27,6 +27,12 @@ export class SessionModel {
   accepted(messageId, answer) {
     const run = answer.accepted?.run;
     const item = this.items.get(messageId);
+    if (run && !run.run_id) { // a command: answered at once, and no event will tell of it
+      if (item) item.pending = false;
+      const text = (run.result?.reply?.parts || []).map((part) => part.text || "").join("");
+      this.items.set(`re-${messageId}`, { id: `re-${messageId}`, type: "note", text });
+      return;
+    }
     if (item && run) item.runId = run.run_id;
     if (run && answer.accepted.estimate) this.estimates.set(run.run_id, answer.accepted.estimate);
   }

@@ -334,7 +334,6 @@ async def test_a_waiting_message_says_its_place_and_why(gateway: Suite) -> None:
 
 async def test_what_comes_later_says_so(gateway: Suite) -> None:
     for method, path, feature in (
-        ("POST", "/v1/commands", "ExecuteCommand"),
         ("GET", "/v1/acp/sessions", "ListAcpSessions"),
         ("POST", "/v1/acp/sessions/1/prompt", "PromptAcpSession"),
         ("GET", "/v1/questions", "ListQuestions"),

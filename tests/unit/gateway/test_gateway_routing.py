@@ -125,6 +125,28 @@ def test_what_a_message_does_when_the_session_is_busy(
     assert policy.debounce.ToMilliseconds() == 1500
 
 
+@pytest.mark.parametrize("key", ["ann", "vip", "agent:main:web:direct:ann"])
+def test_a_message_says_more_than_its_session_and_that_more_than_the_rest(
+    rules: RoutingRules, key: str
+) -> None:
+    collect, interrupt = lane_pb2.QUEUE_MODE_COLLECT, lane_pb2.QUEUE_MODE_INTERRUPT
+    known = KnownSession("main", "acme", 0, queue_mode=collect)
+    assert routed(rules, key, known).policy.mode == collect
+    assert routed(rules, key, known, queue_mode=interrupt).policy.mode == interrupt
+    with pytest.raises(InvalidField) as refused:
+        routed(rules, key, known, queue_mode=9)
+    assert refused.value.metadata == {"field": "inbound.queue_mode"}
+
+
+def test_no_debounce_is_said_to_the_scheduler_too(tmp_path: Path) -> None:
+    """Left out, it took a second."""
+    path = tmp_path / "conveyor.toml"
+    path.write_text("[lanes.session]\ndebounce_ms = 0\n")
+    policy = routed(routing_rules(load(path, {})), "ann").policy
+    assert policy.HasField("debounce")
+    assert policy.debounce.ToMilliseconds() == 0
+
+
 def test_caps_follow_the_agent(rules: RoutingRules) -> None:
     main = routed(rules, "ann").spec.budget
     assert (main.max_depth, main.max_children, main.max_tokens) == (2, 5, 1000)

@@ -233,6 +233,9 @@ class GatewayServiceServicer:
     def SendMessage(self, request, context):
         """Queues a message and answers once it is stored. Scope `send`. Idempotent per `request_id`. Fails
         with `LANE_FULL`, `BUDGET_EXCEEDED`, `AGENT_NOT_FOUND` or `REQUEST_ID_REUSED`.
+
+        A message that is a slash command (`/queue`) is not queued: the run in the answer then has no
+        `run_id` and is `SUCCEEDED`, and its `result` says what came of it. So with `Chat`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -353,7 +356,7 @@ class GatewayServiceServicer:
     def SteerRun(self, request, context):
         """Gives a run a message: its executing turn, or a new one when it waits for children. Scope
         `control`. Idempotent per `request_id`. An event tells whether it was taken or missed. Fails
-        with `RUN_NOT_FOUND`, `RUN_ALREADY_ENDED`, `NOT_STEERABLE` or `REQUEST_ID_REUSED`.
+        with `RUN_NOT_FOUND`, `RUN_ALREADY_ENDED`, `NOT_STEERABLE`, `LANE_FULL` or `REQUEST_ID_REUSED`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

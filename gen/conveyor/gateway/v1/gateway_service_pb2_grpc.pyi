@@ -51,6 +51,9 @@ class GatewayServiceStub:
     SendMessage: _grpc.UnaryUnaryMultiCallable[_gateway_service_pb2.SendMessageRequest, _gateway_service_pb2.SendMessageResponse]
     """Queues a message and answers once it is stored. Scope `send`. Idempotent per `request_id`. Fails
     with `LANE_FULL`, `BUDGET_EXCEEDED`, `AGENT_NOT_FOUND` or `REQUEST_ID_REUSED`.
+
+    A message that is a slash command (`/queue`) is not queued: the run in the answer then has no
+    `run_id` and is `SUCCEEDED`, and its `result` says what came of it. So with `Chat`.
     """
     Chat: _grpc.UnaryStreamMultiCallable[_gateway_service_pb2.ChatRequest, _gateway_service_pb2.ChatResponse]
     """Queues a message and streams the events of the run that answers it, until the run and its flow
@@ -104,7 +107,7 @@ class GatewayServiceStub:
     SteerRun: _grpc.UnaryUnaryMultiCallable[_gateway_service_pb2.SteerRunRequest, _gateway_service_pb2.SteerRunResponse]
     """Gives a run a message: its executing turn, or a new one when it waits for children. Scope
     `control`. Idempotent per `request_id`. An event tells whether it was taken or missed. Fails
-    with `RUN_NOT_FOUND`, `RUN_ALREADY_ENDED`, `NOT_STEERABLE` or `REQUEST_ID_REUSED`.
+    with `RUN_NOT_FOUND`, `RUN_ALREADY_ENDED`, `NOT_STEERABLE`, `LANE_FULL` or `REQUEST_ID_REUSED`.
     """
     ExplainRun: _grpc.UnaryUnaryMultiCallable[_scheduler_service_pb2.ExplainRunRequest, _scheduler_service_pb2.ExplainRunResponse]
     """Says why a run is where it is and when it should start. Others' runs are counted, not named.
@@ -183,6 +186,9 @@ class GatewayServiceAsyncStub(GatewayServiceStub):
     SendMessage: _aio.UnaryUnaryMultiCallable[_gateway_service_pb2.SendMessageRequest, _gateway_service_pb2.SendMessageResponse]  # type: ignore[assignment]
     """Queues a message and answers once it is stored. Scope `send`. Idempotent per `request_id`. Fails
     with `LANE_FULL`, `BUDGET_EXCEEDED`, `AGENT_NOT_FOUND` or `REQUEST_ID_REUSED`.
+
+    A message that is a slash command (`/queue`) is not queued: the run in the answer then has no
+    `run_id` and is `SUCCEEDED`, and its `result` says what came of it. So with `Chat`.
     """
     Chat: _aio.UnaryStreamMultiCallable[_gateway_service_pb2.ChatRequest, _gateway_service_pb2.ChatResponse]  # type: ignore[assignment]
     """Queues a message and streams the events of the run that answers it, until the run and its flow
@@ -236,7 +242,7 @@ class GatewayServiceAsyncStub(GatewayServiceStub):
     SteerRun: _aio.UnaryUnaryMultiCallable[_gateway_service_pb2.SteerRunRequest, _gateway_service_pb2.SteerRunResponse]  # type: ignore[assignment]
     """Gives a run a message: its executing turn, or a new one when it waits for children. Scope
     `control`. Idempotent per `request_id`. An event tells whether it was taken or missed. Fails
-    with `RUN_NOT_FOUND`, `RUN_ALREADY_ENDED`, `NOT_STEERABLE` or `REQUEST_ID_REUSED`.
+    with `RUN_NOT_FOUND`, `RUN_ALREADY_ENDED`, `NOT_STEERABLE`, `LANE_FULL` or `REQUEST_ID_REUSED`.
     """
     ExplainRun: _aio.UnaryUnaryMultiCallable[_scheduler_service_pb2.ExplainRunRequest, _scheduler_service_pb2.ExplainRunResponse]  # type: ignore[assignment]
     """Says why a run is where it is and when it should start. Others' runs are counted, not named.
@@ -318,6 +324,9 @@ class GatewayServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_gateway_service_pb2.SendMessageResponse, _abc.Awaitable[_gateway_service_pb2.SendMessageResponse]]:
         """Queues a message and answers once it is stored. Scope `send`. Idempotent per `request_id`. Fails
         with `LANE_FULL`, `BUDGET_EXCEEDED`, `AGENT_NOT_FOUND` or `REQUEST_ID_REUSED`.
+
+        A message that is a slash command (`/queue`) is not queued: the run in the answer then has no
+        `run_id` and is `SUCCEEDED`, and its `result` says what came of it. So with `Chat`.
         """
 
     @_abc_1.abstractmethod
@@ -461,7 +470,7 @@ class GatewayServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_gateway_service_pb2.SteerRunResponse, _abc.Awaitable[_gateway_service_pb2.SteerRunResponse]]:
         """Gives a run a message: its executing turn, or a new one when it waits for children. Scope
         `control`. Idempotent per `request_id`. An event tells whether it was taken or missed. Fails
-        with `RUN_NOT_FOUND`, `RUN_ALREADY_ENDED`, `NOT_STEERABLE` or `REQUEST_ID_REUSED`.
+        with `RUN_NOT_FOUND`, `RUN_ALREADY_ENDED`, `NOT_STEERABLE`, `LANE_FULL` or `REQUEST_ID_REUSED`.
         """
 
     @_abc_1.abstractmethod

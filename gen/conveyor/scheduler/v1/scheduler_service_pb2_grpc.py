@@ -146,7 +146,8 @@ class SchedulerServiceServicer:
         queued; `EnqueueRuns` with `QUEUE_MODE_STEER` does that. An answer closes its question and
         resumes the run that waits for it, or reaches the turn that asked. Idempotent per `request_id`;
         an answer also for the same option. Fails with `RUN_NOT_FOUND`, `RUN_ALREADY_ENDED`,
-        `NOT_STEERABLE`, `QUESTION_NOT_FOUND`, `QUESTION_CLOSED` or `REQUEST_ID_REUSED`.
+        `NOT_STEERABLE`, `LANE_FULL` (as many messages as a session lane holds wait to be taken),
+        `QUESTION_NOT_FOUND`, `QUESTION_CLOSED` or `REQUEST_ID_REUSED`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

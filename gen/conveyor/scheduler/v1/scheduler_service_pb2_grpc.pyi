@@ -66,7 +66,8 @@ class SchedulerServiceStub:
     queued; `EnqueueRuns` with `QUEUE_MODE_STEER` does that. An answer closes its question and
     resumes the run that waits for it, or reaches the turn that asked. Idempotent per `request_id`;
     an answer also for the same option. Fails with `RUN_NOT_FOUND`, `RUN_ALREADY_ENDED`,
-    `NOT_STEERABLE`, `QUESTION_NOT_FOUND`, `QUESTION_CLOSED` or `REQUEST_ID_REUSED`.
+    `NOT_STEERABLE`, `LANE_FULL` (as many messages as a session lane holds wait to be taken),
+    `QUESTION_NOT_FOUND`, `QUESTION_CLOSED` or `REQUEST_ID_REUSED`.
     """
     ExplainRun: _grpc.UnaryUnaryMultiCallable[_scheduler_service_pb2.ExplainRunRequest, _scheduler_service_pb2.ExplainRunResponse]
     """Says why a run is where it is and when it should start. Read only. Fails with `RUN_NOT_FOUND`."""
@@ -121,7 +122,8 @@ class SchedulerServiceAsyncStub(SchedulerServiceStub):
     queued; `EnqueueRuns` with `QUEUE_MODE_STEER` does that. An answer closes its question and
     resumes the run that waits for it, or reaches the turn that asked. Idempotent per `request_id`;
     an answer also for the same option. Fails with `RUN_NOT_FOUND`, `RUN_ALREADY_ENDED`,
-    `NOT_STEERABLE`, `QUESTION_NOT_FOUND`, `QUESTION_CLOSED` or `REQUEST_ID_REUSED`.
+    `NOT_STEERABLE`, `LANE_FULL` (as many messages as a session lane holds wait to be taken),
+    `QUESTION_NOT_FOUND`, `QUESTION_CLOSED` or `REQUEST_ID_REUSED`.
     """
     ExplainRun: _aio.UnaryUnaryMultiCallable[_scheduler_service_pb2.ExplainRunRequest, _scheduler_service_pb2.ExplainRunResponse]  # type: ignore[assignment]
     """Says why a run is where it is and when it should start. Read only. Fails with `RUN_NOT_FOUND`."""
@@ -203,7 +205,8 @@ class SchedulerServiceServicer(metaclass=_abc_1.ABCMeta):
         queued; `EnqueueRuns` with `QUEUE_MODE_STEER` does that. An answer closes its question and
         resumes the run that waits for it, or reaches the turn that asked. Idempotent per `request_id`;
         an answer also for the same option. Fails with `RUN_NOT_FOUND`, `RUN_ALREADY_ENDED`,
-        `NOT_STEERABLE`, `QUESTION_NOT_FOUND`, `QUESTION_CLOSED` or `REQUEST_ID_REUSED`.
+        `NOT_STEERABLE`, `LANE_FULL` (as many messages as a session lane holds wait to be taken),
+        `QUESTION_NOT_FOUND`, `QUESTION_CLOSED` or `REQUEST_ID_REUSED`.
         """
 
     @_abc_1.abstractmethod
