@@ -43,6 +43,10 @@ protos: .venv/.ready-dev ## Generate gen/ from protos/, and the references in do
 bench: .venv/.ready ## Measure turns per second and latency here (ARGS=--write stores the result)
 	@$(BIN)/python -m bench.first $(ARGS)
 
+.PHONY: soak
+soak: .venv/.ready-dev ## Random load and kills for ten minutes (ARGS="--minutes 60 --store postgresql")
+	@GRPC_VERBOSITY=NONE $(BIN)/python -m bench.soak $(ARGS)
+
 .PHONY: lock
 lock: .venv/.ready-dev ## Pin the newest versions that pyproject.toml allows in constraints.txt
 	@$(BIN)/python scripts/lock.py
