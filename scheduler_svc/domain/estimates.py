@@ -57,7 +57,8 @@ NINE_IN_TEN = 1.2816
 class Estimate(msgspec.Struct, frozen=True):
     """Where a run stands. Times are microseconds; a `start` of 0 means that there is no estimate.
 
-    `position` is 0 for a run that does not wait; else 1 plus the runs that should start before.
+    `position` is 0 for a run that does not wait; else 1 plus the runs that wait now and should start
+    before, but later than now: whoever takes a slot at once is not in line any more.
     """
 
     position: int = 0
@@ -71,11 +72,15 @@ class Estimate(msgspec.Struct, frozen=True):
 
 
 class _Start(NamedTuple):
-    """When a run starts, behind how many others, and after how many turns have ended."""
+    """When a run starts, behind how many others, and after how many turns have ended.
+
+    `at_once` are runs of its own session that start now.
+    """
 
     time: int
     ahead: int
     turns: int
+    at_once: int = 0
 
 
 def estimate(k: Kernel, run: Run, now: int, *, near: int = NEAR) -> Estimate:
@@ -105,7 +110,7 @@ def estimate(k: Kernel, run: Run, now: int, *, near: int = NEAR) -> Estimate:
     basis = k.expected_turn(kind_of(run), run.lane)
     start = max(found.time, now)
     return Estimate(
-        position=1 + before + found.ahead,
+        position=1 + before - found.at_once + found.ahead,
         session_ahead=session_ahead,
         global_ahead=found.ahead,
         start=start,
@@ -261,18 +266,16 @@ class _Play:
 
     def until_start(self) -> _Start | None:
         """The start; `None` when it never comes, or not after `most` others (`too_long`)."""
-        wanted, turns = self._wanted, 0
+        wanted, turns, at_once = self._wanted, 0, 0
         ahead: set[str] = set()
         for _ in range(4 * self._most):
             while self._free > 0 and (run_id := self._queue.pop()):
                 if run_id == wanted.run_id:
-                    return _Start(self._time, len(ahead), turns)
+                    return _Start(self._time, len(ahead), turns, at_once)
                 run = self._resumed.get(run_id) or self._k.runs[run_id]
-                if (
-                    self._time > self._now
-                    and run.session_key != wanted.session_key
-                    and self._k.runs[run_id].state is RunState.QUEUED
-                ):
+                if run.session_key == wanted.session_key:
+                    at_once += self._time == self._now
+                elif self._time > self._now and self._k.runs[run_id].state is RunState.QUEUED:
                     ahead.add(run_id)
                 self._free -= 1
                 turn = self._turn(run)
@@ -394,7 +397,9 @@ def _far(
         begin = _ends_at(k, head, now)
     rivals = 0 if lane.free else _rivals(k, run, lane, queue)
     round_time = max(turn, rivals * cost // max(1, lane.limit))
-    start = begin + session_ahead * round_time - turn
+    # Those that compete now may soon be done; after all unfinished work it is the last one.
+    all_work = (len(k.runs) - lane.suspended) * cost // max(1, lane.limit)
+    start = min(begin + session_ahead * round_time - turn, now + all_work)
     ahead = min(len(k.runs) - 1 - session_ahead, session_ahead * max(0, rivals - 1))
     return _Start(max(begin, start), ahead, session_ahead + ahead)
 

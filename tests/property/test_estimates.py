@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 import hypothesis.strategies as st
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 
 from scheduler_svc.domain.records import SECOND
 from tests.rules import World
@@ -24,18 +24,24 @@ messages = st.tuples(
 )
 
 
-@settings(max_examples=200 * SCALE, deadline=None)
+# Shrinking is quick, explaining is not.
+PHASES = (Phase.explicit, Phase.reuse, Phase.generate, Phase.target, Phase.shrink)
+
+
+@settings(max_examples=200 * SCALE, deadline=None, phases=PHASES)
 @given(
     limit=st.integers(1, 4),
     weights=st.dictionaries(st.sampled_from(["c0", "c1", "c2"]), st.integers(1, 4)),
     arrivals=st.lists(messages, min_size=1, max_size=40),
     idle=st.integers(0, 60),
+    later=st.integers(1, 4),
 )
 def test_with_turn_times_as_expected_and_no_new_arrivals_it_is_exact(
     limit: int,
     weights: dict[str, int],
     arrivals: list[tuple[int, int, str, int, int]],
     idle: int,
+    later: int,
 ) -> None:
     world = World(limit, lambda run: TIMES[run.estimate_key], weights=weights)
     for key, time in TIMES.items():
@@ -44,6 +50,7 @@ def test_with_turn_times_as_expected_and_no_new_arrivals_it_is_exact(
         world.message(f"c{customer}-{session}", f"c{customer}", key, priority=priority)
         world.go_on(world.now + pause * SECOND // 10)
     world.go_on(world.now + idle * SECOND // 10)
+    world.k.lanes["main"].limit = later  # lowering it stops nobody
     told, now = world.estimates(), world.now
     world.go_on(now + 1000 * SECOND)
     assert not world.k.runs

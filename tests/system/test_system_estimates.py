@@ -38,7 +38,7 @@ async def test_every_customer_of_a_burst_is_told_when_it_starts(tmp_path: Path) 
                 off = span(run)[0] - seconds(told.start_time)
                 assert abs(off) < OFF, f"position {told.position} was told {off:+.2f} s wrong"
             positions = sorted(answer.accepted.estimate.position for answer, _ in served)
-            # Four start at once and the fifth is next; on a slow machine some of them end meanwhile.
+            # Four start at once, the fifth is next; on a slow machine some of them end meanwhile.
             assert positions[:5] == [1] * 5
             assert 2 <= positions[-1] <= 8
 
