@@ -57,8 +57,8 @@ NINE_IN_TEN = 1.2816
 class Estimate(msgspec.Struct, frozen=True):
     """Where a run stands. Times are microseconds; a `start` of 0 means that there is no estimate.
 
-    `position` is 0 for a run that does not wait; else 1 plus the runs that wait now and should start
-    before, but later than now: whoever takes a slot at once is not in line any more.
+    `position` is 0 for a run that does not wait; else 1 plus the runs that wait now and should
+    start before, but later than now: whoever takes a slot at once is not in line any more.
     """
 
     position: int = 0
