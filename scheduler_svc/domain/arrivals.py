@@ -9,7 +9,6 @@ from __future__ import annotations
 import enum
 import math
 from collections.abc import Callable, Iterator, Mapping
-from typing import NamedTuple
 
 import msgspec
 
@@ -27,7 +26,7 @@ Chance = Callable[[Draw, int], float]
 """A number in [0, 1) for a purpose and a count; always the same one for the same two."""
 
 
-class Arrival(NamedTuple):
+class Arrival(msgspec.Struct, frozen=True, gc=False):
     """One message, or several of one session at once."""
 
     at: int

@@ -14,6 +14,9 @@ from scheduler_svc.domain.limits import REQUESTS, TOKENS
 # Waves that are described; further ones are counted.
 MOST_WAVES = 1000
 UNSET = -1
+_BLOCK = 10_000
+_UNSET_BLOCK = array("q", [UNSET]) * _BLOCK
+_ZERO_BLOCK = array("q", [0]) * _BLOCK
 
 
 class LaneUse:
@@ -64,7 +67,10 @@ class Waves:
 
     def __init__(self, size: int) -> None:
         self._size = size
-        self._begun = 0
+        # Of the group that is being filled, and how many it still takes.
+        self._number = 0
+        self._left = 0
+        # Customers in it that first started in an earlier one.
         self._members: set[int] = set()
         self.customers = array("q")
         self.starts = array("q")
@@ -73,26 +79,33 @@ class Waves:
     @property
     def count(self) -> int:
         """All groups."""
-        return -(-self._begun // self._size) if self._size else 0
+        return self._number
 
-    def add(self, customer: int, start: int, end: int) -> int:
-        """Notes a first turn, and returns the number of its group, counted from 1."""
-        index = self._begun // self._size
-        opens = self._begun % self._size == 0
-        self._begun += 1
-        if index >= MOST_WAVES:
-            return index + 1
-        if opens:
-            self._members.clear()
-            self.customers.append(0)
-            self.starts.append(start)
-            self.ends.append(end)
-        self.starts[index] = min(self.starts[index], start)
-        self.ends[index] = max(self.ends[index], end)
-        if customer not in self._members:
-            self._members.add(customer)
-            self.customers[index] += 1
-        return index + 1
+    def add(self, customer: int, number: int, start: int, end: int) -> int:
+        """Notes a first turn, and returns the number of its group, counted from 1.
+
+        `number` is the group of the customer's first one, 0 when this is it.
+        """
+        if not self._left:
+            self._left = self._size
+            self._number += 1
+            if self._number <= MOST_WAVES:
+                self._members.clear()
+                self.customers.append(0)
+                self.starts.append(start)
+                self.ends.append(end)
+        self._left -= 1
+        if self._number <= MOST_WAVES:
+            if start < self.starts[-1]:
+                self.starts[-1] = start
+            if end > self.ends[-1]:
+                self.ends[-1] = end
+            if not number:
+                self.customers[-1] += 1
+            elif number != self._number and customer not in self._members:
+                self._members.add(customer)
+                self.customers[-1] += 1
+        return self._number
 
 
 class Tally:
@@ -101,7 +114,7 @@ class Tally:
     def __init__(self, uses: list[LaneUse], wave_size: int) -> None:
         self.lanes = uses
         self.waves = Waves(wave_size)
-        # By customer.
+        # By customer. All but the first grow in blocks, see `trim`.
         self.arrival = array("q")
         self.start = array("q")
         self.reply = array("q")
@@ -126,19 +139,24 @@ class Tally:
         self.messages += count
         if customer == len(self.arrival):
             self.arrival.append(at)
-            self.start.append(UNSET)
-            self.reply.append(UNSET)
-            self.end.append(UNSET)
-            self.wave.append(0)
-            self._open.append(count)
-        else:
-            self._open[customer] += count
+            if customer == len(self.start):
+                for column in (self.start, self.reply, self.end):
+                    column.extend(_UNSET_BLOCK)
+                for column in (self.wave, self._open):
+                    column.extend(_ZERO_BLOCK)
+        self._open[customer] += count
+
+    def trim(self) -> None:
+        """Ends the counting: all columns get one entry for each customer."""
+        for column in (self.start, self.reply, self.end, self.wave, self._open):
+            del column[len(self.arrival) :]
 
     def started(self, customer: int, arrival: int, start: int, end: int) -> None:
         """The first turn of a message that arrived at `arrival` begins, and is to last to `end`."""
         self.waits.append(start - arrival)
-        wave = self.waves.add(customer, start, end)
-        if self.start[customer] < 0:
+        first = self.wave[customer]
+        wave = self.waves.add(customer, first, start, end)
+        if not first:
             self.start[customer], self.wave[customer] = start, wave
 
     def replied(self, customer: int, now: int) -> None:
@@ -147,10 +165,15 @@ class Tally:
             self.reply[customer] = now
 
     def ended(self, customer: int, arrival: int, now: int) -> None:
-        """The flow of a message has ended. A customer has an end when all its flows have one."""
+        """The flow of a message has ended, with an answer if there was none before.
+
+        A customer has an end when all its flows have one.
+        """
         self.completions.append(now - arrival)
-        self._open[customer] -= 1
-        if not self._open[customer]:
+        if self.reply[customer] < 0:
+            self.reply[customer] = now
+        left = self._open[customer] = self._open[customer] - 1
+        if not left:
             self.end[customer] = now
 
     def held_up(self, limit: str, time: int) -> None:
@@ -164,3 +187,20 @@ class Tally:
         served = [number for number, time in enumerate(start) if time >= 0]
         served.sort(key=start.__getitem__)
         return served + stuck
+
+
+class BriefTally(Tally):
+    """Counts what a play with a raised limit is compared by: waits, and the end of all."""
+
+    def arrived(self, customer: int, at: int, count: int) -> None:
+        """Customers are left out."""
+
+    def started(self, customer: int, arrival: int, start: int, end: int) -> None:
+        """Only the wait counts."""
+        self.waits.append(start - arrival)
+
+    def replied(self, customer: int, now: int) -> None:
+        """Customers are left out."""
+
+    def ended(self, customer: int, arrival: int, now: int) -> None:
+        """Customers are left out."""

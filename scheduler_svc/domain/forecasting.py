@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 import msgspec
 
 from scheduler_svc.domain.arrivals import Arrival, Arrivals, Chance, Draw
-from scheduler_svc.domain.forecast_tally import LaneUse, Tally
+from scheduler_svc.domain.forecast_tally import BriefTally, LaneUse, Tally
 from scheduler_svc.domain.lanes import GlobalLane, Session
 from scheduler_svc.domain.limits import Limiter, Phase, ProviderRates, Reservation
 from scheduler_svc.domain.turntime import Fixed, Times
@@ -63,68 +63,33 @@ _FIRST, _CLOSING, _CHILD = range(3)
 _QUEUED, _RUNNING, _WAITING = range(3)
 
 
-class _Piece:
+class _Piece(msgspec.Struct):
     """What the lanes and this loop have to know of a run. The first six fields are a `Run`'s."""
 
-    __slots__ = (
-        "call",
-        "create_time",
-        "customer",
-        "customer_key",
-        "live",
-        "more",
-        "number",
-        "order",
-        "parent",
-        "priority",
-        "queued_since",
-        "ready_since",
-        "resumed",
-        "run_id",
-        "session",
-        "state",
-        "step",
-        "stride",
-        "turn_time",
-        "use",
-    )
-
-    def __init__(
-        self,
-        run_id: str,
-        customer_key: str,
-        create_time: int,
-        order: int,
-        priority: int,
-        customer: int,
-        number: int,
-        step: int,
-        use: LaneUse,
-        turn_time: int,
-    ) -> None:
-        self.run_id = run_id
-        self.customer_key = customer_key
-        self.create_time = create_time
-        self.order = order
-        self.priority = priority
-        self.resumed = False
-        self.customer = customer
-        self.number = number
-        self.step = step
-        self.use = use
-        self.turn_time = turn_time
-        self.state = _QUEUED
-        self.queued_since = create_time
-        self.ready_since = create_time
-        # The provider's permission for the next turn, or the wait for it.
-        self.call: Reservation | None = None
-        self.session: Session | None = None
-        self.parent: _Piece | None = None
-        # Children that have not settled.
-        self.live = 0
-        # Messages of the same session that came with this one and follow it.
-        self.more = 0
-        self.stride = 0
+    run_id: str
+    customer_key: str
+    create_time: int
+    order: int
+    priority: int
+    # Of the customer, and of the message that this is about.
+    customer: int
+    number: int
+    step: int
+    use: LaneUse
+    turn_time: int
+    queued_since: int
+    ready_since: int
+    resumed: bool = False
+    state: int = _QUEUED
+    # The provider's permission for the next turn, or the wait for it.
+    call: Reservation | None = None
+    session: Session | None = None
+    parent: _Piece | None = None
+    # Children that have not settled.
+    live: int = 0
+    # Messages of the same session that came with this one and follow it.
+    more: int = 0
+    stride: int = 0
 
     @property
     def place(self) -> int:
@@ -132,17 +97,17 @@ class _Piece:
         return self.order
 
 
-def simulate(load: Load, chance: Chance) -> Tally:
-    """Plays the load to its end and returns what happened.
+def simulate(load: Load, chance: Chance, *, brief: bool = False) -> Tally:
+    """Plays the load to its end and returns what happened; `brief` leaves customers and waves out.
 
     `chance` gives the same numbers whatever the limits are, so that two
     plays with different limits are about the same load.
     """
-    return _Player(load, chance).play()
+    return _Player(load, chance, BriefTally if brief else Tally).play()
 
 
 class _Player:
-    def __init__(self, load: Load, chance: Chance) -> None:
+    def __init__(self, load: Load, chance: Chance, tally: type[Tally]) -> None:
         self._load = load
         self._chance = chance
         weights = load.arrivals.weights
@@ -157,6 +122,7 @@ class _Player:
         # (end, number, piece) of the turns under way.
         self._agenda: list[tuple[int, int, _Piece]] = []
         self._noted = 0
+        self._last_end = 0
         self._next_order = load.arrivals.ordered + 1
         self._messages = 0
         rates = ProviderRates(load.requests_per_minute, load.tokens_per_minute)
@@ -164,7 +130,7 @@ class _Player:
         self._limiter = Limiter("", rates) if limited else None
         self._calls = 0
         self._waiting: dict[str, _Piece] = {}
-        self._tally = Tally(self._uses, load.lanes[ROOT_LANE])
+        self._tally = tally(self._uses, load.lanes[ROOT_LANE])
         self._turn = self._timer(load.turn_time, Draw.TURN)
         children = load.children
         self._per_turn = children.per_turn if children else 0
@@ -184,64 +150,84 @@ class _Player:
         return lambda number: times.at(chance(purpose, number))
 
     def play(self) -> Tally:
-        arrivals = self._load.arrivals.play(self._chance)
+        tally, arrivals = self._tally, self._load.arrivals.play(self._chance)
         arrival = next(arrivals, None)
-        agenda, limiter = self._agenda, self._limiter
+        agenda, limiter, pieces = self._agenda, self._limiter, self._pieces
+        last, pop = 0, heapq.heappop
         while True:
             now = agenda[0][0] if agenda else _NEVER
             if arrival is not None and arrival.at < now:
                 now = arrival.at
             if self._waiting and limiter is not None:
-                now = min(now, limiter.next_time() or _NEVER)
+                now = min(now, max(last, limiter.next_time() or _NEVER))
             if now == _NEVER:
                 break
+            last = now
             while agenda and agenda[0][0] == now:
-                self._turn_ended(heapq.heappop(agenda)[2], now)
+                piece = pop(agenda)[2]
+                if piece.step != _FIRST or self._per_turn or piece.session is not None:
+                    self._turn_ended(piece, now)
+                    continue
+                # As `_turn_ended` for what a million of a load may be, in fewer steps.
+                piece.use.lane.running -= 1
+                del pieces[piece.run_id]
+                tally.ended(piece.customer, piece.create_time, now)
             if arrival is not None and arrival.at == now:
                 arrival = self._take_in(arrival, arrivals, now)
             if self._waiting and limiter is not None:
                 self._released(limiter, now)
             self._fill_slots(now)
-        self._tally.unfinished = len(self._pieces) + sum(p.more for p in self._pieces.values())
-        return self._tally
+        tally.makespan = self._last_end
+        tally.trim()
+        tally.unfinished = len(pieces) + sum(piece.more for piece in pieces.values())
+        return tally
 
     # -- Arrivals ---------------------------------------------------------------------------------
 
     def _take_in(self, arrival: Arrival, rest: Iterator[Arrival], now: int) -> Arrival | None:
         found: Arrival | None = arrival
-        tally, root, turn = self._tally, self._root, self._turn
+        tally, root, turn, pieces = self._tally, self._root, self._turn, self._pieces
+        push = root.queue.push
         while found is not None and found.at == now:
-            at, customer, key, session_key, count, order, stride, priority, turn_time = found
+            customer, key, count = found.customer, found.customer_key, found.messages
             number, self._messages = self._messages, self._messages + count
+            order = found.order
             if not order:
                 order, self._next_order = self._next_order, self._next_order + 1
-            tally.arrived(customer, at, count)
-            piece = _Piece(
-                str(order),
+            tally.arrived(customer, now, count)
+            # Without a session lane a customer sends one message: its key tells runs apart.
+            run_id = str(order) if found.session_key else key
+            pieces[run_id] = piece = _Piece(
+                run_id,
                 key,
-                at,
+                now,
                 order,
-                priority,
+                found.priority,
                 customer,
                 number,
                 _FIRST,
                 root,
-                turn_time or turn(number),
+                found.turn_time or turn(number),
+                now,
+                now,
             )
-            self._pieces[piece.run_id] = piece
-            if session_key:
-                piece.more, piece.stride = count - 1, stride
-                session = self._sessions.get(session_key)
-                if session is None:
-                    session = self._sessions[session_key] = Session(session_key)
-                piece.session = session
-                session.unfinished += count
-                session.add_fresh(order, piece.run_id)
-                self._refresh(session, now)
+            if found.session_key:
+                self._join_session(piece, found, now)
             else:
-                root.push(piece)
+                root.waiting += 1
+                push(piece)
             found = next(rest, None)
         return found
+
+    def _join_session(self, piece: _Piece, arrival: Arrival, now: int) -> None:
+        piece.more, piece.stride = arrival.messages - 1, arrival.stride
+        session = self._sessions.get(arrival.session_key)
+        if session is None:
+            session = self._sessions[arrival.session_key] = Session(arrival.session_key)
+        piece.session = session
+        session.unfinished += arrival.messages
+        session.add_fresh(piece.order, piece.run_id)
+        self._refresh(session, now)
 
     def _follow_up(self, piece: _Piece) -> None:
         """The next message of a session that got several at once takes its place in the line."""
@@ -260,6 +246,8 @@ class _Player:
             _FIRST,
             piece.use,
             self._turn(number),
+            piece.create_time,
+            piece.create_time,
         )
         following.session, following.stride = session, piece.stride
         following.more, piece.more = piece.more - 1, 0
@@ -293,12 +281,19 @@ class _Player:
             piece.use.push(piece)
 
     def _fill_slots(self, now: int) -> None:
-        ready = [use for use in self._uses if use.waiting and use.lane.free]
         pieces = self._pieces
+        ready = [use for use in self._uses if use.waiting and use.lane.running < use.lane.limit]
         while ready:
+            if len(ready) == 1:
+                [use] = ready
+                lane, pop = use.lane, use.queue.pop
+                while use.waiting and lane.running < lane.limit:
+                    use.waiting -= 1
+                    self._take(pieces[pop()], now)
+                break
             for use in ready:
                 self._take(pieces[use.pop()], now)
-            ready = [use for use in ready if use.waiting and use.lane.free]
+            ready = [use for use in ready if use.waiting and use.lane.running < use.lane.limit]
         for use in self._uses:
             if use.waiting > use.peak_waiting:
                 use.peak_waiting = use.waiting
@@ -322,6 +317,8 @@ class _Player:
             return
         piece.state = _RUNNING
         end = start + piece.turn_time
+        if end > self._last_end:
+            self._last_end = end
         lane = use.lane
         lane.running += 1
         if lane.running > use.peak_running:
@@ -330,7 +327,8 @@ class _Player:
         tally.turns += 1
         if piece.step == _FIRST:
             tally.started(piece.customer, piece.create_time, start, end)
-        self._note(end, piece)
+        self._noted += 1
+        heapq.heappush(self._agenda, (end, self._noted, piece))
 
     def _ask(self, limiter: Limiter, piece: _Piece, now: int) -> int:
         """When the provider allows the turn, soon enough to keep the slot; `_LATER` if it does not.
@@ -360,12 +358,7 @@ class _Player:
             self._tally.held_up(call.limit, now - piece.queued_since)
             self._queue(piece, now)
 
-    def _note(self, time: int, piece: _Piece) -> None:
-        self._noted += 1
-        heapq.heappush(self._agenda, (time, self._noted, piece))
-
     def _turn_ended(self, piece: _Piece, now: int) -> None:
-        self._tally.makespan = now
         if piece.step == _FIRST and self._per_turn:
             self._spawn(piece, now)
             return
@@ -389,7 +382,7 @@ class _Player:
         for index in range(self._per_turn):
             order, self._next_order = self._next_order, self._next_order + 1
             child = _Piece(
-                str(order),
+                f"child-{order}",
                 piece.customer_key,
                 now,
                 order,
@@ -399,6 +392,8 @@ class _Player:
                 _CHILD,
                 use,
                 child_time(piece.number * self._per_turn + index),
+                now,
+                now,
             )
             child.parent = piece
             self._pieces[child.run_id] = child
@@ -426,7 +421,6 @@ class _Player:
     def _finish(self, piece: _Piece, now: int) -> None:
         """The flow has ended."""
         del self._pieces[piece.run_id]
-        self._tally.replied(piece.customer, now)
         self._tally.ended(piece.customer, piece.create_time, now)
         session = piece.session
         if session is None:

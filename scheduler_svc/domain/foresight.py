@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable
 
 import msgspec
 
+from scheduler_svc.domain.arrivals import Chance
 from scheduler_svc.domain.forecast_tally import Tally
-from scheduler_svc.domain.forecasting import Load
+from scheduler_svc.domain.forecasting import Load, simulate
 from scheduler_svc.domain.limits import REQUESTS, TOKENS
 
 
@@ -42,19 +42,16 @@ class Forecast(msgspec.Struct, frozen=True):
     constraint: Constraint | None
 
 
-Play = Callable[[Load], Tally]
-
-
-def foresee(load: Load, play: Play) -> Forecast:
+def foresee(load: Load, chance: Chance) -> Forecast:
     """Plays the load, finds the limit that binds, and plays it again with that limit raised."""
-    tally = play(load)
+    tally = simulate(load, chance)
     binding = _binding(load, tally)
     wait, completion = spread(tally.waits), spread(tally.completions)
     # Columns that nothing reads any more: a second play needs the room.
     tally.waits, tally.completions = array("q"), array("q")
     if binding is None or binding.limit is None:
         return Forecast(tally, wait, completion, binding)
-    again = play(_with(load, binding))
+    again = simulate(_with(load, binding), chance, brief=True)
     raised = msgspec.structs.replace(
         binding, raised_wait=spread(again.waits), raised_makespan=again.makespan
     )

@@ -20,7 +20,6 @@ from typing import BinaryIO
 
 from conveyor.scheduler.v1 import forecast_pb2 as pb
 from scheduler_svc.domain.arrivals import Chance, Draw
-from scheduler_svc.domain.forecasting import simulate
 from scheduler_svc.domain.foresight import foresee
 from scheduler_svc.forecast import reading, writing
 
@@ -46,8 +45,7 @@ def play(given: pb.ForecastInput, to: BinaryIO) -> None:
     """Plays a resolved input and writes what happened."""
     begun = time.monotonic()
     load = reading.load(given)
-    chance = dice(given.seed)
-    forecast = foresee(load, lambda other: simulate(other, chance))
+    forecast = foresee(load, dice(given.seed))
     result = writing.result(load, forecast)
     result.compute_time.FromMicroseconds(round((time.monotonic() - begun) * 1_000_000))
     names = "\n".join(writing.keys(load)).encode()

@@ -20,7 +20,7 @@ CENT = 10_000
 
 
 def play(load: Load, seed: int = 0) -> Forecast:
-    return foresee(load, lambda other: simulate(other, dice(seed)))
+    return foresee(load, dice(seed))
 
 
 def at(times: object) -> list[float]:
