@@ -332,6 +332,23 @@ async def test_a_waiting_message_says_its_place_and_why(gateway: Suite) -> None:
     assert (missing.status_code, error(missing)["reason"]) == (404, "RUN_NOT_FOUND")
 
 
+async def test_a_forecast_asks_the_scheduler(gateway: Suite) -> None:
+    load = {"burst": {"customers": 7}, "turn_time": {"fixed": "5s"}}
+    response = await gateway.http.post("/v1/forecast", json={"input": load, "page_size": 4})
+    assert response.status_code == 200
+    found = response.json()
+    assert found["result"]["makespan"] == "10s"
+    assert found["result"]["constraint"]["lane"] == "main"
+    assert [customer["start"] for customer in found["customers"]] == ["0s"] * 4
+    page = {"input": load, "page_size": 4, "page_token": found["next_page_token"]}
+    rest = (await gateway.http.post("/v1/forecast", json=page)).json()
+    assert [customer["customer_key"] for customer in rest["customers"]] == ["5", "6", "7"]
+    load["turn_time"] = {"fixed": "0s"}
+    response = await gateway.http.post("/v1/forecast", json={"input": load})
+    assert response.status_code == 400
+    assert error(response)["metadata"] == {"field": "input.turn_time.fixed"}
+
+
 async def test_what_comes_later_says_so(gateway: Suite) -> None:
     for method, path, feature in (
         ("GET", "/v1/acp/sessions", "ListAcpSessions"),
