@@ -25,7 +25,7 @@ from conveyor_client.cli.output import (
     text_of,
     tokens,
 )
-from conveyor_client.cli.places import place
+from conveyor_client.cli.places import fate, place
 
 
 class Voice(Enum):
@@ -130,6 +130,8 @@ class Narrator:
 
     def _accepted(self, accepted: scheduler_pb.AcceptedRun) -> Iterator[Utterance]:
         self._labels[accepted.run.run_id] = "this run"
+        if words := fate(accepted.outcome):
+            yield from self._line(words)
         yield from self._place_of(accepted.run.run_id, accepted.estimate)
 
     def _position(self, moved: event_pb.LanePositionUpdated) -> Iterator[Utterance]:

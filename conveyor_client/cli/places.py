@@ -7,6 +7,12 @@ from conveyor_client.cli.output import between, span
 
 # A start that is nearer than this is at once.
 SOON_SECONDS = 0.5
+_FATES = {
+    lane_pb.ENQUEUE_OUTCOME_COLLECTED: "answered together with the messages before it",
+    lane_pb.ENQUEUE_OUTCOME_STEERED: "handed to the work that is going on",
+    lane_pb.ENQUEUE_OUTCOME_STEER_FELL_BACK: "no work to hand it to: it waits its turn",
+    lane_pb.ENQUEUE_OUTCOME_INTERRUPTED: "the work before it is being stopped",
+}
 
 
 def place(estimate: lane_pb.QueueEstimate) -> str:
@@ -22,6 +28,11 @@ def place(estimate: lane_pb.QueueEstimate) -> str:
         elif estimate.position == 1:
             return ""
     return words + _holder(estimate)
+
+
+def fate(outcome: lane_pb.EnqueueOutcome.ValueType) -> str:
+    """Return what became of a message beside waiting for its turn; empty when nothing did."""
+    return _FATES.get(outcome, "")
 
 
 def _holder(estimate: lane_pb.QueueEstimate) -> str:

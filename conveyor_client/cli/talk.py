@@ -58,7 +58,7 @@ def send(
 
     async def work() -> bool:
         from conveyor_client.cli.output import print_json, printable, state_word, text_of
-        from conveyor_client.cli.places import place
+        from conveyor_client.cli.places import fate, place
 
         async with connect(context) as client:
             if wait:
@@ -90,6 +90,8 @@ def send(
                     return True
                 print(f"run {accepted.run.run_id} {state_word(accepted.run.state)}")
                 print(f"session {accepted.run.spec.session_key}")
+                if words := fate(accepted.outcome):
+                    print(words)
                 if where := place(accepted.estimate):
                     print(where)
             return True

@@ -174,12 +174,19 @@ def _settled_at(k: Kernel, children: list[str], mode: AnnounceMode, now: int) ->
 def _ends_at(k: Kernel, run: Run, now: int) -> int:
     turn = k.expected_turn(kind_of(run), run.lane)
     if run.lease is not None:
-        return now + turn.left(now - run.lease.lease_time)
+        return now + _left(run, turn, now)
     lane = k.lanes[run.lane]
     if run.state is RunState.QUEUED and lane.limit:
         waves = max(0, lane.waiting - lane.free) / lane.limit
         return now + round((1 + waves) * turn.mean)
     return now + turn.mean
+
+
+def _left(run: Run, turn: Times | Assumed, now: int) -> int:
+    """What a turn that executes still takes. One that is being stopped ends once it hears of it."""
+    if run.stopping or run.lease is None:
+        return 0
+    return turn.left(now - run.lease.lease_time)
 
 
 # -- Near: the lane played forward ----------------------------------------------------------------
@@ -227,11 +234,9 @@ class _Play:
         self._front: dict[str, str] = {}
         self._behind: dict[str, list[str]] = {}
         for run_id in k.executing.get(wanted.lane, ()):
-            run, elapsed = k.runs[run_id], 0
-            if run.lease is not None:
-                elapsed = now - run.lease.lease_time
+            run = k.runs[run_id]
             turn = self._turn(run)
-            self._at(now + turn.times.left(elapsed), run, turn)
+            self._at(now + _left(run, turn.times, now), run, turn)
         for run_id in k.suspended.get(wanted.lane, ()):
             run = k.runs[run_id]
             back = back_at(k, run, now)
@@ -309,7 +314,7 @@ class _Play:
 
     def _ends(self, run: Run, turn: _Turn) -> None:
         k = self._k
-        if turn.share or run.live:
+        if (turn.share or run.live) and not run.stopping:
             turn.due += 1.0 if run.live else turn.share
             if turn.due >= 1.0:
                 turn.due -= 1.0
@@ -452,8 +457,7 @@ def _ends(k: Kernel, lane: GlobalLane, now: int) -> list[int]:
     ends = []
     for run_id in k.executing.get(lane.name, ()):
         run = k.runs[run_id]
-        elapsed = now - run.lease.lease_time if run.lease is not None else 0
-        ends.append(now + k.expected_turn(kind_of(run), run.lane).left(elapsed))
+        ends.append(now + _left(run, k.expected_turn(kind_of(run), run.lane), now))
     ends.sort()
     k.lane_ends[lane.name] = (now, ends)
     return ends

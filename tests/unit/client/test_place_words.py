@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from conveyor.scheduler.v1 import lane_pb2
-from conveyor_client.cli.places import ordinal, place
+from conveyor_client.cli.places import fate, ordinal, place
 
 
 def estimate(position: int, left: float | None = None) -> lane_pb2.QueueEstimate:
@@ -43,3 +43,9 @@ def test_ordinals() -> None:
     assert " ".join(map(ordinal, numbers)) == (
         "1st 2nd 3rd 4th 11th 12th 13th 21st 101st 111th 112th 123rd"
     )
+
+
+def test_what_became_of_a_message_is_said_unless_it_just_waits() -> None:
+    assert fate(lane_pb2.ENQUEUE_OUTCOME_QUEUED) == ""
+    said = {fate(outcome) for outcome in lane_pb2.EnqueueOutcome.values()}
+    assert len(said) == len(lane_pb2.EnqueueOutcome.values()) - 1
