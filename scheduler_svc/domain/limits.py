@@ -415,15 +415,15 @@ class Limits:
         heapq.heappush(self._expiries, (call.expire_time, call.id))
 
     def expired(self, now: int) -> list[Reservation]:
-        """Granted reservations that nobody reported in time."""
+        """Granted reservations that nobody reported in time; they are marked as such."""
         found = []
         while self._expiries and self._expiries[0][0] <= now:
-            call = self.reservations.get(heapq.heappop(self._expiries)[1])
-            if call is not None and call.phase is Phase.GRANTED:
-                if call.expire_time <= now:
-                    found.append(call)
-                else:  # it took a later place
-                    self.expires(call)
+            time, call_id = heapq.heappop(self._expiries)
+            call = self.reservations.get(call_id)
+            # One that took a later place has been noted again for it.
+            if call is not None and call.phase is Phase.GRANTED and call.expire_time == time:
+                call.phase = Phase.EXPIRED
+                found.append(call)
         return found
 
     def next_time(self) -> int | None:

@@ -175,7 +175,6 @@ def sweep(k: Kernel, now: int) -> None:
         root = k.runs.get(call.flow_id)
         _abandon(k, call)
         if call.path and root is not None:
-            call.phase = Phase.EXPIRED
             k.changes.facts[(RESERVATION, call.id)] = call
         else:
             _forget(k, call)

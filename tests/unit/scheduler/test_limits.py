@@ -11,10 +11,12 @@ from hypothesis import strategies as st
 
 from scheduler_svc.domain.limits import (
     MINUTE,
+    PATIENCE,
     SHORT_WAIT,
     SLACK,
     Limiter,
     LimiterState,
+    Limits,
     Outcome,
     Phase,
     ProviderRates,
@@ -324,3 +326,15 @@ def test_a_call_that_was_never_sent_gives_its_place_back() -> None:
     world.limiter.report(call, Outcome.NOT_SENT, 0, 0, world.now)
     again = world.ask(9000)
     assert (again.phase, again.time) == (Phase.GRANTED, START)
+
+
+def test_a_reservation_that_was_noted_twice_expires_once() -> None:
+    """Waking a run notes the end of its grant again: looking at both broke the rules."""
+    limits = Limits({"p": ProviderRates(requests_per_minute=15)})
+    call = Reservation(id="c", limiter="p/", number=1, tokens=1)
+    limits.limiter("p/").reserve(call, START)
+    limits.add(call)
+    limits.expires(call)
+    limits.expires(call)
+    assert limits.expired(START + PATIENCE) == [call]
+    assert limits.expired(START + PATIENCE) == []
