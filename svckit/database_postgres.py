@@ -79,6 +79,8 @@ class PostgresSchema:
         # One that may still be at work although we lost its connection.
         self._doubtful: tuple[int, Any] | None = None
         self._refused_until = 0.0
+        # The last call found no server: told once.
+        self._away = False
         self._start(migrations, patience)
 
     # Starting
@@ -124,7 +126,7 @@ class PostgresSchema:
         for attempt in range(1, ATTEMPTS + 1):
             try:
                 with self._connected() as connection, connection.begin():
-                    return fn(connection)
+                    result = fn(connection)
             except _ERRORS as err:
                 state = _sqlstate(err)
                 if state in ("40001", "40P01") and attempt < ATTEMPTS:
@@ -135,8 +137,14 @@ class PostgresSchema:
                     raise exc.IntegrityError(err.statement, err.params, err.orig) from err
                 if not _refuses(err):
                     raise
-                _log.error("store unavailable", problem=_problem(err))
+                if not self._away:
+                    _log.error("store unavailable", problem=_problem(err))
+                self._away = True
                 raise StoreUnavailable("PostgreSQL does not answer or takes no writes now") from err
+            if self._away:
+                _log.warning("the store answers again")
+            self._away = False
+            return result
         raise AssertionError("unreachable")
 
     def close(self) -> None:

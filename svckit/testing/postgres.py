@@ -20,9 +20,10 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 import pg8000.native
 
@@ -30,6 +31,9 @@ USER = "conveyor"
 START_BOUND = 60.0
 """Seconds for a start on a machine that is busy with other things, after a crash too."""
 STOP_BOUND = 30.0
+
+# The system ends a server with the thread that started it (see `_wrapper`): so this one lasts.
+_starter = ThreadPoolExecutor(1, thread_name_prefix="postgres-starter")
 
 StopMode = Literal["smart", "fast", "immediate"]
 _STOP_SIGNALS = {
@@ -224,17 +228,10 @@ class PostgresServer:
         for name, value in self._settings.items():
             command += ["-c", f"{name}={value}"]
         with self.log.open("ab") as log:
-            self._process = subprocess.Popen(
-                [*_ends_with_us(), *command],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-                **self._as_user(),
-            )
+            self._process = process = _starter.submit(self._launch, command, log).result()
         end = time.monotonic() + START_BOUND
         while time.monotonic() < end:
-            if self._process.poll() is not None:
+            if process.poll() is not None:
                 self._process = None
                 return False
             if self._takes_connections():
@@ -242,6 +239,16 @@ class PostgresServer:
             time.sleep(0.02)
         self.kill()
         return False
+
+    def _launch(self, command: list[str], log: BinaryIO) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            [*self._wrapper(ends_with_us=True), *command],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            **self._place(),
+        )
 
     def _takes_connections(self) -> bool:
         # The server says so in its own file; a connection would only tell the same for more.
@@ -260,26 +267,29 @@ class PostgresServer:
 
     def _run(self, program: str, *arguments: str) -> None:
         done = subprocess.run(
-            [str(self._bin / program), *arguments],
+            [*self._wrapper(), str(self._bin / program), *arguments],
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
             check=False,
-            **self._as_user(),
+            **self._place(),
         )
         if done.returncode:
             raise RuntimeError(f"{program} failed: {done.stdout}{done.stderr}")
 
-    def _as_user(self) -> dict[str, Any]:
-        environment = {"PATH": os.environ.get("PATH", ""), "LC_ALL": "C.UTF-8", "TZ": "UTC"}
-        as_user: dict[str, Any] = {"env": environment, "cwd": self.directory}
+    def _wrapper(self, *, ends_with_us: bool = False) -> list[str]:
+        """Becomes the server's user. Not by `Popen`, which would have to fork beside threads."""
+        words = ["setpriv"]
         if self._account is not None:
-            as_user |= {
-                "user": self._account.pw_uid,
-                "group": self._account.pw_gid,
-                "extra_groups": [],
-            }
-        return as_user
+            words += [f"--reuid={self._account.pw_uid}", f"--regid={self._account.pw_gid}"]
+            words += ["--clear-groups"]
+        if ends_with_us:  # a server must not stay behind when the tests are killed
+            words += ["--pdeathsig", "KILL"]
+        return words if len(words) > 1 else []
+
+    def _place(self) -> dict[str, Any]:
+        environment = {"PATH": os.environ.get("PATH", ""), "LC_ALL": "C.UTF-8", "TZ": "UTC"}
+        return {"env": environment, "cwd": self.directory}
 
     def _end_of_log(self) -> str:
         return self.log.read_text("utf-8", "replace")[-3000:] if self.log.exists() else ""
@@ -292,12 +302,6 @@ def _account() -> pwd.struct_passwd | None:
         with contextlib.suppress(KeyError):
             return pwd.getpwnam(name)
     raise RuntimeError("PostgreSQL does not run as root, and there is no user postgres or nobody")
-
-
-def _ends_with_us() -> list[str]:
-    """A server must not stay behind when the tests are killed."""
-    program = shutil.which("setpriv")
-    return [program, "--pdeathsig", "KILL"] if program else []
 
 
 def _lives(pid: int) -> bool:

@@ -77,7 +77,8 @@ class Suite:
         self.directory = directory
         self.environ = dict(environ or {})
         self.config = directory / "conveyor.toml"
-        self.store = store or directory / "data"
+        self.store = directory / "data" if store is None else Path(store)
+        url = store if isinstance(store, str) else f"sqlite:///{self.store}"
         self.lines: list[str] = []
         """What `conveyor up` printed, both streams."""
         self._process: subprocess.Popen[str] | None = None
@@ -87,7 +88,7 @@ class Suite:
         self.config.write_text(
             f"""\
 [store]
-url = "sqlite:///{self.store}"
+url = "{url}"
 [gateway]
 http = "{http}"
 grpc = "{self.grpc}"
@@ -411,7 +412,9 @@ async def flow_where(client: ConveyorClient, flow_id: str, **counts: int) -> Any
     return await eventually(look, timeout=30)
 
 
-async def run_where(client: ConveyorClient, run_id: str, state: int) -> run_pb2.Run:
+async def run_where(
+    client: ConveyorClient, run_id: str, state: int, *, within: float = 30
+) -> run_pb2.Run:
     """Wait until a run has a state."""
 
     async def look() -> run_pb2.Run:
@@ -419,7 +422,7 @@ async def run_where(client: ConveyorClient, run_id: str, state: int) -> run_pb2.
         assert run.state == state, state_name(run.state)
         return run
 
-    return await eventually(look, timeout=30)
+    return await eventually(look, timeout=within)
 
 
 def state_name(state: run_pb2.RunState.ValueType) -> str:
