@@ -181,6 +181,24 @@ async def test_a_flow_is_stopped_and_the_next_message_answered(
         await seen(page, ".row.agent .bubble", "echo: hello")
 
 
+async def test_a_waiting_message_says_its_place_and_why(tmp_path: Path, browser: Browser) -> None:
+    async with suite(tmp_path) as around, around.serve():
+        around.agent.hold("first")
+        page = await browser.open(address(around))
+        await write(page, "first")
+        await eventually(lambda: around.agent.started == ["first"])
+        await write(page, "second")
+        await seen(page, ".row.mine .meta", "next in line, about")
+        await page.locator(".node.wait .why").click()
+        await seen(
+            page, ".node.wait .reasons", "An earlier message of the session is being worked on."
+        )
+        around.agent.let_go("first")
+        await seen(page, ".row.agent .bubble", "echo: second")
+        await page.locator(".why").wait_for(state="detached")
+        assert await page.locator(".reasons").count() == 0, "what was true before is gone"
+
+
 async def test_a_refused_message_says_why(tmp_path: Path, browser: Browser) -> None:
     async with suite(tmp_path, CONVEYOR_LANES__SESSION__CAP="1") as around, around.serve():
         around.agent.hold("first")

@@ -72,9 +72,11 @@ def test_readme_and_quickstart_commands_work(suite: Suite, flow_id: str) -> None
     commands = told(ROOT / "README.md", r"bin/conveyor")
     commands += told(HOW_TO / "quickstart.md", r"^\.venv/bin/conveyor")
     commands += told(HOW_TO / "use-your-model.md", r"^\.venv/bin/conveyor")
-    assert len(commands) >= 12
+    commands += told(HOW_TO / "why-does-it-wait.md", r"^\.venv/bin/conveyor")
+    assert len(commands) >= 14
     for command in commands:
-        done = typed(localised(command.replace("FLOW_ID", flow_id), suite), flow_id)
+        known = re.sub("FLOW_ID|RUN_ID", flow_id, command)
+        done = typed(localised(known, suite), flow_id)
         assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
 
 

@@ -46,7 +46,7 @@ async def test_every_customer_of_a_burst_is_told_when_it_starts(tmp_path: Path) 
             long = await client.send(f"[[sleep: {6 * TURN}s]]", session_key="long")
             behind = await client.send("hello", session_key="long")
             shown = suite.cli("why", behind.accepted.run.run_id).stdout.splitlines()
-            assert shown[0].startswith(f"{behind.accepted.run.run_id} ○ queued · next in line")
+            assert shown[0].startswith(f"{behind.accepted.run.run_id} ○ queued")
             assert shown[1] == "• An earlier message of the session is being worked on."
             assert shown[2].strip() == f"{long.accepted.run.run_id} running long"
             async with aclosing(client.watch_session("long")) as stream:
