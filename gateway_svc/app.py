@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from conveyor.gateway.v1.gateway_service_pb2_grpc import add_GatewayServiceServicer_to_server
+from gateway_svc.commands import Commands
 from gateway_svc.config import refuse_unsupported, routing_rules, store_of
 from gateway_svc.conversations import Conversations
 from gateway_svc.delivery.channel import Channel
@@ -84,7 +85,9 @@ async def _build(
 
     rules = routing_rules(settings)
     event_log = EventLog(upstream)
-    inbox = Inbox(database, upstream, rules, clock)
+    dispatcher = Dispatcher(database, channels, clock)
+    commands = Commands(database, rules, clock, channels, dispatcher.wake)
+    inbox = Inbox(database, upstream, rules, clock, commands)
     conversations = Conversations(database, upstream, event_log, rules)
     use_cases = UseCases(
         inbox=inbox,
@@ -95,7 +98,6 @@ async def _build(
         operations=Operations(upstream),
     )
 
-    dispatcher = Dispatcher(database, channels, clock)
     follower = Follower(database, upstream, event_log, channels, dispatcher.wake)
 
     forget = partial(remove_old, database, settings.retention)

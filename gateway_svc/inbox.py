@@ -6,32 +6,23 @@ import asyncio
 from dataclasses import dataclass
 from weakref import WeakValueDictionary
 
-import sqlalchemy as sa
-
 from conveyor.common.v1 import content_pb2
 from conveyor.gateway.v1 import gateway_service_pb2 as gw
 from conveyor.gateway.v1 import session_pb2
-from conveyor.scheduler.v1 import lane_pb2, run_pb2
+from conveyor.scheduler.v1 import lane_pb2
 from conveyor.scheduler.v1 import scheduler_service_pb2 as ss
 from gateway_svc.auth import Principal, Scope
-from gateway_svc.domain.commands import (
-    UNSPECIFIED,
-    command_of,
-    name_of,
-    queue_answer,
-    read_queue,
-)
+from gateway_svc.commands import Commands
+from gateway_svc.domain.commands import command_of, name_of, read_queue
 from gateway_svc.domain.keys import DEFAULT_CHANNEL, SessionKey
 from gateway_svc.domain.redaction import clear_run
 from gateway_svc.domain.reply_route import ReplyAddress
 from gateway_svc.domain.routing import (
-    MAX_MESSAGE_ID,
     KnownSession,
     Routed,
     RoutingRules,
     check_request_id,
     choose_session,
-    queue_mode_of,
     route,
 )
 from gateway_svc.domain.tokens import Positions, encode_token, session_subject
@@ -75,12 +66,18 @@ class Inbox:
     """Accepts messages for conversations. One per process."""
 
     def __init__(
-        self, database: Database, upstream: Upstream, rules: RoutingRules, clock: Clock
+        self,
+        database: Database,
+        upstream: Upstream,
+        rules: RoutingRules,
+        clock: Clock,
+        commands: Commands,
     ) -> None:
         self._database = database
         self._upstream = upstream
         self._rules = rules
         self._clock = clock
+        self._commands = commands
         self._births: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     async def send(
@@ -98,7 +95,7 @@ class Inbox:
         principal: Principal,
         address: ReplyAddress | None = None,
     ) -> Accepted:
-        """Store a message as a run, idempotently per `request_id`.
+        """Store a message as a run, idempotently per `request_id`; a command is done instead.
 
         `address` says where replies are pushed to; left out, they wait in the event log for whoever
         watches. Raises what `SendMessage` is documented to fail with.
@@ -124,11 +121,15 @@ class Inbox:
                 caller_customer=principal.customer_key,
             )
 
+        async def take(decided: Routed) -> Accepted:
+            if not command:
+                return await self._enqueue(decided, request_id)
+            accepted = await self._commands.run(decided, command, request_id, address)
+            return Accepted(session_key=key.text, accepted=accepted)
+
         known = await self._known(key, principal)
         if known is not None:
-            if command:
-                return await self._command(routed(known), command, request_id)
-            return await self._enqueue(routed(known), request_id)
+            return await take(routed(known))
         # Two first messages at once must agree on the agent and the customer.
         async with self._births.setdefault(key.text, asyncio.Lock()):
             known = await self._known(key, principal)
@@ -136,9 +137,7 @@ class Inbox:
                 # Before the scheduler knows of the session, so that whoever sees its first event
                 # finds its agent and customer here. Clients see it once the message was accepted.
                 known = await self._create(routed(None))
-            if command:
-                return await self._command(routed(known), command, request_id)
-            return await self._enqueue(routed(known), request_id)
+            return await take(routed(known))
 
     async def execute(
         self, request: gw.ExecuteCommandRequest, principal: Principal
@@ -164,30 +163,6 @@ class Inbox:
         taken = await self.accept(inbound, request.request_id, principal)
         said = taken.accepted.run.result.reply.parts[0].text
         return gw.ExecuteCommandResponse(command=name, text=said)
-
-    async def _command(self, routed: Routed, text: str, request_id: str) -> Accepted:
-        """Do what a message says that is a command, and answer in the place of a run."""
-        command, key = read_queue(text), routed.key
-
-        def apply(connection: sa.Connection) -> lane_pb2.QueueMode.ValueType:
-            if command.sets is not None:
-                store.set_queue_mode(connection, key.text, command.sets)
-            row = store.find(connection, key.text)
-            return row.known.queue_mode if row is not None else UNSPECIFIED
-
-        own = await self._database.run(apply)
-        configured = queue_mode_of(key, routed.agent_id, self._rules)
-        answer = content_pb2.Message(
-            message_id=f"re-{routed.message.message_id}"[:MAX_MESSAGE_ID],
-            role=content_pb2.ROLE_AGENT,
-            parts=[content_pb2.ContentPart(text=command.problem or queue_answer(own, configured))],
-        )
-        run = run_pb2.Run(
-            state=run_pb2.RUN_STATE_SUCCEEDED,
-            spec=run_pb2.RunSpec(session_key=key.text, customer_key=routed.customer_key),
-            result=run_pb2.RunResult(reply=answer),
-        )
-        return Accepted(session_key=key.text, accepted=ss.AcceptedRun(run=run))
 
     async def _known(self, key: SessionKey, principal: Principal) -> KnownSession | None:
         row = await self._database.run(lambda connection: store.find(connection, key.text))

@@ -109,6 +109,37 @@ async def test_what_was_said_elsewhere_is_not_pushed(tmp_path: Path, caught: Cau
         assert phone.texts("ann") == ["echo: from the phone"]
 
 
+async def test_a_command_is_answered_on_the_channel_once(tmp_path: Path, caught: Caught) -> None:
+    phone = Phone()
+    async with serving(tmp_path, phone) as around, around.serve():
+        await caught.hear("ann", "/queue collect", request_id="wamid-1")
+        await caught.hear("ann", "/queue collect", request_id="wamid-1")
+        await caught.hear("ann", "hello")
+        await eventually(lambda: "echo: hello" in phone.texts("ann"))
+        [answer, _] = phone.texts("ann")
+        assert answer.startswith("Queue mode collect")
+
+
+async def test_who_sent_a_dropped_message_is_told_on_the_channel(
+    tmp_path: Path, caught: Caught
+) -> None:
+    phone = Phone()
+    full = {
+        "CONVEYOR_LANES__SESSION__CAP": "1",
+        "CONVEYOR_LANES__SESSION__OVERFLOW": "drop_oldest",
+    }
+    async with suite(tmp_path, [phone], **full) as around, around.serve():
+        around.agent.hold("busy")
+        await caught.hear("ann", "busy")
+        await eventually(lambda: around.agent.started == ["busy"])
+        await caught.hear("ann", "too many")
+        await caught.hear("ann", "newer")
+        await eventually(lambda: phone.texts("ann"))
+        assert phone.sent[0].kind is DeliveryKind.NOTE
+        assert phone.texts("ann")[0].startswith("A newer message took the place of this one")
+        around.agent.let_go("busy")
+
+
 @pytest.mark.parametrize("style", list(AnnounceStyle))
 async def test_announcements_follow_the_style(
     tmp_path: Path, caught: Caught, style: AnnounceStyle

@@ -357,6 +357,23 @@ async def test_a_session_whose_runs_are_all_stopped_keeps_a_short_list_of_them(s
     assert previous[-1].run_id == sent.run.run_id
 
 
+async def test_a_flood_over_many_sessions_costs_another_customer_one_dispatch(s: Driver) -> None:
+    """1,000 messages over 50 sessions of one customer, then one message of another."""
+    items = [s.item(f"f{n % 50}", f"{n}", customer_key="flood") for n in range(1000)]
+    for begin in range(0, 1000, 250):
+        for item in items[begin : begin + 250]:
+            item.queue_policy.cap = 1000
+        await enqueue(s, *items[begin : begin + 250])
+    executing = await s.lease(4)
+    assert len(executing) == 4
+    await s.send("other", "one")
+    started = []
+    for leased in executing[:2]:
+        await s.complete(leased)
+        started += await s.lease(1)
+    assert "other" in [item.run.spec.customer_key for item in started]
+
+
 async def test_lanes_have_the_weights_of_the_configuration(tmp_path: Path) -> None:
     path = tmp_path / "conveyor.toml"
     path.write_text('[customers."http:big"]\nweight = 3\n')
