@@ -48,6 +48,8 @@ def show(answer: scheduler_pb.ForecastResponse, *, each: bool = False) -> None:
     target.print()
     for line in textwrap.wrap(conclusion(result), WIDTH - 1):
         target.print(line.replace(_JOINED, " "), soft_wrap=True)
+    if seconds(result.compute_time) >= 1:
+        target.print(f"[dim]Played in {span(seconds(result.compute_time))}.[/]")
 
 
 def conclusion(result: pb.ForecastResult) -> str:
@@ -75,10 +77,13 @@ def conclusion(result: pb.ForecastResult) -> str:
             f"Lane {plain(found.lane)} is paused: {stuck} can never end. With {slots} all would be "
             f"done after {_at(found.raised_makespan)}."
         )
+    # Children that end sooner may take slots that first turns would have got.
+    longer = seconds(found.raised_wait.max) > seconds(result.wait.max)
+    waits = f"{_at(found.raised_wait.max)} instead of {_at(result.wait.max)}"
     return (
         f"{what}. With {found.raised_limit:,}, all would be done after "
-        f"{_at(found.raised_makespan)} instead of {_at(result.makespan)}, and the longest wait "
-        f"would be {_at(found.raised_wait.max)} instead of {_at(result.wait.max)}."
+        f"{_at(found.raised_makespan)} instead of {_at(result.makespan)}, "
+        f"{'but' if longer else 'and'} the longest wait would be {waits}."
     )
 
 
