@@ -122,6 +122,7 @@ class Leadership:
 
     async def leave(self) -> None:
         """Stop leading and campaigning for good, so that another one leads at once."""
+        self._tenure = None
         self._leaving.set()
         await self._gone.wait()
 
@@ -197,19 +198,22 @@ class Leadership:
         await self._engine.run()
 
     async def _hold(self, tenure: Tenure) -> None:
-        """Renew the lease; returns when it may be over."""
-        while True:
-            await asyncio.sleep(tenure.renew_every)
-            asked = self._now()
-            try:
-                # Long enough for one try also when time has passed unnoticed.
-                async with asyncio.timeout(max(tenure.left(asked), tenure.renew_every)):
-                    await self._store.renew(self._ttl)
-            except (StoreUnavailable, TimeoutError):
-                if not tenure.lasts(self._now()):
-                    return
-            else:
-                tenure.granted(asked)
+        """Renew the lease; returns, or raises, when it may be over."""
+        try:
+            while True:
+                await asyncio.sleep(tenure.renew_every)
+                asked = self._now()
+                try:
+                    # Long enough for one try also when time has passed unnoticed.
+                    async with asyncio.timeout(max(tenure.left(asked), tenure.renew_every)):
+                        await self._store.renew(self._ttl)
+                except (StoreUnavailable, TimeoutError):
+                    if not tenure.lasts(self._now()):
+                        return
+                else:
+                    tenure.granted(asked)
+        finally:
+            self._tenure = None  # before anything that is cut short now can be answered
 
 
 async def _first_of(*works: Coroutine[Any, Any, Any]) -> None:

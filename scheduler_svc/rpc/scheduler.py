@@ -12,7 +12,7 @@ from scheduler_svc.domain.kernel import Kernel
 from scheduler_svc.domain.records import Run
 from scheduler_svc.engine import Engine
 from scheduler_svc.forecast.desk import Desk
-from scheduler_svc.rpc import CallContext, answers, convert, validate
+from scheduler_svc.rpc import OF_THE_CALL, CallContext, answers, convert, validate
 from scheduler_svc.rpc.forecast import forecast
 from scheduler_svc.rpc.pages import position, run_query, runs_page, token_after
 from svckit import tracecontext
@@ -49,6 +49,8 @@ class SchedulerServicer(pb_grpc.SchedulerServiceServicer):
     async def _enqueue(self, item: pb.EnqueueItem) -> pb.EnqueueResult:
         try:
             return pb.EnqueueResult(accepted=await self._accept(item))
+        except OF_THE_CALL:
+            raise
         except ServiceError as err:
             return pb.EnqueueResult(error=grpc_status.to_proto(err))
 

@@ -16,7 +16,7 @@ from scheduler_svc.domain.kernel import Kernel
 from scheduler_svc.domain.leasing import Leased
 from scheduler_svc.domain.records import AnnounceMode, Failure, Run, Wait, WaitKind
 from scheduler_svc.engine import Engine
-from scheduler_svc.rpc import CallContext, convert, validate
+from scheduler_svc.rpc import OF_THE_CALL, CallContext, convert, validate
 from svckit.errors import NotImplementedYet, RunNotFound, ServiceError, invalid_field
 from svckit.failpoints import failpoint
 from svckit.grpc import status as grpc_status
@@ -165,6 +165,8 @@ class WorkerServicer(pb_grpc.WorkerServiceServicer):
     async def _complete(self, completion: pb.RunCompletion) -> pb.CompletionResult:
         try:
             return pb.CompletionResult(run=await self._completed(completion))
+        except OF_THE_CALL:
+            raise
         except ServiceError as err:
             return pb.CompletionResult(error=grpc_status.to_proto(err))
 

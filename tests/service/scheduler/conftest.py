@@ -28,7 +28,7 @@ from scheduler_svc import app
 from scheduler_svc.engine import Engine
 from scheduler_svc.forecast.desk import Desk
 from svckit.errors import ServiceError
-from svckit.grpc.status import to_proto
+from svckit.grpc.status import from_rpc_error, to_proto
 from svckit.service import App, Context
 from svckit.settings import Settings, load
 from svckit.testing import in_process
@@ -83,7 +83,11 @@ class Driver:
         return result.accepted
 
     async def refused(self, item: pb.EnqueueItem) -> status_pb2.Status:
-        response = await self.scheduler.EnqueueRuns(pb.EnqueueRunsRequest(items=[item]))
+        """Return why an item, or the whole call, was refused."""
+        try:
+            response = await self.scheduler.EnqueueRuns(pb.EnqueueRunsRequest(items=[item]))
+        except aio.AioRpcError as err:
+            return to_proto(from_rpc_error(err))
         [result] = response.results
         assert result.WhichOneof("result") == "error", result
         return result.error

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from grpc import aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from conveyor.scheduler.v1 import lane_pb2
@@ -16,6 +17,7 @@ from scheduler_svc.domain.kernel import Kernel
 from scheduler_svc.store.base import LaneStore
 from scheduler_svc.store.sqlite import SqliteStore
 from svckit.errors import Internal, StartError, StoreUnavailable
+from svckit.grpc.client import call
 from svckit.grpc.status import from_proto
 from svckit.testing import eventually
 
@@ -44,6 +46,14 @@ async def health(s: Driver) -> int:
     return int(response.status)
 
 
+async def accepts(s: Driver, item: pb.EnqueueItem) -> bool:
+    try:
+        response = await s.scheduler.EnqueueRuns(pb.EnqueueRunsRequest(items=[item]))
+    except aio.AioRpcError:
+        return False
+    return bool(response.results[0].HasField("accepted"))
+
+
 async def test_a_full_store_refuses_and_recovers(tmp_path: Path, store: str) -> None:
     stores: list[Failing] = []
 
@@ -56,17 +66,19 @@ async def test_a_full_store_refuses_and_recovers(tmp_path: Path, store: str) -> 
         poll = asyncio.create_task(s.lease(1, 0))
         assert len(await poll) == 1
         stores[0].full = True
-        error = from_proto(await s.refused(s.item("b", "lost", request_id="same")))
-        assert error.reason == "STORE_UNAVAILABLE"
-        assert error.retry_after is not None
+        # Of the call, not of the item: a turn that spawns would take that for a refusal for good.
+        with pytest.raises(StoreUnavailable) as refused:
+            await call(
+                s.scheduler.EnqueueRuns(
+                    pb.EnqueueRunsRequest(items=[s.item("b", "lost", request_id="same")])
+                )
+            )
+        assert refused.value.retry_after is not None
         assert await health(s) == health_pb2.HealthCheckResponse.NOT_SERVING
         stores[0].full = False
 
         async def accepted() -> bool:
-            response = await s.scheduler.EnqueueRuns(
-                pb.EnqueueRunsRequest(items=[s.item("b", "lost", request_id="same")])
-            )
-            return bool(response.results[0].HasField("accepted"))
+            return await accepts(s, s.item("b", "lost", request_id="same"))
 
         await eventually(accepted)
         assert await health(s) == health_pb2.HealthCheckResponse.SERVING
@@ -87,19 +99,15 @@ async def test_sqlite_that_is_full_says_so_and_recovers(tmp_path: Path) -> None:
         error = None
         for n in range(50):
             item = s.item("a", "x" * 100_000, request_id=f"big-{n}")
-            result = (await s.scheduler.EnqueueRuns(pb.EnqueueRunsRequest(items=[item]))).results[0]
-            if result.HasField("error"):
-                error = from_proto(result.error)
+            if not await accepts(s, item):
+                error = from_proto(await s.refused(item))
                 break
         assert error is not None
         assert error.reason == "STORE_UNAVAILABLE"
         await limit(1_000_000)
 
         async def accepted() -> bool:
-            response = await s.scheduler.EnqueueRuns(
-                pb.EnqueueRunsRequest(items=[s.item("c", "after", request_id="after")])
-            )
-            return bool(response.results[0].HasField("accepted"))
+            return await accepts(s, s.item("c", "after", request_id="after"))
 
         await eventually(accepted)
 
