@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import time
 from collections.abc import Callable, Coroutine
 from typing import Any
@@ -26,8 +25,9 @@ from svckit.backoff import full_jitter
 from svckit.errors import NotLeader, ServiceError, StoreUnavailable
 from svckit.grpc.deadline import spawn
 from svckit.ids import new_ulid
+from svckit.logging import get_logger
 
-log = logging.getLogger(__name__)
+log = get_logger("scheduler.leadership")
 
 # The longest pause between two looks at who leads: a leader that resigns is followed within it.
 LOOK_SECONDS = 0.5
@@ -146,7 +146,7 @@ class Leadership:
             except NotLeader:
                 log.warning("another scheduler leads")
             except StoreUnavailable as err:
-                log.warning("the store does not answer", extra={"error": err.message})
+                log.warning("the store does not answer", problem=err.message)
                 await asyncio.sleep(next(pauses))
             else:
                 log.warning("the lead could not be renewed in time")
@@ -160,18 +160,16 @@ class Leadership:
                 leader = await self._store.campaign(self.holder, self._address(), self._ttl)
             except StoreUnavailable as err:
                 if self._trouble is None:
-                    log.warning("nobody knows who leads", extra={"error": err.message})
+                    log.warning("nobody knows who leads", problem=err.message)
                 self._trouble, pause = err, next(pauses)
             else:
                 self._trouble, pauses = None, full_jitter(0.1, LOOK_SECONDS)
                 if self._leader is None or self._leader.epoch != leader.epoch:
+                    ours = leader.holder == self.holder
                     log.info(
-                        "leader",
-                        extra={
-                            "leader": leader.address,
-                            "epoch": leader.epoch,
-                            "ours": leader.holder == self.holder,
-                        },
+                        "taking the lead" if ours else "standing by",
+                        leader=leader.address,
+                        epoch=leader.epoch,
                     )
                 self._leader, self._seen = leader, asked
                 if leader.holder == self.holder:
@@ -194,7 +192,7 @@ class Leadership:
         self._tenure = tenure
         self._tell(True)
         self._settled.set()
-        log.info("this scheduler leads")
+        log.info("leading")
         await self._engine.run()
 
     async def _hold(self, tenure: Tenure) -> None:

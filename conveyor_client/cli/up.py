@@ -44,7 +44,9 @@ def _services(chosen: Options, settings: Settings, verbose: bool) -> list[Servic
     from conveyor_client.supervision.plan import suite
 
     env = _log_env(settings, verbose)
-    return [replace(service, env=env) for service in suite(settings, chosen.config)]
+    return [
+        replace(service, env={**env, **service.env}) for service in suite(settings, chosen.config)
+    ]
 
 
 def _log_env(settings: Settings, verbose: bool) -> dict[str, str]:
@@ -179,7 +181,9 @@ async def _demo_in(directory: Path, *, json: bool) -> bool:
     # The demo must be the same everywhere: nothing of the user's own configuration counts.
     settings = load(config, environ={})
     hidden = {name: None for name in os.environ if name.upper().startswith("CONVEYOR_")}
-    services = [replace(service, env=hidden) for service in suite_of(settings, config)]
+    services = [
+        replace(service, env={**hidden, **service.env}) for service in suite_of(settings, config)
+    ]
     _tell("starting a suite of its own", json)
     done = False
 
