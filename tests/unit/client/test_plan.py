@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from conveyor_client.cli.context import Options
+from conveyor_client.cli.up import _services as services_of_up
 from conveyor_client.supervision.addresses import (
     accepts_connections,
     cannot_listen,
@@ -43,6 +45,17 @@ def test_several_schedulers_are_as_many_processes_that_know_which_they_are() -> 
     assert [s.grpc_address for s in one_of_them if s.name.startswith("scheduler")] == [
         "127.0.0.1:50061"
     ]
+
+
+def test_what_up_wants_of_all_services_does_not_hide_what_one_has_to_know() -> None:
+    """`conveyor up` replaced the environment of each, so no scheduler knew which one it was."""
+    both = {
+        "CONVEYOR_STORE__URL": "postgresql://me@127.0.0.1:5432/conveyor",
+        "CONVEYOR_SERVICES__SCHEDULER": "127.0.0.1:50051, 127.0.0.1:50061",
+    }
+    services = services_of_up(Options(), load(environ=both), verbose=False)
+    assert services[1].env["CONVEYOR_SCHEDULER__LISTEN"] == "127.0.0.1:50061"
+    assert services[1].env["CONVEYOR_LOG__LEVEL"] == "warning"
 
 
 def test_the_suite_is_four_processes_that_know_their_parent() -> None:
