@@ -120,9 +120,11 @@ acp = "127.0.0.1:1"
         with contextlib.ExitStack() as at_the_end:
             for process in left.values():
                 at_the_end.callback(_end, process)
-            for name in ("gateway", "agent", *self.schedulers):
-                if left[name].poll() is None:
+            for names in (["gateway", "agent"], self.schedulers):
+                asked = [name for name in names if left[name].poll() is None]
+                for name in asked:
                     left[name].send_signal(signal.SIGTERM)
+                for name in asked:
                     assert left[name].wait(STOP_BOUND) == 0, self.said(name)
 
     def abandon(self) -> None:
