@@ -38,6 +38,7 @@ class World:
         lanes = {"main": limit, "subagent": 8}
         self.k = Kernel(Config(lanes=lanes, lease_ttl=10**12, **config))
         self.now = 1_000_000 * SECOND
+        self.k.last_polls["agent"] = self.now
         self.turn = turn
         self.started: dict[str, int] = {}
         self.ends: list[tuple[int, int, str]] = []
@@ -102,6 +103,7 @@ class World:
         while True:
             self.lease()
             self.k.take_changes()
+            self.k.last_polls["agent"] = until
             due = [end for end in self.ends if end[0] <= until]
             if not due:
                 break

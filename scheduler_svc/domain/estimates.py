@@ -9,6 +9,9 @@ estimate costs no more with 100,000 runs in line than with a hundred.
 A provider limit is no obstacle to a start: a run that has to wait for one does so without a slot,
 once it has begun. It comes back at its reserved time.
 
+Nobody knows when a run starts in a lane that is paused, behind a run that waits for a person, or
+while no worker asks for work: then there is no estimate.
+
 Not looked at: runs of another queue that share the lane's slots, how many slots workers have, and
 pauses between attempts of other sessions. They are seldom, and each new estimate corrects the last.
 """
@@ -46,6 +49,8 @@ KEPT_PER_SLOT = 200
 MOST_SLOTS = 1024
 # Children that are looked at one by one.
 MOST_CHILDREN = 20
+# A worker with a free slot asks again at least this often.
+LONGEST_POLL = 60 * SECOND
 # What is told of a waiting run again: not sooner than this, and when its start moved by more than a
 # fifth of what is left, within these bounds.
 TELLING_PAUSE = 2 * SECOND
@@ -104,7 +109,7 @@ def estimate(k: Kernel, run: Run, now: int, *, near: int = NEAR) -> Estimate:
         found = play.until_start()
         if found is None and play.too_long:
             found = _far(k, run, session, lane, queue, session_ahead, now)
-    if found is None or not lane.limit:
+    if found is None or not lane.limit or _deserted(k, run, now):
         ahead = found.ahead if found is not None else max(0, len(queue) - lane.free)
         return Estimate(1 + before + ahead, session_ahead, ahead, session_wait=wait)
     basis = k.expected_turn(kind_of(run), run.lane)
@@ -118,6 +123,11 @@ def estimate(k: Kernel, run: Run, now: int, *, near: int = NEAR) -> Estimate:
         basis=basis,
         session_wait=wait,
     )
+
+
+def _deserted(k: Kernel, run: Run, now: int) -> bool:
+    """True when nobody serves the run's queue: no worker has a run of its lane, none asks."""
+    return not k.executing.get(run.lane) and now > k.last_polls.get(run.queue, 0) + LONGEST_POLL
 
 
 def moved(before: Estimate, told_at: int, after: Estimate, now: int) -> bool:

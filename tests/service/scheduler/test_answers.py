@@ -42,6 +42,7 @@ async def test_estimates_become_measured_and_outlive_a_restart(tmp_path: Path) -
     ids = (f"q{n}" for n in itertools.count())
 
     async def behind_one() -> lane_pb2.QueueEstimate:
+        await s.lease(1)  # a worker is there
         first = await s.send("a", request_id=next(ids), estimate_key="main/demo")
         assert first.estimate.position == 1
         assert first.estimate.start_time == first.estimate.as_of_time, "at once"
@@ -89,6 +90,8 @@ async def test_the_life_of_a_run_explained(s: Driver) -> None:
     run_id = (await s.send("a")).run.run_id
     told = await why(s, run_id)
     assert kinds(told) == ["no_worker"]
+    assert told.estimate.position == 1
+    assert not told.estimate.HasField("start_time"), "who knows when a worker comes"
     assert told.reasons[0].no_worker.queue == "agent"
     assert not told.reasons[0].no_worker.HasField("last_poll_time")
     leased = await s.lease_one()

@@ -19,7 +19,7 @@ from scheduler_svc.domain.explain import (
 )
 from scheduler_svc.domain.leasing import Leased
 from scheduler_svc.domain.limits import ProviderRates
-from scheduler_svc.domain.records import SECOND, Failure, Wait, WaitKind
+from scheduler_svc.domain.records import SECOND, Failure, QueueMode, Wait, WaitKind
 from tests.rules import World
 
 
@@ -123,6 +123,7 @@ def test_a_paused_lane() -> None:
 
 def test_nobody_asks_for_work() -> None:
     world = World()
+    world.k.last_polls.clear()
     run_id = world.message("s")
     [reason] = why(world, run_id)
     assert reason.kind == NoWorker("agent", 0)
@@ -135,6 +136,10 @@ def test_nobody_asks_for_work() -> None:
     [reason] = why(world, run_id)
     assert reason.kind == NoWorker("agent", asked)
     assert "(the last one did 12.0 s ago)" in reason.text
+    assert estimate(world.k, world.run(run_id), world.now).start == world.now
+    world.pass_time(60)
+    gone = estimate(world.k, world.run(run_id), world.now)
+    assert (gone.position, gone.start) == (1, 0), "who knows when a worker comes"
     [reason] = why(world, run_id, asked_for=True)
     assert reason.text == "A slot is free; it starts at once."
 
@@ -158,9 +163,9 @@ def test_a_pause_between_attempts_says_what_the_last_one_died_of() -> None:
 
 def test_a_run_that_collects_messages() -> None:
     world = World()
-    run_id = world.message("s")
-    world.run(run_id).ready_time = world.now + SECOND // 2
-    world.k.refresh(world.k.sessions["s"], world.now)
+    run_id = world.message("s", mode=QueueMode.COLLECT, debounce=SECOND // 2)
+    told = estimate(world.k, world.run(run_id), world.now)
+    assert (told.position, told.start) == (1, world.now + SECOND // 2)
     [reason] = why(world, run_id)
     assert reason.kind == Collecting(world.now + SECOND // 2)
     assert reason.text == "It waits 0.5 s for further messages, to answer them together."

@@ -271,16 +271,20 @@ class QueueEstimate(_message.Message):
     AS_OF_TIME_FIELD_NUMBER: _builtins.int
     SESSION_LANE_WAIT_FIELD_NUMBER: _builtins.int
     position: _builtins.int
-    """1 plus the runs, of any session, that are expected to start before. 0 when the run does not
-    wait.
+    """1 plus the runs, of any session, that wait now and are expected to start before, but not at
+    once. 0 when the run does not wait.
     """
     session_lane_ahead: _builtins.int
     """Unfinished runs of its session lane that are ahead, the one that holds the lane included."""
     global_lane_ahead: _builtins.int
-    """Runs of other sessions that are expected to take a slot of the global lane first."""
+    """Runs of other sessions that wait now and are expected to take a slot of the global lane first.
+    Those that take a slot at once are not in line any more.
+    """
     @_builtins.property
     def start_time(self) -> _timestamp_pb2.Timestamp:
-        """Estimated start. Unset when there is no estimate, for example in a paused lane."""
+        """Estimated start. Unset when there is no estimate, for example in a paused lane, or while no
+        worker asks for work.
+        """
 
     @_builtins.property
     def start_time_p90(self) -> _timestamp_pb2.Timestamp:
