@@ -32,13 +32,25 @@ from hypothesis.stateful import (
 from conveyor.common.v1 import content_pb2
 from conveyor.events.v1 import event_pb2
 from conveyor.scheduler.v1 import run_pb2
-from scheduler_svc.domain import admission, leasing, settling, steering, turns, waiting
+from scheduler_svc.domain import (
+    accounting,
+    admission,
+    leasing,
+    reserving,
+    settling,
+    steering,
+    turns,
+    waiting,
+)
 from scheduler_svc.domain.kernel import Config, Kernel
 from scheduler_svc.domain.leasing import Leased
+from scheduler_svc.domain.limits import Outcome as LimitOutcome
+from scheduler_svc.domain.limits import ProviderRates
 from scheduler_svc.domain.records import (
     SECOND,
     TERMINAL,
     AnnounceMode,
+    Caps,
     Failure,
     NewRun,
     QueueMode,
@@ -46,15 +58,19 @@ from scheduler_svc.domain.records import (
     RetryPolicy,
     Run,
     RunState,
+    Usage,
     Wait,
     WaitKind,
 )
 from scheduler_svc.engine import Engine, _Command, _Poll
 from scheduler_svc.store.base import Batch, EventQuery, LaneStore, RunQuery, StoredRun
 from scheduler_svc.store.memory import MemoryStore
+from scheduler_svc.store.postgres import PostgresStore
 from scheduler_svc.store.sqlite import SqliteStore
 from svckit.clock import FakeClock
-from svckit.errors import LeaseLost, ServiceError, StoreUnavailable
+from svckit.errors import LeaseLost, RequestIdReused, ServiceError, StoreUnavailable
+from svckit.postgres import PostgresAddress
+from svckit.testing.postgres import PostgresServer
 from tests.history import History, assert_holds, of_store
 
 SESSIONS = ["a", "b", "c"]
@@ -85,7 +101,8 @@ class Faulty:
 
 
 class Machine(RuleBasedStateMachine):
-    store_kind = "memory"
+    # What the store holds is in a file or a server.
+    outlives_its_object = False
 
     def __init__(self) -> None:
         super().__init__()
@@ -117,14 +134,13 @@ class Machine(RuleBasedStateMachine):
             max_depth=3,
             max_children=3,
             max_descendants=8,
+            providers={"p": ProviderRates(requests_per_minute=120)},
         )
-        inner: LaneStore = (
-            MemoryStore()
-            if self.store_kind == "memory"
-            else SqliteStore(Path(self.tmp.name) / "s.db")
-        )
-        self.store = Faulty(inner)
+        self.store = Faulty(self.make_store())
         self.do(self._open())
+
+    def make_store(self) -> LaneStore:
+        return MemoryStore()
 
     async def _open(self) -> None:
         self.engine = Engine(self.store, self.config, self.clock)  # type: ignore[arg-type]
@@ -212,9 +228,16 @@ class Machine(RuleBasedStateMachine):
                 self.last_accepted[run.session_key] = run.order
         return found
 
-    @rule(session=st.sampled_from(SESSIONS), steer=st.booleans(), timeout=st.booleans())
-    def message(self, session: str, steer: bool, timeout: bool) -> None:
-        more = {"wall_timeout": 60 * SECOND, "run_timeout": 30 * SECOND} if timeout else {}
+    @rule(
+        session=st.sampled_from(SESSIONS),
+        steer=st.booleans(),
+        timeout=st.booleans(),
+        tokens=st.sampled_from([None, None, 15, 45]),
+    )
+    def message(self, session: str, steer: bool, timeout: bool, tokens: int | None) -> None:
+        more: dict[str, Any] = {"caps": Caps(max_tokens=tokens, reply_reserve=0.2)}
+        if timeout:
+            more |= {"wall_timeout": 60 * SECOND, "run_timeout": 30 * SECOND}
         mode = QueueMode.STEER if steer else QueueMode.FOLLOWUP
         self.enqueue(self.new(session, f"q{next(self.ids)}", mode=mode, **more))
 
@@ -264,13 +287,19 @@ class Machine(RuleBasedStateMachine):
             assert len(waiting) < len(waiting) + steered - 2
 
     @precondition(lambda self: self.accepted)
-    @rule(data=st.data())
-    def repeat_a_request(self, data: st.DataObject) -> None:
+    @rule(data=st.data(), other=st.booleans())
+    def repeat_a_request(self, data: st.DataObject, other: bool) -> None:
         request_id = data.draw(st.sampled_from(sorted(self.accepted)))
-        if request_id.startswith("q"):
-            found = self.enqueue(self.new("a", request_id))
-            if isinstance(found, admission.Accepted):
-                assert found.deduplicated
+        if not request_id.startswith("q"):
+            return
+        new = self.new("a", request_id)
+        if other:
+            new = msgspec.structs.replace(new, body_hash=b"other")
+        found = self.enqueue(new)
+        if other:
+            assert found is None or isinstance(found, RequestIdReused)
+        elif isinstance(found, admission.Accepted):
+            assert found.deduplicated
 
     @precondition(lambda self: self.k.runs)
     @rule(data=st.data())
@@ -401,6 +430,69 @@ class Machine(RuleBasedStateMachine):
                 parent = self.k.runs[item.run.run_id]
                 assert not parent.stopping
                 assert self.k.runs[new.run_id].depth <= 3
+
+    @precondition(lambda self: self.held)
+    @rule(data=st.data(), used=st.integers(0, 10), fate=st.sampled_from([None, *LimitOutcome]))
+    def call_a_model(self, data: st.DataObject, used: int, fate: LimitOutcome | None) -> None:
+        """Reserved before, and told after; a call that has to wait, or is refused, is not made."""
+        item = self.pick(data)
+        run_id, token, call = item.run.run_id, item.lease.token, f"m{next(self.ids)}"
+
+        def reserve(k: Kernel, now: int) -> reserving.Grant:
+            return reserving.reserve(
+                k,
+                leasing.leased_run(k, run_id, token),
+                call,
+                provider_id="p",
+                credential_id="",
+                model="m",
+                tokens=10,
+                cost=0,
+                now=now,
+            )
+
+        grant = self.quietly(reserve, runs=[run_id])
+        if not isinstance(grant, reserving.Grant):
+            return
+        if grant.delay > SECOND:
+            self.wait_for_a_grant(item, call)
+        elif fate is not None:
+            self.report(run_id, call, used if fate is LimitOutcome.ANSWERED else 0, fate)
+
+    def wait_for_a_grant(self, item: Leased, call: str) -> None:
+        self.end(
+            item,
+            lambda k, now: leasing.copy(
+                turns.suspend(
+                    k,
+                    item.run.run_id,
+                    item.lease.token,
+                    f"w{item.lease.token}",
+                    wait=Wait(kind=WaitKind.LIMIT, name="x", reservation=call),
+                    hold_lane=True,
+                    interim=b"",
+                    taken=[],
+                    now=now,
+                )
+            ),
+        )
+
+    def report(self, run_id: str, call: str, used: int, fate: LimitOutcome) -> None:
+        def apply(k: Kernel, now: int) -> bool:
+            usage = Usage(model_calls=1, output_tokens=used) if used else Usage()
+            accounting.report(k, run_id, f"report/{call}", b"", usage, "", "p:m", now)
+            reserving.settle(k, call, k.limits.key("p", "", "m"), fate, used, SECOND, now)
+            return True
+
+        line, above = [], run_id
+        while above:  # the run and its ancestors, live or not
+            line.append(above)
+            above = self.do(self.store.get_runs([above]))[above].run.parent_id
+        self.submit_until_done(apply, requests=[f"report/{call}"], runs=line)
+
+    def submit_until_done(self, apply: Any, **needs: Any) -> None:
+        while self.quietly(apply, **needs) is None:
+            pass
 
     @precondition(lambda self: self.held)
     @rule(data=st.data(), each=st.booleans(), take=st.booleans())
@@ -537,9 +629,9 @@ class Machine(RuleBasedStateMachine):
 
     @rule()
     def the_scheduler_dies(self) -> None:
-        self.do(self.store.close() if self.store_kind == "sqlite" else asyncio.sleep(0))
-        if self.store_kind == "sqlite":
-            self.store = Faulty(SqliteStore(Path(self.tmp.name) / "s.db"))
+        if self.outlives_its_object:
+            self.do(self.store.close())
+            self.store = Faulty(self.make_store())
         self.do(self._open())
 
     @rule()
@@ -671,6 +763,17 @@ class Machine(RuleBasedStateMachine):
                 assert stored.run.collected.messages == len(inputs)
 
     @invariant()
+    def budgets_are_kept(self) -> None:
+        """Every call of this machine is reserved, and none uses more than that."""
+        if not hasattr(self, "store"):
+            return
+        for run in self.k.runs.values():
+            cap = run.caps.max_tokens
+            held, _ = self.k.limits.held(run.run_id)
+            assert held >= 0
+            assert cap is None or run.tree_usage.tokens + held <= cap
+
+    @invariant()
     def sequences_have_no_gap(self) -> None:
         if not hasattr(self, "store"):
             return
@@ -682,6 +785,10 @@ class Machine(RuleBasedStateMachine):
             position = row.position
             assert row.sequence == seen.get(row.session_key, 0) + 1
             seen[row.session_key] = row.sequence
+        for key, head in seen.items():
+            query = EventQuery(session_key=key, after_sequence=head // 2)
+            resumed = self.do(self.store.events(query, 100_000))
+            assert [row.sequence for row in resumed] == list(range(head // 2 + 1, head + 1))
 
     @invariant()
     def a_run_is_reported_as_ended_once_and_then_no_more(self) -> None:
@@ -748,6 +855,7 @@ class Machine(RuleBasedStateMachine):
         self.check_inputs(list(ended))
         history: History = self.do(of_store(self.store))
         history.accepted, history.finished = self.accepted, True
+        history.exact = False  # time passes without a scheduler
         assert_holds(history)
         assert all(not lane.running and not lane.waiting for lane in self.k.lanes.values())
 
@@ -764,7 +872,29 @@ def _comparable(run: Run) -> Any:
 
 
 class SqliteMachine(Machine):
-    store_kind = "sqlite"
+    outlives_its_object = True
+
+    def make_store(self) -> LaneStore:
+        return SqliteStore(Path(self.tmp.name) / "s.db")
+
+
+class PostgresMachine(Machine):
+    outlives_its_object = True
+    server: PostgresServer
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._database = self.server.database()
+        self._url = self._database.__enter__()
+
+    def make_store(self) -> LaneStore:
+        return PostgresStore(PostgresAddress.parse(self._url), leads=3600)
+
+    def teardown(self) -> None:
+        try:
+            super().teardown()
+        finally:
+            self._database.__exit__(None, None, None)
 
 
 _SLOW_IS_FINE = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much]
@@ -791,6 +921,20 @@ def test_invariants_on_sqlite() -> None:
         settings=settings(
             max_examples=60 * SCALE,
             stateful_step_count=40,
+            deadline=None,
+            suppress_health_check=_SLOW_IS_FINE,
+        ),
+    )
+
+
+@pytest.mark.timeout(900)
+def test_invariants_on_postgres(postgres: PostgresServer) -> None:
+    machine = type("OnThisServer", (PostgresMachine,), {"server": postgres})
+    run_state_machine_as_test(
+        machine,
+        settings=settings(
+            max_examples=8 * SCALE,
+            stateful_step_count=30,
             deadline=None,
             suppress_health_check=_SLOW_IS_FINE,
         ),

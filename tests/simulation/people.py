@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import Any
 
 from grpc import aio
@@ -222,25 +223,22 @@ class Watcher:
         request = log_pb.WatchEventsRequest(session_key=self.session)
         request.after_sequence = self.seen[-1].sequence if self.seen else 0
         stream = methods["/conveyor.events.v1.EventLogService/WatchEvents"](request, Call(None))
+        reading = asyncio.create_task(self._read(stream))
         try:
-            while not down.done():
-                coming = asyncio.ensure_future(anext(stream, None))
-                await asyncio.wait([coming, down], return_when="FIRST_COMPLETED")
-                if not coming.done():
-                    coming.cancel()
-                    await asyncio.wait([coming])
-                    return
-                response = coming.result()
-                if response is None or self.world.chance(0.02):
-                    return
-                if response.HasField("event"):
-                    self.seen.append(response.event)
-        except (ServiceError, aio.AioRpcError, asyncio.CancelledError) as err:
-            if isinstance(err, asyncio.CancelledError) and not down.done():
-                raise
+            await asyncio.wait([reading, down], return_when="FIRST_COMPLETED")
         finally:
-            if not down.done():
-                await stream.aclose()
+            reading.cancel()
+            await asyncio.wait([reading])
+
+    async def _read(self, stream: Any) -> None:
+        """Reads until the stream ends, or the reader has had enough of it."""
+        with contextlib.suppress(ServiceError, aio.AioRpcError):
+            async with contextlib.aclosing(stream) as responses:
+                async for response in responses:
+                    if self.world.chance(0.02):
+                        return  # before it was seen: it comes again
+                    if response.HasField("event"):
+                        self.seen.append(response.event)
 
 
 async def fate(
