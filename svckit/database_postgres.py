@@ -256,7 +256,8 @@ def _arguments(address: PostgresAddress, name: str) -> dict[str, Any]:
     found: dict[str, Any] = {
         "user": address.user,
         "database": address.database,
-        "password": address.secret(),
+        # Without one the driver would stumble over a server that asks for it.
+        "password": address.secret() or "",
         "application_name": name,
     }
     if address.host.startswith("/"):

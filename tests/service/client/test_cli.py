@@ -352,6 +352,21 @@ async def test_the_configuration_is_checked_and_shown(
         assert "Traceback" not in told.err
 
 
+async def test_the_password_of_the_store_is_not_shown(
+    postgres_url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "conveyor.toml"
+    url = postgres_url.replace("conveyor@", "conveyor:hush@")
+    file.write_text(f'[store]\nurl = "{url}"\n')
+    told = ""
+    for verb in (("config", "show"), ("config", "show", "--json"), ("doctor",)):
+        assert await conveyor("--config", str(file), *verb) in (0, 1)
+        told += "".join(capsys.readouterr())
+    assert f'store.url = "{url.replace("hush", "***")}"' in told
+    assert "with fsync=off" in told  # doctor has asked the server
+    assert "hush" not in told
+
+
 async def test_acp_doctor_fails_unless_all_is_well(
     gateway: Gateway, capsys: pytest.CaptureFixture[str]
 ) -> None:

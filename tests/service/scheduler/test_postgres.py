@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import asyncpg
 import pytest
@@ -102,6 +103,25 @@ async def test_what_waiting_does_not_help_is_told_at_once(
     with pytest.raises(StartError, match="may not create the schema"):
         await make(postgres_url.replace("conveyor@", "guest@")).acquire()
     postgres.execute("DROP ROLE guest")
+
+
+async def test_a_server_that_asks_for_a_password(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PGPASSFILE", str(tmp_path / "none"))
+    with postgres_server() as server:
+        server.execute("CREATE ROLE asked SUPERUSER LOGIN PASSWORD 'right'")
+        (server.directory / "data" / "pg_hba.conf").write_text(
+            "local all conveyor trust\nhost all all 127.0.0.1/32 scram-sha-256\n"
+        )
+        server.execute("SELECT pg_reload_conf()")
+        url = server.url().replace("conveyor@", "asked@")
+        for wrong in (url, url.replace("@", ":wrong@")):
+            with pytest.raises(StartError, match="user or the password"):
+                await make(wrong).acquire()
+        monkeypatch.setenv("PGPASSWORD", "right")
+        async with opened(url) as store:
+            assert await unfinished(store) == []
 
 
 async def test_a_server_that_comes_later_is_waited_for(caplog: pytest.LogCaptureFixture) -> None:

@@ -197,6 +197,24 @@ async def test_what_waiting_does_not_help_is_told_at_once(
         probe(PostgresAddress.parse(postgres.url("nowhere")))
 
 
+async def test_a_server_that_asks_for_a_password(
+    migrations: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PGPASSFILE", str(tmp_path / "none"))
+    with postgres_server() as server:
+        server.execute("CREATE ROLE asked SUPERUSER LOGIN PASSWORD 'right'")
+        (server.directory / "data" / "pg_hba.conf").write_text(
+            "local all conveyor trust\nhost all all 127.0.0.1/32 scram-sha-256\n"
+        )
+        server.execute("SELECT pg_reload_conf()")
+        url = server.url().replace("conveyor@", "asked@")
+        assert "user or the password" in await refusal(url, migrations)
+        assert "user or the password" in await refusal(url.replace("@", ":wrong@"), migrations)
+        monkeypatch.setenv("PGPASSWORD", "right")
+        async with opened(url, migrations) as database:
+            assert await database.run(count) == 0
+
+
 async def test_a_server_that_comes_later_is_waited_for(
     migrations: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
 ) -> None:
