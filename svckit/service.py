@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import gc
 import os
 import signal
 import sys
@@ -190,6 +191,17 @@ async def running(
             await _stop(context, app, answers, server, boundary, tasks)
 
 
+def calm_collector() -> None:
+    """Leaves out of the garbage collection what is there now, and looks less often at the rest.
+
+    What a service loads at its start lives as long as it does; looking through it again and again
+    would make calls slower the more unfinished work there is.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(10_000, 20, 20)
+
+
 async def _watched(
     name: str,
     work: Callable[[], Awaitable[None]],
@@ -331,6 +343,7 @@ async def _serve(
         orphaned = asyncio.create_task(_stop_without(parent, stopping), name="parent")
     try:
         async with running(name, build, settings, address, tracer=tracer) as service:
+            calm_collector()
             _log.info("ready", address=service.address, milliseconds=_process_age_ms())
             stop = asyncio.create_task(stopping.wait())
             either: set[asyncio.Future[Any]] = {stop, service.failed}
