@@ -40,8 +40,8 @@ protos: .venv/.ready-dev ## Generate gen/ from protos/, and the references in do
 	@$(BIN)/python scripts/gen_docs.py
 
 .PHONY: bench
-bench: .venv/.ready ## Measure turns per second and latency here (ARGS=--write stores the result)
-	@$(BIN)/python -m bench.first $(ARGS)
+bench: .venv/.ready ## Measure speed here (ARGS="--only idle --write"; all of it takes ten minutes)
+	@$(BIN)/python -m bench.run $(ARGS)
 
 .PHONY: soak
 soak: .venv/.ready-dev ## Random load and kills for ten minutes (ARGS="--minutes 60 --store postgresql")

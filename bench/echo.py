@@ -7,16 +7,36 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import grpc
 from grpc import aio
 from opentelemetry import trace
 
+from bench.processes import PYTHON, process
+from conveyor_client.supervision.addresses import free_addresses
 from svckit.grpc.boundary import ServerBoundary
+from svckit.grpc.channel import make_channel
 from svckit.grpc.server import make_server
 
 METHOD = "/bench.Echo/Echo"
+
+Call = aio.UnaryUnaryMultiCallable[bytes, bytes]
+
+
+@asynccontextmanager
+async def called(*, ours: bool = False) -> AsyncIterator[Call]:
+    """An echo process, and the call to it; `ours` with our interceptors on both sides."""
+    address = free_addresses(1)[0]
+    async with (
+        process(*PYTHON, "bench.echo", address, *(["--svckit"] if ours else [])),
+        make_channel(address) if ours else aio.insecure_channel(address) as channel,
+    ):
+        call: Call = channel.unary_unary(METHOD)
+        await call(b"", timeout=10, wait_for_ready=True)
+        yield call
 
 
 async def _echo(request: bytes, context: object) -> bytes:

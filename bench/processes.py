@@ -40,14 +40,18 @@ class Workspace:
 
 
 @contextlib.contextmanager
-def workspace(*, main_limit: int = 4) -> Iterator[Workspace]:
-    """Makes a workspace on the disk of the repository (not in memory), removed at the end."""
+def workspace(*, main_limit: int = 4, store: str = "") -> Iterator[Workspace]:
+    """Makes a workspace on the disk of the repository (not in memory), removed at the end.
+
+    `store` is an address of PostgreSQL; left out, the store is in the workspace.
+    """
     (ROOT / "build").mkdir(exist_ok=True)
     directory = Path(tempfile.mkdtemp(prefix="bench-", dir=ROOT / "build"))
     scheduler, agent, acp, gateway, http = free_addresses(5)
     config = directory / "conveyor.toml"
+    local = f"sqlite:///{directory / 'data'}"
     config.write_text(
-        f'store.url = "sqlite:///{directory / "data"}"\n'
+        f'store.url = "{store or local}"\n'
         f"lanes.main.limit = {main_limit}\n"
         f'services = {{ scheduler = "{scheduler}", agent = "{agent}", acp = "{acp}" }}\n'
         f'gateway = {{ grpc = "{gateway}", http = "{http}" }}\n'
@@ -61,16 +65,16 @@ def workspace(*, main_limit: int = 4) -> Iterator[Workspace]:
 
 @contextlib.asynccontextmanager
 async def process(
-    *command: str, output: int | None = None
+    *command: str, output: int | None = None, input: int = subprocess.DEVNULL
 ) -> AsyncIterator[asyncio.subprocess.Process]:
     """Runs a command; at the end asks it to stop, and ends it if it does not.
 
-    What it prints goes to our standard error unless `output` says otherwise.
+    What it prints goes to our standard error unless `output` says otherwise; `input` gives it one.
     """
     child = await asyncio.create_subprocess_exec(
         *command,
         cwd=ROOT,
-        stdin=subprocess.DEVNULL,
+        stdin=input,
         stdout=sys.stderr if output is None else output,
         start_new_session=True,
     )

@@ -16,51 +16,47 @@ def percentile(values: Sequence[float], share: float) -> float:
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table: a rate, latencies in milliseconds, and what they are compared with."""
+    """One line of a table: a rate, latencies in milliseconds, and a word about them."""
 
     name: str
     rate: float | None = None
     milliseconds: Sequence[float] = ()
     note: str = ""
-    # False where a ratio to an echo would say nothing.
-    compare: bool = True
 
 
-def _cells(row: Row, baseline: Row) -> list[str]:
-    def number(value: float) -> str:
-        return f"{value:,.0f}" if value >= 100 else f"{value:.2f}" if value < 10 else f"{value:.1f}"
-
-    rate = number(row.rate) if row.rate else ""
-    share = (
-        f"1 : {baseline.rate / row.rate:.1f}" if row.rate and baseline.rate and row.compare else ""
-    )
-    p50 = p99 = times = ""
-    if row.milliseconds:
-        p50 = number(percentile(row.milliseconds, 0.5))
-        p99 = number(percentile(row.milliseconds, 0.99))
-        if baseline.milliseconds and row.compare:
-            ratio = percentile(row.milliseconds, 0.5) / percentile(baseline.milliseconds, 0.5)
-            times = f"{ratio:.1f} x"
-    return [row.name, rate, share, p50, p99, times, row.note]
+def number(value: float) -> str:
+    """With three digits that matter."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.2f}" if value < 10 else f"{value:.1f}"
 
 
-def table(rows: Sequence[Row]) -> str:
-    """The rows as a Markdown table, compared with the first one."""
-    head = ["", "per second", "rate to echo", "p50 ms", "p99 ms", "p50 to echo", ""]
-    lines = [head, *(_cells(row, rows[0]) for row in rows)]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
+def latencies(rows: Sequence[Row]) -> str:
+    """The rows as a Markdown table."""
+    lines = [
+        [
+            row.name,
+            number(row.rate) if row.rate else "",
+            number(percentile(row.milliseconds, 0.5)) if row.milliseconds else "",
+            number(percentile(row.milliseconds, 0.99)) if row.milliseconds else "",
+            row.note,
+        ]
+        for row in rows
+    ]
+    return grid([["", "per second", "p50 ms", "p99 ms", ""], *lines], words=(0, 4))
+
+
+def grid(lines: Sequence[Sequence[str]], words: Sequence[int] = (0,)) -> str:
+    """A Markdown table with its head first. Columns are numbers but for `words`."""
+    columns = range(len(lines[0]))
+    widths = [max(3, *(len(line[i]) for line in lines)) for i in columns]
 
     def line_of(cells: Sequence[str]) -> str:
         padded = [
-            text.ljust(width) if i in (0, 6) else text.rjust(width)
-            for i, (text, width) in enumerate(zip(cells, widths, strict=True))
+            cells[i].ljust(widths[i]) if i in words else cells[i].rjust(widths[i]) for i in columns
         ]
         return "| " + " | ".join(padded) + " |"
 
-    rule = [
-        "-" * width if i in (0, 6) else "-" * (width - 1) + ":" for i, width in enumerate(widths)
-    ]
-    return "\n".join([line_of(head), line_of(rule), *(line_of(line) for line in lines[1:])]) + "\n"
+    rule = ["-" * widths[i] if i in words else "-" * (widths[i] - 1) + ":" for i in columns]
+    return "\n".join([line_of(lines[0]), line_of(rule), *map(line_of, lines[1:])]) + "\n"
 
 
 def machine() -> str:

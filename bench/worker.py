@@ -1,7 +1,7 @@
 """A worker that answers at once, as a process of its own: `python -m bench.worker ADDRESS FILE`.
 
-The message to answer is `PHASE NANOSECONDS`, the sender's monotonic clock. When it is told to stop,
-it writes how long each run took from there to here, by phase, as JSON.
+The message to answer is `PHASE NANOSECONDS`, the sender's monotonic clock. When it is told to
+stop, it writes as JSON, by phase, when each run was sent and was here, and how many calls it made.
 """
 
 from __future__ import annotations
@@ -11,8 +11,12 @@ import json
 import signal
 import sys
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from pathlib import Path
+from typing import Any
+
+import uvloop
+from grpc import aio
 
 from conveyor.common.v1 import content_pb2
 from conveyor.scheduler.v1 import run_pb2
@@ -25,12 +29,12 @@ SLOTS = 64
 
 
 async def _work(address: str) -> str:
-    latencies: dict[str, list[int]] = defaultdict(list)
+    here: dict[str, list[tuple[int, int]]] = defaultdict(list)
 
     async def answer(turn: LeasedTurn) -> Outcome:
         now = time.monotonic_ns()
         phase, sent = turn.run.inputs[0].message.parts[0].text.split()
-        latencies[phase].append(now - int(sent))
+        here[phase].append((int(sent), now))
         return Complete(
             run_pb2.RunResult(
                 reply=content_pb2.Message(
@@ -42,6 +46,7 @@ async def _work(address: str) -> str:
         )
 
     channel = make_channel(address)
+    calls = _counted(channel)
     worker = Worker(channel, queue="agent", name="bench-0", slots=SLOTS, handler=answer)
     working = asyncio.create_task(worker.run())
     stop = asyncio.Event()
@@ -53,9 +58,28 @@ async def _work(address: str) -> str:
     await worker.drain()
     working.cancel()
     await channel.close()
-    return json.dumps(latencies)
+    return json.dumps({"here": here, "calls": calls})
+
+
+def _counted(channel: aio.Channel) -> Counter[str]:
+    """Counts the calls over a channel, by method. An interceptor would cost more than it counts."""
+    calls: Counter[str] = Counter()
+    make: Any = channel.unary_unary
+
+    def unary_unary(method: str, *values: Any, **named: Any) -> Any:
+        inner = make(method, *values, **named)
+        name = method.rpartition("/")[2]
+
+        def call(*given: Any, **options: Any) -> Any:
+            calls[name] += 1
+            return inner(*given, **options)
+
+        return call
+
+    channel.unary_unary = unary_unary  # type: ignore[method-assign]
+    return calls
 
 
 if __name__ == "__main__":
     setup_logging("bench-worker", load(environ={"CONVEYOR_LOG__LEVEL": "error"}))
-    Path(sys.argv[2]).write_text(asyncio.run(_work(sys.argv[1])))
+    Path(sys.argv[2]).write_text(uvloop.run(_work(sys.argv[1])))

@@ -1,0 +1,1 @@
+"""Other people's queues under the same load. They run in an environment of their own."""
