@@ -26,7 +26,8 @@ _TURN_SECONDS = "How long a turn is taken to last until some were measured; for 
 
 MEANING = {
     "store.url": "Where state is kept: `sqlite:///<directory>`, in which each service has a file of "
-    "its own, or `memory:` (tests). `postgresql://…` *(not yet)*",
+    "its own; `postgresql://user@host:5432/database`, in which each has a schema of its own (see "
+    "[how to](../how-to/postgresql.md), also for the password); or `memory:` (tests)",
     "store.leader_lease_seconds": "With PostgreSQL: how long a scheduler leads without renewing. A standby takes over after it. At most half of `runs.lease_seconds`",
     "lanes.main.limit": _LANE_LIMIT,
     "lanes.main.expected_turn_seconds": _TURN_SECONDS,
