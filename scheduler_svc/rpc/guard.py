@@ -24,6 +24,7 @@ class LeaderGuard(aio.ServerInterceptor):
 
     def __init__(self, leadership: Leadership) -> None:
         self._leadership = leadership
+        self._guarded: dict[str, tuple[Any, Any]] = {}
 
     async def intercept_service(
         self,
@@ -32,8 +33,17 @@ class LeaderGuard(aio.ServerInterceptor):
     ) -> Any:
         """Return the handler of the call, guarded."""
         handler = await continuation(handler_call_details)
-        if handler is None or not handler_call_details.method.startswith(_OURS):
+        method = handler_call_details.method
+        if handler is None or not method.startswith(_OURS):
             return handler
+        # The same object for every call of a method, so that others can tell that it is the same.
+        known, guarded = self._guarded.get(method, (None, None))
+        if known is not handler:
+            guarded = self._guard(handler)
+            self._guarded[method] = (handler, guarded)
+        return guarded
+
+    def _guard(self, handler: Any) -> Any:
         if handler.response_streaming:
             return grpc.unary_stream_rpc_method_handler(
                 self._stream(handler.unary_stream),

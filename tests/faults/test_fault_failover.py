@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from conveyor.common.v1 import content_pb2
 from conveyor.events.v1 import event_pb2
 from conveyor.scheduler.v1 import run_pb2
 from conveyor.scheduler.v1 import scheduler_service_pb2 as scheduler_pb
@@ -128,6 +129,27 @@ async def direct(address: str) -> AsyncIterator[Callable[[], Awaitable[Any]]]:
         yield lambda: call(stub.ListLanes(scheduler_pb.ListLanesRequest(), timeout=60.0))
 
 
+UNHEARD = "agent:main:grpc:direct:said-to-a-frozen-one"
+
+
+async def write_directly(address: str) -> Any:
+    """A message for one scheduler and no other."""
+    item = scheduler_pb.EnqueueItem(
+        spec=run_pb2.RunSpec(session_key=UNHEARD, customer_key=UNHEARD, queue="agent"),
+        message=content_pb2.Message(
+            message_id="m-1",
+            role=content_pb2.ROLE_USER,
+            parts=[content_pb2.ContentPart(text="[[reply: unheard]]")],
+        ),
+        request_id="unheard",
+    )
+    async with make_channel(address, own_connection=True) as channel:
+        stub: Any = scheduler_grpc.SchedulerServiceStub(channel)
+        return await call(
+            stub.EnqueueRuns(scheduler_pb.EnqueueRunsRequest(items=[item]), timeout=60.0)
+        )
+
+
 async def served_by_another(cluster: Cluster, than: str) -> float:
     """Wait until another scheduler answers; returns the seconds it took."""
     began = time.monotonic()
@@ -211,6 +233,7 @@ async def test_the_leader_is_frozen_and_woken(cluster: Cluster) -> None:
             cluster.signal(leader, signal.SIGSTOP)
             # These wait at its door, and are the first things that it hears when it wakes.
             asked = [asyncio.ensure_future(read()) for _ in range(5)]
+            asked.append(asyncio.ensure_future(write_directly(leader)))
             took = await served_by_another(cluster, leader)
             assert took < 2 * LEASE
             await load.everybody_is_answered()
@@ -226,7 +249,8 @@ async def test_the_leader_is_frozen_and_woken(cluster: Cluster) -> None:
             assert refused.value.metadata["leader"] == now_leads
         assert cluster.leader() == (now_leads, epoch), "the woken one changed nothing"
         assert "another scheduler leads" in cluster.said(leader)
-    await check(cluster, load)
+    history = await check(cluster, load)
+    assert all(row.session_key != UNHEARD for row in history.runs.values())
 
 
 async def test_the_leader_drains(cluster: Cluster) -> None:
