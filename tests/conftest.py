@@ -9,8 +9,14 @@ from pathlib import Path
 
 import pytest
 import structlog
+from hypothesis import settings
 
 from svckit.testing.postgres import PostgresMissing, PostgresServer, postgres_server
+
+# How long an example takes says something about the machine, not about the code: each test has a
+# timeout, and what has to be quick is measured.
+settings.register_profile("conveyor", deadline=None)
+settings.load_profile("conveyor")
 
 
 @pytest.fixture(autouse=True)
