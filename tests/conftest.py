@@ -82,6 +82,23 @@ def postgres_url(postgres: PostgresServer) -> Iterator[str]:
         yield url
 
 
+@pytest.fixture(scope="session")
+def _breakable_postgres(_postgres: PostgresServer) -> Iterator[PostgresServer]:
+    with postgres_server() as server:
+        yield server
+
+
+@pytest.fixture
+def breakable_postgres(_breakable_postgres: PostgresServer) -> Iterator[PostgresServer]:
+    """A PostgreSQL server to stop and kill; it runs when the test begins."""
+    server = _breakable_postgres
+    if not server.running:
+        server.start()
+    yield server
+    if not server.running:
+        server.start()
+
+
 @pytest.fixture(params=["sqlite", "postgres"])
 def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """Where a service may keep its data, for `Database.open`: an SQLite file, and PostgreSQL."""

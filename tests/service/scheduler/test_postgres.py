@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+import os
+import shutil
+import subprocess
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 import asyncpg
@@ -19,8 +22,34 @@ from scheduler_svc.store.postgres_link import ERRORS
 from svckit.errors import NotLeader, StartError, StoreUnavailable
 from svckit.postgres import PostgresAddress
 from svckit.testing import eventually
-from svckit.testing.postgres import PostgresServer, postgres_server
+from svckit.testing.postgres import PostgresServer
 from svckit.testing.proxy import Proxy, proxy
+
+
+class Disk:
+    """A file system of a test's own."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def resize(self, mebibytes: int) -> None:
+        options = f"remount,size={mebibytes}m"
+        subprocess.run(["mount", "-o", options, str(self.path)], check=True)
+
+
+@contextmanager
+def small_disk(path: Path, mebibytes: int) -> Iterator[Disk]:
+    """A disk of the server's user, or no test where that is not allowed."""
+    path.mkdir()
+    owner = path.parent.stat()
+    options = f"size={mebibytes}m,uid={owner.st_uid},gid={owner.st_gid},mode=700"
+    command = ["mount", "-t", "tmpfs", "-o", options, "conveyor-test", str(path)]
+    if shutil.which("mount") is None or subprocess.run(command, capture_output=True).returncode:
+        pytest.skip("this user may not mount a file system")
+    try:
+        yield Disk(path)
+    finally:
+        subprocess.run(["umount", "-l", str(path)], check=True)
 
 
 def make(url: str, *, leads: float = 60.0, patience: float = 10.0) -> PostgresStore:
@@ -106,16 +135,18 @@ async def test_what_waiting_does_not_help_is_told_at_once(
 
 
 async def test_a_server_that_asks_for_a_password(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, breakable_postgres: PostgresServer
 ) -> None:
     monkeypatch.setenv("PGPASSFILE", str(tmp_path / "none"))
-    with postgres_server() as server:
-        server.execute("CREATE ROLE asked SUPERUSER LOGIN PASSWORD 'right'")
+    server = breakable_postgres
+    with server.database() as url:
+        server.execute("CREATE ROLE asked_once SUPERUSER LOGIN PASSWORD 'right'")
         (server.directory / "data" / "pg_hba.conf").write_text(
-            "local all conveyor trust\nhost all all 127.0.0.1/32 scram-sha-256\n"
+            "local all all trust\nhost all asked_once 127.0.0.1/32 scram-sha-256\n"
+            "host all all 127.0.0.1/32 trust\n"
         )
         server.execute("SELECT pg_reload_conf()")
-        url = server.url().replace("conveyor@", "asked@")
+        url = url.replace("conveyor@", "asked_once@")
         for wrong in (url, url.replace("@", ":wrong@")):
             with pytest.raises(StartError, match="user or the password"):
                 await make(wrong).acquire()
@@ -124,10 +155,12 @@ async def test_a_server_that_asks_for_a_password(
             assert await unfinished(store) == []
 
 
-async def test_a_server_that_comes_later_is_waited_for(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_server_that_comes_later_is_waited_for(
+    caplog: pytest.LogCaptureFixture, breakable_postgres: PostgresServer
+) -> None:
     caplog.set_level(logging.WARNING)
-    with postgres_server() as server:
-        url = server.url()
+    server = breakable_postgres
+    with server.database() as url:
         server.stop()
         with pytest.raises(StartError, match=rf"does not answer at 127.0.0.1:{server.port}/"):
             await make(url, patience=0.1).acquire()
@@ -368,9 +401,10 @@ async def test_a_caller_that_is_cancelled_leaves_no_doubt_behind(
 # -- A server that ends and comes back ----------------------------------------------------------
 
 
-async def test_a_restart_while_idle_is_not_noticed(postgres_url: str) -> None:
-    with postgres_server() as server:
-        async with opened(server.url()) as store:
+async def test_a_restart_while_idle_is_not_noticed(breakable_postgres: PostgresServer) -> None:
+    server = breakable_postgres
+    with server.database() as url:
+        async with opened(url) as store:
             await store.commit(batch(run(1)))
             await asyncio.to_thread(server.restart, "immediate")
             await store.commit(batch(run(2)))
@@ -382,9 +416,12 @@ async def test_a_restart_while_idle_is_not_noticed(postgres_url: str) -> None:
             assert await unfinished(store) == ["r1", "r2"]
 
 
-async def test_a_server_that_is_away_or_takes_no_writes_is_unavailable(postgres_url: str) -> None:
-    with postgres_server() as server:
-        async with opened(server.url()) as store:
+async def test_a_server_that_is_away_or_takes_no_writes_is_unavailable(
+    breakable_postgres: PostgresServer,
+) -> None:
+    server = breakable_postgres
+    with server.database() as url:
+        async with opened(url) as store:
             await store.commit(batch(run(1)))
             await asyncio.to_thread(server.stop, "immediate")
             for call in (
@@ -406,17 +443,50 @@ async def test_a_server_that_is_away_or_takes_no_writes_is_unavailable(postgres_
             assert await unfinished(store) == ["r1"]
 
 
-async def test_a_server_that_lost_commits_is_not_written_to_unseen(postgres_url: str) -> None:
+async def test_a_server_that_lost_commits_is_not_written_to_unseen(
+    breakable_postgres: PostgresServer,
+) -> None:
     """As a standby that was promoted may have: memory has to be built again."""
-    with postgres_server() as server:
-        async with opened(server.url()) as store:
+    server = breakable_postgres
+    with server.database() as url:
+        async with opened(url) as store:
             await store.commit(batch(run(1)))
             await store.commit(batch(run(2)))
             await asyncio.to_thread(server.restart, "fast")
-            server.execute("DELETE FROM scheduler.runs WHERE run_id = 'r2'")
-            server.execute("DELETE FROM scheduler.records WHERE ord = 2")
-            server.execute("UPDATE scheduler.meta SET value = value - 1 WHERE key = 'commits'")
+            server.execute("DELETE FROM scheduler.runs WHERE run_id = 'r2'", url)
+            server.execute("DELETE FROM scheduler.records WHERE ord = 2", url)
+            server.execute("UPDATE scheduler.meta SET value = value - 1 WHERE key = 'commits'", url)
             with pytest.raises(StoreUnavailable, match="changed under us"):
                 await store.commit(batch(run(3)))
             assert await unfinished(store) == ["r1"]
             await store.commit(batch(run(2)))
+
+
+async def test_a_disk_that_fills_up_and_gets_space(breakable_postgres: PostgresServer) -> None:
+    server, stored = breakable_postgres, 1
+    with small_disk(server.directory / "small", 24) as disk:
+        server.execute(f"CREATE TABLESPACE small LOCATION '{disk.path}'")
+        server.execute("CREATE DATABASE crowded TABLESPACE small")
+        try:
+            async with opened(server.url("crowded")) as store:
+                await store.commit(batch(run(1)))
+                batches = [
+                    Batch(time=1, runs=[run(n)], payloads={f"r{n}": os.urandom(500_000)})
+                    for n in range(2, 80)
+                ]
+
+                async def fill() -> None:
+                    nonlocal stored
+                    while True:
+                        await store.commit(batches[stored - 1])
+                        stored += 1
+
+                with pytest.raises(StoreUnavailable):
+                    await fill()
+                assert [r.order for r in (await store.load()).runs] == list(range(1, stored + 1))
+                disk.resize(64)
+                await store.commit(batches[stored - 1])
+                assert len(await unfinished(store)) == stored + 1
+        finally:
+            server.execute("DROP DATABASE crowded WITH (FORCE)")
+            server.execute("DROP TABLESPACE small")

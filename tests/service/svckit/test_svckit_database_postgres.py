@@ -19,7 +19,7 @@ from svckit.database_postgres import PostgresSchema, probe
 from svckit.errors import StartError, StoreUnavailable
 from svckit.postgres import PostgresAddress
 from svckit.testing import eventually
-from svckit.testing.postgres import PostgresServer, postgres_server
+from svckit.testing.postgres import PostgresServer
 from svckit.testing.proxy import Proxy, proxy
 
 __all__ = ["migrations"]
@@ -86,9 +86,12 @@ async def test_two_processes_of_a_service_do_not_see_each_others_halves(
         assert sorted(ids) == list(range(10))
 
 
-async def test_a_server_that_restarts_is_found_again(migrations: Path) -> None:
-    with postgres_server() as server:
-        async with opened(server.url(), migrations) as database:
+async def test_a_server_that_restarts_is_found_again(
+    migrations: Path, breakable_postgres: PostgresServer
+) -> None:
+    server = breakable_postgres
+    with server.database() as url:
+        async with opened(url, migrations) as database:
             await database.run(lambda c: c.execute(add(1)))
             for restart in (
                 functools.partial(server.restart, "fast"),
@@ -198,16 +201,21 @@ async def test_what_waiting_does_not_help_is_told_at_once(
 
 
 async def test_a_server_that_asks_for_a_password(
-    migrations: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    migrations: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    breakable_postgres: PostgresServer,
 ) -> None:
     monkeypatch.setenv("PGPASSFILE", str(tmp_path / "none"))
-    with postgres_server() as server:
-        server.execute("CREATE ROLE asked SUPERUSER LOGIN PASSWORD 'right'")
+    server = breakable_postgres
+    with server.database() as url:
+        server.execute("CREATE ROLE asked_twice SUPERUSER LOGIN PASSWORD 'right'")
         (server.directory / "data" / "pg_hba.conf").write_text(
-            "local all conveyor trust\nhost all all 127.0.0.1/32 scram-sha-256\n"
+            "local all all trust\nhost all asked_twice 127.0.0.1/32 scram-sha-256\n"
+            "host all all 127.0.0.1/32 trust\n"
         )
         server.execute("SELECT pg_reload_conf()")
-        url = server.url().replace("conveyor@", "asked@")
+        url = url.replace("conveyor@", "asked_twice@")
         assert "user or the password" in await refusal(url, migrations)
         assert "user or the password" in await refusal(url.replace("@", ":wrong@"), migrations)
         monkeypatch.setenv("PGPASSWORD", "right")
@@ -216,17 +224,19 @@ async def test_a_server_that_asks_for_a_password(
 
 
 async def test_a_server_that_comes_later_is_waited_for(
-    migrations: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+    migrations: Path,
+    caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
+    breakable_postgres: PostgresServer,
 ) -> None:
-    with postgres_server() as server:
+    server = breakable_postgres
+    with server.database() as url:
         server.stop()
-        told = await refusal(server.url(), migrations, patience=0)
-        assert f"does not answer at 127.0.0.1:{server.port}/postgres" in told
+        told = await refusal(url, migrations, patience=0)
+        assert f"does not answer at 127.0.0.1:{server.port}/" in told
         with pytest.raises(StartError, match="no answer"):
-            probe(PostgresAddress.parse(server.url()))
-        starting = asyncio.create_task(
-            Database.open(server.url(), migrations=migrations, name="agent")
-        )
+            probe(PostgresAddress.parse(url))
+        starting = asyncio.create_task(Database.open(url, migrations=migrations, name="agent"))
         said: list[str] = []
 
         def waits() -> bool:
@@ -239,6 +249,6 @@ async def test_a_server_that_comes_later_is_waited_for(
         database = await starting
         assert await database.run(count) == 0
         await database.close()
-        version, safe = probe(PostgresAddress.parse(server.url()))
+        version, safe = probe(PostgresAddress.parse(url))
         assert version.partition(".")[0].isdecimal()
         assert not safe  # servers of tests do not wait for the disk
