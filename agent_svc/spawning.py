@@ -129,6 +129,10 @@ class Spawner:
         spec.run_timeout.FromMilliseconds(round(limit * 1000))
         if args.timeout_seconds is not None:
             spec.wall_timeout.FromMilliseconds(round(args.timeout_seconds * 1000))
+        if args.budget is not None and args.budget.max_tokens is not None:
+            spec.budget.max_tokens = args.budget.max_tokens
+        if args.budget is not None and args.budget.max_cost_usd is not None:
+            spec.budget.max_cost_micros_usd = round(args.budget.max_cost_usd * 1_000_000)
         run_id = parent.run.run_id
         return sched.EnqueueItem(
             spec=spec,

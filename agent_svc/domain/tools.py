@@ -18,10 +18,19 @@ SESSION_TOOLS = (SPAWN, YIELD, AGENTS)
 
 LABEL_CHARS = 64
 TASK_BYTES = 256 * 1024
+MOST_TOKENS = 1_000_000_000
+MOST_USD = 1_000_000
 
 
 class BadArguments(Exception):
     """The model called a tool with arguments it does not take. The text is for the model."""
+
+
+class SpawnBudget(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a sub-agent and everything below it may use. It counts against the parent's too."""
+
+    max_tokens: int | None = None
+    max_cost_usd: float | None = None
 
 
 class SpawnArgs(msgspec.Struct, frozen=True):
@@ -36,6 +45,7 @@ class SpawnArgs(msgspec.Struct, frozen=True):
     context: Literal["isolated", "fork"] = "isolated"
     cwd: str = ""
     timeout_seconds: float | None = None
+    budget: SpawnBudget | None = None
 
 
 class YieldArgs(msgspec.Struct, frozen=True):
@@ -85,6 +95,11 @@ def read_spawn(arguments: str) -> SpawnArgs:
         raise BadArguments(f"`task` must be at most {TASK_BYTES} bytes of UTF-8")
     if args.timeout_seconds is not None and not 0 < args.timeout_seconds <= 86_400 * 30:
         raise BadArguments("`timeout_seconds` must be above 0 and at most 2592000")
+    budget = args.budget or SpawnBudget()
+    if budget.max_tokens is not None and not 1 <= budget.max_tokens <= MOST_TOKENS:
+        raise BadArguments(f"`budget.max_tokens` must be 1 to {MOST_TOKENS}")
+    if budget.max_cost_usd is not None and not 0 < budget.max_cost_usd <= MOST_USD:
+        raise BadArguments(f"`budget.max_cost_usd` must be above 0 and at most {MOST_USD}")
     return args
 
 
@@ -156,6 +171,14 @@ def _spawn_schema(rules: ToolRules) -> ToolSchema:
                 "timeout_seconds": {
                     "type": "number",
                     "description": "Give up on it after this long, waiting included.",
+                },
+                "budget": {
+                    "type": "object",
+                    "description": "What it may use, with everything that it starts itself.",
+                    "properties": {
+                        "max_tokens": {"type": "integer"},
+                        "max_cost_usd": {"type": "number"},
+                    },
                 },
             },
             "required": ["task"],

@@ -260,6 +260,7 @@ def exhausted(run: Run, last: Failure) -> Failure:
 def retry(k: Kernel, run: Run, pause: int, failure: Failure | None, cause: str, now: int) -> None:
     """Queues the next attempt after a pause. The run keeps its session lane: order is kept."""
     session = k.sessions[run.session_key]
+    reserving.let_go(k, run)
     run.ready_time = now + pause if pause else 0
     run.last_failure = failure
     k.set_state(run, RunState.QUEUED, now, failure=failure, cause=cause)

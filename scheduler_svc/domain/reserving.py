@@ -149,6 +149,14 @@ def resumed(k: Kernel, run: Run, now: int) -> Grant | None:
     return grant(k, call, now)
 
 
+def let_go(k: Kernel, run: Run) -> None:
+    """The run stops executing and comes back later: nobody waits for what it asked meanwhile."""
+    for reservation_id in sorted(k.limits.of_flow.get(run.flow_id, ())):
+        call = k.limits.reservations[reservation_id]
+        if call.run_id == run.run_id and call.phase is Phase.GRANTED:
+            _abandon(k, call)
+
+
 def run_ended(k: Kernel, run: Run) -> None:
     """A run has ended: what it waited for is given up, and with a root what nobody reported."""
     for reservation_id in sorted(k.limits.of_flow.get(run.flow_id, ())):

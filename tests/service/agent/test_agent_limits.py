@@ -208,3 +208,15 @@ async def test_an_answer_that_was_paid_for_is_delivered_though_the_budget_is_gon
     provider.script(Reply("", [ToolCall("agents_list")]))
     end = await scheduler.answer(scheduler.leased("hi", run_id="R2"))
     assert from_proto(end.error).reason == "BUDGET_EXCEEDED"
+
+
+async def test_a_sub_agent_gets_the_budget_that_its_parent_says(
+    scheduler: FakeScheduler, live: InProcess, provider: FakeOpenAI
+) -> None:
+    budget = {"max_tokens": 500, "max_cost_usd": 0.25}
+    provider.script(Reply("", [ToolCall("sessions_spawn", {"task": "a", "budget": budget})]))
+    await scheduler.answer(scheduler.leased("go"))
+    (child,) = scheduler.children.values()
+    assert child.spec.budget.max_tokens == 500
+    assert child.spec.budget.max_cost_micros_usd == 250_000
+    assert not child.spec.budget.HasField("max_wall_time")

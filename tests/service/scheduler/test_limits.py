@@ -218,6 +218,31 @@ async def test_a_429_makes_everybody_wait_and_one_probe_goes(s: Driver) -> None:
         assert not follower.resumption.grant.HasField("delay")
 
 
+async def test_a_probe_whose_worker_is_lost_gives_way_to_the_next(s: Driver) -> None:
+    async with driver_with_two(s) as (first, second):
+        await report(
+            s,
+            first.run.run_id,
+            outcome=pb.CALL_OUTCOME_THROTTLED,
+            provider="free",
+            reservation="",
+            retry_after=0.01,
+        )
+        limiter = s.engine._kernel.limits.limiters["free/"]
+        await eventually(lambda: limiter.state.cool_until <= s.engine.now())
+        probe = await granted(s, first, "2", provider="free")
+        assert not probe.HasField("delay")
+        other = await granted(s, second, provider="free")
+        await wait_for(s, second, other.reservation_id)
+        assert not await s.lease(1, 0.2)
+        await s.worker.ReleaseRun(ws.ReleaseRunRequest(lease_id=first.lease.lease_id))
+        again = await s.lease(2, 5)
+        while second.run.run_id not in {item.run.run_id for item in again}:
+            again += await s.lease(2, 5)
+        [resumed] = [item for item in again if item.run.run_id == second.run.run_id]
+        assert not resumed.resumption.grant.HasField("delay")
+
+
 async def test_what_waits_for_a_limit_survives_a_restart(tmp_path: Path) -> None:
     config = settings(tmp_path, **LIMITED)
     async with driver(config) as s:

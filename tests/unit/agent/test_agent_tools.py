@@ -38,6 +38,9 @@ def test_arguments_of_weaker_models_are_taken_as_meant() -> None:
         '{"task": 7}',
         '{"task": "x", "runtime": "shell"}',
         '{"task": "x", "timeout_seconds": 0}',
+        '{"task": "x", "budget": {"max_tokens": 0}}',
+        '{"task": "x", "budget": {"max_cost_usd": -1}}',
+        '{"task": "x", "budget": {"max_turns": 3}}',
         '{"task": "x", "wait": "perhaps"}',
     ],
 )
