@@ -1,4 +1,4 @@
-"""A forecast says exactly what the kernel would do with infinitely many workers."""
+"""A forecast says what the kernel would do with infinitely many workers, provider limits included."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ import hypothesis.strategies as st
 import msgspec
 from hypothesis import given, settings
 
-from scheduler_svc.domain import admission, leasing, turns
+from scheduler_svc.domain import admission, leasing, reserving, turns
 from scheduler_svc.domain.arrivals import Burst, Chance, Draw, Listed, Message, Rate
 from scheduler_svc.domain.forecasting import Children, Load, simulate
 from scheduler_svc.domain.kernel import Config, Kernel
 from scheduler_svc.domain.leasing import Leased
+from scheduler_svc.domain.limits import SHORT_WAIT, Outcome, ProviderRates
 from scheduler_svc.domain.records import SECOND, AnnounceMode, NewRun, Run, Wait, WaitKind
 from scheduler_svc.domain.turntime import Fixed, Percentiles, Samples
 from scheduler_svc.forecast.__main__ import dice
@@ -53,8 +54,11 @@ class Suite:
                 max_children=1000,
                 max_descendants=1000,
                 weights=dict(load.arrivals.weights),
+                providers={"p": ProviderRates(load.requests_per_minute, load.tokens_per_minute)},
             )
         )
+        self.limited = bool(load.requests_per_minute or load.tokens_per_minute)
+        self.begun: dict[str, int] = {}  # run -> turns that did not only wait for the provider
         self.told = Told(waited=dict.fromkeys(load.lanes, 0), peaks=dict.fromkeys(load.lanes, 0))
         self.events: list[tuple[int, int, Any]] = []
         self.count = itertools.count()
@@ -66,22 +70,30 @@ class Suite:
     def play(self) -> Told:
         leasing.greet(self.k, "agent", "w", 1, EPOCH)
         arrivals = list(self._messages())
-        while arrivals or self.events:
-            now = min(
-                ([arrivals[0][0]] if arrivals else [])
-                + ([self.events[0][0]] if self.events else [])
-            )
+        while arrivals or self.events or self.k.limits.next_time() is not None:
+            due = [arrivals[0][0]] if arrivals else []
+            due += [self.events[0][0]] if self.events else []
+            granted = self.k.limits.next_time()
+            due += [granted - EPOCH] if granted is not None else []
+            now = min(due)
             while self.events and self.events[0][0] == now:
                 self._end(heapq.heappop(self.events)[2], now)
             while arrivals and arrivals[0][0] == now:
                 self._enqueue(arrivals.pop(0)[1], now)
-            for leased in leasing.lease_ready(self.k, "agent", "w", 1, 10**6, now + EPOCH):
-                self._begin(leased, now)
+            reserving.sweep(self.k, now + EPOCH)
+            # One run of each lane at a time: one that must wait for the provider has given its
+            # slot back before the next is looked for.
+            while leased := leasing.lease_ready(self.k, "agent", "w", 1, self._open(), now + EPOCH):
+                for each in leased:
+                    self._begin(each, now)
             for lane in self.k.lanes.values():
                 self.told.peaks[lane.name] = max(self.told.peaks[lane.name], lane.waiting)
             self.k.take_changes()
         self.told.unfinished = len(self.k.runs)
         return self.told
+
+    def _open(self) -> int:
+        return sum(bool(lane.free and lane.waiting) for lane in self.k.lanes.values())
 
     def _messages(self) -> Any:
         arrivals = self.load.arrivals
@@ -107,30 +119,52 @@ class Suite:
 
     def _begin(self, leased: Leased, now: int) -> None:
         run, children = leased.run, self.load.children
+        grant = leased.grant
+        if grant is None and self.limited:
+            grant = reserving.reserve(
+                self.k, self.k.runs[run.run_id], f"{run.run_id}/{run.turn}", provider_id="p",
+                credential_id="", model="", tokens=self.load.tokens_per_turn, cost=0,
+                now=now + EPOCH,
+            )  # fmt: skip
+        if grant is not None and grant.delay > SHORT_WAIT:
+            wait = Wait(kind=WaitKind.LIMIT, name="p", reservation=grant.reservation_id)
+            turns.suspend(
+                self.k, run.run_id, leased.lease.token, "", wait=wait, hold_lane=True,
+                interim=b"", taken=[], now=now + EPOCH,
+            )  # fmt: skip
+            return
+        start = now + grant.delay if grant is not None else now
         self.told.turns += 1
+        self.begun[run.run_id] = turn = self.begun.get(run.run_id, 0) + 1
         if run.depth:
             assert children is not None
             parent = self.numbers[run.parent_id]
             index = int(run.run_id.rpartition("/")[2])
             time = children.time.at(self.chance(Draw.CHILD, parent * children.per_turn + index))
-        elif run.turn == 1:
+        elif turn == 1:
             number = self.numbers[run.run_id]
             time = self.own_times[run.run_id] or self.load.turn_time.at(
                 self.chance(Draw.TURN, number)
             )
-            wait = now - self.arrived[run.run_id]
-            self.told.starts.append((run.customer_key, now, wait))
+            waited = start - self.arrived[run.run_id]
+            self.told.starts.append((run.customer_key, start, waited))
         else:
             assert children is not None
             assert children.closing_time is not None
             time = children.closing_time.at(
                 self.chance(Draw.CLOSING_TURN, self.numbers[run.run_id])
             )
-        heapq.heappush(self.events, (now + time, next(self.count), leased))
+        reservation = grant.reservation_id if grant is not None else ""
+        event = (start + time, next(self.count), (leased, reservation))
+        heapq.heappush(self.events, event)
 
-    def _end(self, leased: Leased, now: int) -> None:
+    def _end(self, ended_turn: tuple[Leased, str], now: int) -> None:
+        leased, reservation = ended_turn
+        if reservation:
+            tokens = self.load.tokens_per_turn
+            reserving.settle(self.k, reservation, "p", Outcome.ANSWERED, tokens, 0, now + EPOCH)
         run, token, children = leased.run, leased.lease.token, self.load.children
-        if not run.depth and run.turn == 1 and children is not None:
+        if not run.depth and self.begun[run.run_id] == 1 and children is not None:
             for index in range(children.per_turn):
                 admission.enqueue(
                     self.k,
@@ -231,10 +265,13 @@ loads = st.builds(
     turn_time=times,
     lanes=st.fixed_dictionaries({"main": st.integers(0, 3), "subagent": st.integers(0, 3)}),
     children=children,
+    requests_per_minute=st.sampled_from([0, 0, 12, 25, 200]),
+    tokens_per_minute=st.sampled_from([0, 0, 2_000, 20_000]),
+    tokens_per_turn=st.sampled_from([1, 90, 400]),
 )
 
 
-@settings(max_examples=400 * SCALE)
+@settings(max_examples=300 * SCALE, deadline=None)
 @given(load=loads, seed=st.integers(-(2**63), 2**63 - 1))
 def test_a_forecast_gives_the_times_of_the_kernel(load: Load, seed: int) -> None:
     chance = dice(seed)
