@@ -1,4 +1,4 @@
-"""A forecast says what the kernel would do with infinitely many workers, provider limits included."""
+"""A forecast says what the kernel would do with endless workers, provider limits included."""
 
 from __future__ import annotations
 
@@ -81,19 +81,24 @@ class Suite:
             while arrivals and arrivals[0][0] == now:
                 self._enqueue(arrivals.pop(0)[1], now)
             reserving.sweep(self.k, now + EPOCH)
-            # One run of each lane at a time: one that must wait for the provider has given its
-            # slot back before the next is looked for.
-            while leased := leasing.lease_ready(self.k, "agent", "w", 1, self._open(), now + EPOCH):
-                for each in leased:
-                    self._begin(each, now)
+            self._lease(now)
             for lane in self.k.lanes.values():
                 self.told.peaks[lane.name] = max(self.told.peaks[lane.name], lane.waiting)
             self.k.take_changes()
         self.told.unfinished = len(self.k.runs)
         return self.told
 
-    def _open(self) -> int:
-        return sum(bool(lane.free and lane.waiting) for lane in self.k.lanes.values())
+    def _lease(self, now: int) -> None:
+        if not self.limited:
+            for leased in leasing.lease_ready(self.k, "agent", "w", 1, 10**6, now + EPOCH):
+                self._begin(leased, now)
+            return
+        # As `lease_ready`, but every worker has asked for its model call, and has given its slot
+        # back where it must wait, before the next one gets a run.
+        while lanes := [lane for lane in self.k.lanes.values() if lane.free and lane.waiting]:
+            for lane in lanes:
+                run = self.k.runs[lane.queue("agent").pop()]
+                self._begin(leasing._lease(self.k, run, "w", 1, now + EPOCH), now)
 
     def _messages(self) -> Any:
         arrivals = self.load.arrivals
