@@ -189,8 +189,8 @@ class Channel:
             world.wrong(f"{path} raised {type(err).__name__}: {err}")
             raise no_answer(grpc.StatusCode.INTERNAL, "internal") from err
         finally:
-            if not task.done():
-                task.cancel()
+            task.cancel()
+            task.add_done_callback(lambda over: over.cancelled() or over.exception())  # heard
 
 
 class Disk:
