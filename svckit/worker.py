@@ -204,6 +204,7 @@ class Worker:
 
     async def _lease_loop(self) -> None:
         pauses = full_jitter(0.1, 2.0)
+        greeted = False
         while not self._draining.is_set():
             free = self._slots - len(self._turns)
             if free <= 0:
@@ -219,6 +220,10 @@ class Worker:
             request.held.lease_ids.extend(self._turns)
             try:
                 response = await self._poll(request)
+            except WorkerReplaced as err:
+                if greeted or not self._outbid(err):
+                    raise
+                continue
             except ServiceError as err:
                 self._connected.clear()
                 if not isinstance(err, (*_AGAIN, Internal)):
@@ -227,10 +232,20 @@ class Worker:
                 await self._pause(next(pauses))
                 continue
             pauses = full_jitter(0.1, 2.0)
+            greeted = True
             self._connected.set()
             for leased in response.leased_runs if response is not None else ():
                 self._start(leased)
         await self._idle.wait()
+
+    def _outbid(self, err: WorkerReplaced) -> bool:
+        """Take an incarnation above that of the process before: the clock was set back since."""
+        newest = err.metadata.get("incarnation", "")
+        if not newest.isdecimal():
+            return False
+        _log.warning("the clock is behind that of the worker before", incarnation=newest)
+        self._worker.incarnation = int(newest) + 1
+        return True
 
     async def _poll(self, request: ws.LeaseRunsRequest) -> ws.LeaseRunsResponse | None:
         """Ask for runs; None when the worker began to drain meanwhile."""

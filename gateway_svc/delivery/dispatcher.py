@@ -45,6 +45,7 @@ class Dispatcher:
         self._give_up_us = round(give_up_seconds * 1_000_000)
         self._work: dict[str, asyncio.Task[None]] = {}
         self._wake = asyncio.Event()
+        self._started = False
         self.delivered = 0
         self.given_up = 0
 
@@ -71,6 +72,10 @@ class Dispatcher:
             await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _start_work(self) -> None:
+        if not self._started:
+            latest = self._clock.now_us() + round(_LONGEST_PAUSE * 1_000_000)
+            await self._database.run(lambda db: outbox.bring_forward(db, latest))
+            self._started = True
         for recipient in await self._database.run(outbox.waiting_recipients):
             if recipient not in self._work:
                 task = asyncio.create_task(self._empty(recipient), name="deliver")

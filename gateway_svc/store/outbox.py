@@ -137,6 +137,15 @@ def postpone(connection: sa.Connection, outbox_id: int, next_us: int, problem: s
     )
 
 
+def bring_forward(connection: sa.Connection, latest_us: int) -> None:
+    """Let no delivery wait for longer than until a time: the clock may have been set back."""
+    connection.execute(
+        sa.update(outbox)
+        .where(outbox.c.state == OutboxState.PENDING, outbox.c.next_us > latest_us)
+        .values(next_us=latest_us)
+    )
+
+
 def prune(connection: sa.Connection, before_us: int) -> int:
     """Forget deliveries that were over before a time."""
     result = connection.execute(

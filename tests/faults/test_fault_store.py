@@ -7,6 +7,7 @@ import contextlib
 import os
 import resource
 import shutil
+import sqlite3
 import subprocess
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
@@ -74,6 +75,22 @@ def test_a_damaged_database_is_named_at_the_start(tmp_path: Path, service: str) 
     assert f"{service} cannot start" in line
     assert str(damaged) in line
     assert "damaged" in line
+
+
+@pytest.mark.parametrize("service", DATABASES)
+def test_a_database_of_a_newer_release_is_named_at_the_start(tmp_path: Path, service: str) -> None:
+    suite = Suite(tmp_path)
+    suite.store.mkdir()
+    with contextlib.closing(sqlite3.connect(suite.store / f"{service}.db")) as db, db:
+        if service == "scheduler":
+            db.execute("PRAGMA user_version = 99")
+        else:
+            db.execute("CREATE TABLE alembic_version (version_num TEXT)")
+            db.execute("INSERT INTO alembic_version VALUES ('9999_from_the_future')")
+    line = refused_start(suite)
+    assert f"{service} cannot start" in line
+    assert "newer" in line
+    assert "schema" in line
 
 
 def test_a_full_disk_is_said_at_the_start(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from gateway_svc.delivery.dispatcher import Dispatcher
 from gateway_svc.domain.deliveries import AnnounceStyle, DeliveryKind
 from gateway_svc.domain.reply_route import ReplyAddress
 from gateway_svc.inbox import Inbox
+from gateway_svc.store import outbox
 from svckit.testing import eventually
 from tests.service.gateway.suite import Suite, delegating, failing, suite, user
 
@@ -183,6 +184,28 @@ async def test_a_failed_delivery_is_tried_again_before_the_next(
         assert phone.texts("ann") == ["echo: one", "echo: two"]
         assert [item.attempt for item in phone.tried] == [1, 2, 3, 4, 1]
         assert len({item.idempotency_key for item in phone.tried}) == 2
+
+
+async def test_a_pause_does_not_last_longer_because_the_clock_was_set_back(
+    tmp_path: Path, caught: Caught, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To a gateway that starts again, the next attempt is an hour away."""
+    phone = Phone(failures={"ann": [DeliveryFailed("busy", 3600)]})
+    monkeypatch.setattr("gateway_svc.delivery.dispatcher._LONGEST_PAUSE", 0.1)
+    postponed, postpone = asyncio.Event(), outbox.postpone
+
+    def note(connection: Any, outbox_id: int, next_us: int, problem: str) -> None:
+        postpone(connection, outbox_id, next_us, problem)
+        loop.call_soon_threadsafe(postponed.set)
+
+    loop = asyncio.get_running_loop()
+    monkeypatch.setattr(outbox, "postpone", note)
+    async with serving(tmp_path, phone) as around:
+        async with around.serve():
+            await caught.hear("ann", "one")
+            await postponed.wait()
+        async with around.serve():
+            await eventually(lambda: phone.texts("ann") == ["echo: one"])
 
 
 async def test_what_cannot_be_delivered_is_given_up_and_the_next_goes(

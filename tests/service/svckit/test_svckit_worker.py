@@ -385,6 +385,36 @@ async def test_a_replaced_worker_stops_with_an_error() -> None:
     assert not scheduler.calls("FailRun")
 
 
+async def test_a_worker_that_starts_with_a_clock_set_back_takes_its_name_over() -> None:
+    """Else nobody would work until the clock is where it was."""
+    scheduler, handler = FakeScheduler(), Recorder(Complete(REPLY))
+    before = WorkerReplaced("newer", metadata={"incarnation": str(10**15)})
+    scheduler.script.queue("LeaseRuns", before)
+    scheduler.offer("a")
+    async with working(scheduler, handler):
+        await eventually(lambda: scheduler.calls("CompleteRuns"))
+    incarnations = [call.worker.incarnation for call in scheduler.calls("LeaseRuns")]
+    assert incarnations[0] < 10**15
+    assert set(incarnations[1:]) == {10**15 + 1}
+
+
+async def test_a_worker_that_was_greeted_takes_nothing_over() -> None:
+    scheduler, handler = FakeScheduler(), Recorder()
+    scheduler.offer("a")
+
+    async def work_until_replaced() -> None:
+        async with working(scheduler, handler, slots=3) as worker:
+            await eventually(lambda: worker.connected)
+            newer = WorkerReplaced("newer", metadata={"incarnation": str(10**15)})
+            await eventually(lambda: len(scheduler.calls("LeaseRuns")) == 2)
+            scheduler.script.queue("LeaseRuns", newer)
+            scheduler.offer("b")  # answers the poll at hand; the next one is refused
+            await eventually(lambda: handler.stopped)
+
+    with pytest.raises(WorkerReplaced):
+        await work_until_replaced()
+
+
 async def test_polling_goes_on_when_the_scheduler_was_away() -> None:
     scheduler, handler = FakeScheduler(), Recorder(Complete(REPLY))
     scheduler.script.queue("LeaseRuns", *[StoreUnavailable("x")] * 3)
