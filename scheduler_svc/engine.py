@@ -291,7 +291,8 @@ class Engine:
         if delay == 0.0:
             return
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._wake.wait(), delay)
+            async with asyncio.timeout(delay):
+                await self._wake.wait()
 
     async def _turn(self, group: Sequence[_Command[Any]]) -> None:
         await self._read_what_they_need(group)
@@ -317,6 +318,11 @@ class Engine:
             if failpoints.ARMED:
                 _pass_points("after", batch)
             self._remember(changes.payloads)
+        # Leases first: who works waits for less than who asked.
+        for poll, leased in handed:
+            if not poll.future.done():
+                poll.future.set_result(leased)
+        self._handed = []
         for command, value, error in answers:
             if command.future.done():
                 continue
@@ -324,10 +330,6 @@ class Engine:
                 command.future.set_result(value)
             else:
                 command.future.set_exception(error)
-        for poll, leased in handed:
-            if not poll.future.done():
-                poll.future.set_result(leased)
-        self._handed = []
         self.hub.publish(rows)
 
     def _hand_out(self, now: int) -> list[tuple[_Poll, list[Leased]]]:

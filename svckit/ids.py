@@ -7,6 +7,7 @@ import threading
 import time
 
 _ALPHABET = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
+_PAIRS = [first + second for first in _ALPHABET for second in _ALPHABET]
 _lock = threading.Lock()
 _last = 0
 
@@ -24,7 +25,8 @@ def new_ulid() -> str:
         # A clock that went back, or two ids within one millisecond: count up from the last one.
         _last = fresh if fresh >> 80 > _last >> 80 else _last + 1
         value = _last
-    return "".join(_ALPHABET[value >> shift & 31] for shift in range(125, -1, -5))
+    # Two characters at a time: an id is made for every message.
+    return "".join([_PAIRS[value >> shift & 1023] for shift in range(120, -1, -10)])
 
 
 def new_id(prefix: str = "") -> str:

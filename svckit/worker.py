@@ -142,6 +142,7 @@ class Worker:
         self._tasks: set[asyncio.Task[None]] = set()
         self._freed = asyncio.Event()
         self._draining = asyncio.Event()
+        self._polling: asyncio.Future[ws.LeaseRunsResponse] | None = None
         self._connected = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
@@ -187,6 +188,8 @@ class Worker:
     async def drain(self) -> None:
         """Stop leasing, let turns end for the grace, then cancel the rest and release it."""
         self._draining.set()
+        if self._polling is not None:
+            self._polling.cancel()
         self._freed.set()
         for turn in self._turns.values():
             turn.public.draining.set()
@@ -250,17 +253,16 @@ class Worker:
     async def _poll(self, request: ws.LeaseRunsRequest) -> ws.LeaseRunsResponse | None:
         """Ask for runs; None when the worker began to drain meanwhile."""
         call = self._stub.LeaseRuns(request)
-        answer = asyncio.ensure_future(client.call(call, service="scheduler"))
-        draining = asyncio.create_task(self._draining.wait())
+        self._polling = asyncio.ensure_future(client.call(call, service="scheduler"))
         try:
-            await asyncio.wait({answer, draining}, return_when=asyncio.FIRST_COMPLETED)
-            if not answer.done():
-                return None
-            return answer.result()
+            return await self._polling
+        except asyncio.CancelledError:
+            here = asyncio.current_task()
+            if self._draining.is_set() and not (here and here.cancelling()):
+                return None  # it was the poll that was cancelled, not this loop
+            raise
         finally:
-            for task in (answer, draining):
-                task.cancel()
-            await asyncio.gather(answer, draining, return_exceptions=True)
+            self._polling = None
 
     async def _pause(self, seconds: float) -> None:
         with contextlib.suppress(TimeoutError):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-
 from conveyor.scheduler.v1 import explain_pb2, lane_pb2, run_pb2
 from conveyor.scheduler.v1 import scheduler_service_pb2 as pb
 from conveyor.scheduler.v1 import scheduler_service_pb2_grpc as pb_grpc
@@ -12,7 +10,7 @@ from scheduler_svc.domain.kernel import Kernel
 from scheduler_svc.domain.records import Run
 from scheduler_svc.engine import Engine
 from scheduler_svc.forecast.desk import Desk
-from scheduler_svc.rpc import OF_THE_CALL, CallContext, answers, convert, validate
+from scheduler_svc.rpc import OF_THE_CALL, CallContext, answers, convert, side_by_side, validate
 from scheduler_svc.rpc.forecast import forecast
 from scheduler_svc.rpc.pages import position, run_query, runs_page, token_after
 from svckit import tracecontext
@@ -41,8 +39,7 @@ class SchedulerServicer(pb_grpc.SchedulerServiceServicer):
         """See the contract."""
         if not 1 <= len(request.items) <= 256:
             raise invalid_field("items", "must hold 1 to 256 items")
-        # Side by side, so that they share a commit; in order, because they are submitted in order.
-        results = await asyncio.gather(*(self._enqueue(item) for item in request.items))
+        results = await side_by_side([self._enqueue(item) for item in request.items])
         failpoint("scheduler.accept.unanswered")
         return pb.EnqueueRunsResponse(results=results)
 

@@ -50,6 +50,8 @@ def size(message: ProtoMessage | bytes, field: str, most: int) -> None:
 
 def micros(value: Duration, field: str, *, least: int = 0, most: float = 366 * 86400) -> int:
     """A span of time in microseconds."""
+    if not least and not value.seconds and not value.nanos:
+        return 0  # most are not given
     try:
         span: timedelta = value.ToTimedelta()
     except (ValueError, OverflowError):
@@ -182,10 +184,14 @@ class NewRunDefaults:
         self.lane_cap = lane_cap
 
 
+_MODES = frozenset(lane_pb2.QueueMode.values())
+_RULES = frozenset(lane_pb2.OverflowRule.values())
+
+
 def _check_policy(policy: lane_pb2.QueuePolicy) -> None:
-    if policy.mode not in lane_pb2.QueueMode.values():
+    if policy.mode not in _MODES:
         raise invalid_field("queue_policy.mode", "must be FOLLOWUP, COLLECT, STEER or INTERRUPT")
-    if policy.overflow not in lane_pb2.OverflowRule.values():
+    if policy.overflow not in _RULES:
         raise invalid_field("queue_policy.overflow", "must be REJECT or DROP_OLDEST")
     if not 0 <= policy.cap <= 1000:
         raise invalid_field("queue_policy.cap", "must be 1 to 1000, or 0 for the default")

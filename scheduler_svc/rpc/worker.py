@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -16,7 +15,7 @@ from scheduler_svc.domain.kernel import Kernel
 from scheduler_svc.domain.leasing import Leased
 from scheduler_svc.domain.records import AnnounceMode, Failure, Run, Wait, WaitKind
 from scheduler_svc.engine import Engine
-from scheduler_svc.rpc import OF_THE_CALL, CallContext, convert, validate
+from scheduler_svc.rpc import OF_THE_CALL, CallContext, convert, side_by_side, validate
 from svckit.errors import NotImplementedYet, RunNotFound, ServiceError, invalid_field
 from svckit.failpoints import failpoint
 from svckit.grpc import status as grpc_status
@@ -157,8 +156,7 @@ class WorkerServicer(pb_grpc.WorkerServiceServicer):
         """See the contract."""
         if not 1 <= len(request.completions) <= 256:
             raise invalid_field("completions", "must hold 1 to 256 items")
-        # Side by side, so that they share a commit; in order, because they are submitted in order.
-        results = await asyncio.gather(*(self._complete(item) for item in request.completions))
+        results = await side_by_side([self._complete(item) for item in request.completions])
         failpoint("scheduler.end.unanswered")
         return pb.CompleteRunsResponse(results=results)
 

@@ -376,12 +376,22 @@ class SqliteStore:
 
 async def _settled(thread: ThreadPoolExecutor, call: Callable[..., T], *values: Any) -> T:
     """What the call returns. Nobody gets past this before it has ended, also when cancelled."""
-    work = asyncio.get_running_loop().run_in_executor(thread, call, *values)
+    loop = asyncio.get_running_loop()
+    ended = loop.create_future()
+    work = thread.submit(call, *values)
+    # Straight to who waits: a future that copies that of the thread costs two steps of the loop.
+    work.add_done_callback(lambda _: loop.call_soon_threadsafe(_tell, ended))
     try:
-        return await asyncio.shield(work)
+        await ended
     except asyncio.CancelledError:
-        await asyncio.wait([work])
+        await asyncio.wait([asyncio.wrap_future(work)])
         raise
+    return work.result()
+
+
+def _tell(waiter: asyncio.Future[None]) -> None:
+    if not waiter.done():
+        waiter.set_result(None)
 
 
 def _checked(work: Callable[[apsw.Connection], T], db: apsw.Connection) -> T:
