@@ -152,7 +152,7 @@ async def test_a_wait_ends_in_time_although_the_clock_was_set_back(make_store: A
 
 
 async def test_a_turn_is_not_ended_by_a_clock_that_was_set_forward(make_store: Any) -> None:
-    """Found by the simulation: the hour counted as executing time, and passed `run_timeout`."""
+    """The hour counted as executing time, and passed `run_timeout`."""
     async with scheduler(make_store(), 0) as (engine, clock):
         await accept(engine, run_timeout=900 * SECOND)
         leased = await lease(engine)
