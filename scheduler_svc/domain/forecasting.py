@@ -18,10 +18,10 @@ from collections.abc import Callable, Iterator
 import msgspec
 
 from scheduler_svc.domain.arrivals import Arrival, Arrivals, Chance, Draw
+from scheduler_svc.domain.distributions import Fixed, Times
 from scheduler_svc.domain.forecast_tally import BriefTally, LaneUse, Tally
 from scheduler_svc.domain.lanes import GlobalLane, Session
 from scheduler_svc.domain.limits import Limiter, Phase, ProviderRates, Reservation
-from scheduler_svc.domain.turntime import Fixed, Times
 
 ROOT_LANE = "main"
 # Which kind of worker does not matter here: there are always enough of them.

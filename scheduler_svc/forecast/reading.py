@@ -10,9 +10,9 @@ from google.protobuf.duration_pb2 import Duration
 
 from conveyor.scheduler.v1 import forecast_pb2 as pb
 from scheduler_svc.domain.arrivals import Arrivals, Burst, Listed, Message, Rate
+from scheduler_svc.domain.distributions import Fixed, Percentiles, Samples, Times
 from scheduler_svc.domain.forecasting import ROOT_LANE, Children, Load
 from scheduler_svc.domain.records import SECOND
-from scheduler_svc.domain.turntime import Fixed, Percentiles, Samples, Times
 from svckit.errors import InvalidField, invalid_field
 
 CHILD_LANE = "subagent"

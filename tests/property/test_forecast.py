@@ -12,12 +12,12 @@ from hypothesis import given, settings
 
 from scheduler_svc.domain import admission, leasing, reserving, turns
 from scheduler_svc.domain.arrivals import Burst, Chance, Draw, Listed, Message, Rate
+from scheduler_svc.domain.distributions import Fixed, Percentiles, Samples
 from scheduler_svc.domain.forecasting import Children, Load, simulate
 from scheduler_svc.domain.kernel import Config, Kernel
 from scheduler_svc.domain.leasing import Leased
 from scheduler_svc.domain.limits import SHORT_WAIT, Outcome, ProviderRates
 from scheduler_svc.domain.records import SECOND, AnnounceMode, NewRun, Run, Wait, WaitKind
-from scheduler_svc.domain.turntime import Fixed, Percentiles, Samples
 from scheduler_svc.forecast.__main__ import dice
 from tests.property.test_invariants import SCALE
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 
 from scheduler_svc.domain.arrivals import Burst, Listed, Message, Rate
+from scheduler_svc.domain.distributions import Fixed, Percentiles, Samples
 from scheduler_svc.domain.forecasting import Children, Load, simulate
 from scheduler_svc.domain.foresight import Constraint, Forecast, Spread, foresee
 from scheduler_svc.domain.foresight import provider_utilisation as provider_use
 from scheduler_svc.domain.limits import REQUESTS, TOKENS
 from scheduler_svc.domain.records import SECOND
-from scheduler_svc.domain.turntime import Fixed, Percentiles, Samples
 from scheduler_svc.forecast import writing
 from scheduler_svc.forecast.__main__ import dice
 
