@@ -128,9 +128,8 @@ class SchedulerMachine:
             for task in tasks:
                 task.cancel()
             down.set_result(None)
-            shut = getattr(inner, "_shut", None)
-            if shut is not None:
-                shut()  # what the end of a process does to its files
+            for name in ("_shut_reads", "_shut"):  # what the end of a process does to its files
+                getattr(inner, name, lambda: None)()
 
         process.kill = kill
         engine = self.engine = WatchedEngine(

@@ -8,6 +8,7 @@ import logging
 import random
 import tempfile
 from collections.abc import Callable
+from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,18 +105,41 @@ def _load(
     )
 
 
+class _Inline:
+    """An executor without threads, in which time would not stand still."""
+
+    def submit(self, work: Callable[..., Any], *args: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        try:
+            future.set_result(work(*args))
+        except Exception as err:
+            future.set_exception(err)
+        return future
+
+    def shutdown(self, wait: bool = True) -> None:
+        pass
+
+
+def _sqlite(directory: Path) -> SqliteStore:
+    store: Any = SqliteStore(directory / "scheduler.db")
+    store._thread = store._reading_thread = _Inline()
+    found: SqliteStore = store
+    return found
+
+
 async def _schedule(world: World, store: str, directory: Path) -> Verdict:
     disk = Disk(world)
     kept = MemoryStore()
     open_store: Callable[[], Any] = lambda: kept  # noqa: E731
     if store == "sqlite":
-        open_store = lambda: SqliteStore(directory / "scheduler.db")  # noqa: E731
+        open_store = lambda: _sqlite(directory)  # noqa: E731
     scheduler = SchedulerMachine(world, disk, open_store, _settings(world))
     workers = [WorkerMachine(world, f"agent-{n}", "agent", world.rng.randint(1, 4)) for n in (0, 1)]
     workers.append(WorkerMachine(world, "acp-0", "acp", 2))
     watchers = [Watcher(world, session) for session in SESSIONS[:2]]
     gateways = [Gateway(world, f"g{n}") for n in range(world.rng.randint(1, 4))]
-    lives = [asyncio.create_task(machine.run()) for machine in (scheduler, *workers, *watchers)]
+    machines: list[Any] = [scheduler, *workers, *watchers]
+    lives = [asyncio.create_task(machine.run()) for machine in machines]
     chaos = asyncio.create_task(fate(world, disk, scheduler, workers))
     people = [asyncio.create_task(g.run(world.rng.randint(3, 12))) for g in gateways]
     problem = ""
@@ -138,13 +162,16 @@ async def _schedule(world: World, store: str, directory: Path) -> Verdict:
         for task in left:
             task.cancel()
         await asyncio.wait(left, timeout=60)
-    history = await of_store(scheduler.engine.store.inner)  # type: ignore[attr-defined]
+    scheduler.process.kill()
+    kept_for_good = open_store()
+    await kept_for_good.acquire()
+    history = await of_store(kept_for_good)
+    await kept_for_good.close()
     history.accepted = world.accepted
     history.limits = world.limits
     history.watched = [watcher.seen for watcher in watchers]
     history.finished = not problem
     history.exact = scheduler.lives == 1
-    await scheduler.engine.store.inner.close()  # type: ignore[attr-defined]
     if not problem and world.problems:
         problem = "\n".join(world.problems[:5])
     try:
