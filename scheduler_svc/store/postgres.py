@@ -278,16 +278,18 @@ RETURNING epoch
         sessions: Sequence[str],
         event_ids: Sequence[tuple[str, str]],
     ) -> Known:
-        """See `LaneStore`. One round trip."""
+        """See `LaneStore`. One round trip, over the connection that writes: it is free between
+        commits, keeps its plans, and a pool takes as long to give and get back one as to ask."""
         known = Known()
-        rows = await self._fetch(
-            sql.LOOKUP,
-            clean(requests),
-            clean(runs),
-            clean(sessions),
-            clean([key for key, _ in event_ids]),
-            clean([event_id for _, event_id in event_ids]),
-        )
+        async with self._writes.use() as db:
+            rows = await db.fetch(
+                sql.LOOKUP,
+                clean(requests),
+                clean(runs),
+                clean(sessions),
+                clean([key for key, _ in event_ids]),
+                clean([event_id for _, event_id in event_ids]),
+            )
         for kind, key, number, text, data in rows:
             if kind == 0:
                 known.requests[key] = KnownRequest(data, text)
