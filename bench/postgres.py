@@ -39,6 +39,7 @@ class _System:
 
     name: str
     file: Path
+    accepted: Path
     worker: asyncio.subprocess.Process
     driver: asyncio.subprocess.Process
     rates: dict[str, list[float]]
@@ -127,15 +128,20 @@ async def _peer(server: PostgresServer, directory: Path, name: str) -> AsyncIter
 async def _pair(
     name: str, command: tuple[str, ...], address: str, directory: Path
 ) -> AsyncIterator[_System]:
-    file = directory / f"{name}.json"
+    file, accepted = directory / f"{name}.json", directory / f"{name}-accepted.json"
     async with process(
         *command, "worker", address, str(file), str(CAP), output=subprocess.PIPE
     ) as worker:
         await _line(worker, "ready")
         async with process(
-            *command, "driver", address, output=subprocess.PIPE, input=subprocess.PIPE
+            *command,
+            "driver",
+            address,
+            str(accepted),
+            output=subprocess.PIPE,
+            input=subprocess.PIPE,
         ) as driver:
-            yield _System(name, file, worker, driver, {})
+            yield _System(name, file, accepted, worker, driver, {})
             assert driver.stdin is not None
             driver.stdin.close()
             await driver.wait()
@@ -154,15 +160,16 @@ async def _line(child: asyncio.subprocess.Process, word: str) -> int:
 
 def _text(systems: list[_System], missing: str) -> str:
     ours = systems[0]
-    head = ["", "turns/s", "ours to it", "64 per call", "ours to it", "idle p50", "p99 ms", "kept"]
+    head = ["", "turns/s", "ours to it", "64 a call", "ours to it", "sent", "accepted", "kept"]
     lines = []
     for system in systems:
         seen = json.loads(system.file.read_text())
+        accepted = json.loads(system.accepted.read_text())
         idle = [
-            value / 1e6
-            for phase, values in seen["latencies"].items()
+            ((begun - sent) / 1e6, (begun - accepted[phase][number]) / 1e6)
+            for phase, jobs in seen["begun"].items()
             if phase.startswith("idle")
-            for value in values
+            for number, (sent, begun) in jobs.items()
         ]
 
         def cells(kind: str, system: _System = system) -> list[str]:
@@ -177,8 +184,8 @@ def _text(systems: list[_System], missing: str) -> str:
                 system.name,
                 *cells("one"),
                 *cells("batch"),
-                report.number(median(idle)),
-                report.number(report.percentile(idle, 0.99)),
+                report.number(median(whole for whole, _ in idle)),
+                report.number(median(after for _, after in idle)),
                 "NO" if broken else "yes",
             ]
         )
@@ -188,8 +195,9 @@ def _text(systems: list[_System], missing: str) -> str:
 Medians of {ROUNDS} rounds in turn; DBOS after them, because its polling takes a core. Conveyor: a
 driver, the scheduler and a worker as three processes, every message and every turn over gRPC.
 Procrastinate: lock per key, one worker with concurrency {CAP}, LISTEN/NOTIFY. DBOS: a queue
-partitioned by key with global concurrency, polled every 10 ms. *Idle* is from just before the
-message is sent to the start of its job.
+partitioned by key with global concurrency, polled every 10 ms. *Sent* and *accepted*: idle, p50 ms
+from just before the message is sent, and from when the sender knows that it is stored, to the start
+of its job; a job may start before its sender is told.
 """
     if missing:
         notes += f"\nNot measured: Procrastinate and DBOS could not be installed ({missing}).\n"

@@ -73,6 +73,7 @@ def main() -> None:
     from scheduler_svc.engine import Engine
     from scheduler_svc.rpc.scheduler import SchedulerServicer
     from scheduler_svc.rpc.worker import WorkerServicer
+    from scheduler_svc.store.postgres import PostgresStore
     from scheduler_svc.store.sqlite import SqliteStore
 
     file = Path(sys.argv.pop(1))
@@ -81,6 +82,8 @@ def main() -> None:
         _stamped(Engine, "_turn", before="turn"),
         _stamped(SqliteStore, "lookup", after="known"),
         _stamped(SqliteStore, "commit", before="decided", after="stored"),
+        _stamped(PostgresStore, "lookup", after="known"),
+        _stamped(PostgresStore, "commit", before="decided", after="stored"),
         _stamped(WorkerServicer, "LeaseRuns", after="leased"),
     ):
         replace()

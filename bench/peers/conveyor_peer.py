@@ -1,4 +1,4 @@
-"""Conveyor: `python -m bench.peers.conveyor_peer worker ADDRESS FILE CAP` or `… driver ADDRESS`.
+"""Conveyor: `python -m bench.peers.conveyor_peer worker|driver ADDRESS FILE [CAP]`.
 
 The scheduler is a third process; every message and every turn is a call to it over gRPC.
 """
@@ -55,7 +55,7 @@ async def work(address: str, file: str, cap: int) -> None:
     seen.write(file)
 
 
-async def send(address: str) -> None:
+async def send(address: str, file: str) -> None:
     ids = itertools.count()
     async with make_channel(address) as channel:
         stub = SchedulerServiceStub(channel)
@@ -82,7 +82,7 @@ async def send(address: str) -> None:
                 if result.HasField("error"):
                     raise RuntimeError(result.error.message)
 
-        await drive(enqueue)
+        await drive(file, enqueue)
 
 
 if __name__ == "__main__":
@@ -91,4 +91,4 @@ if __name__ == "__main__":
     if role == "worker":
         uvloop.run(work(address, rest[0], int(rest[1])))
     else:
-        uvloop.run(send(address))
+        uvloop.run(send(address, rest[0]))

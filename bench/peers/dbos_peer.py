@@ -1,4 +1,4 @@
-"""DBOS: `python dbos_peer.py worker URL FILE CAP` or `… driver URL`.
+"""DBOS: `python dbos_peer.py worker URL FILE CAP` or `… driver URL FILE`.
 
 A queue partitioned by key with one workflow a partition keeps the order within the key; its global
 concurrency is the cap. Polling is tuned down to 10 ms from the default of a second.
@@ -54,7 +54,7 @@ async def work(url: str, file: str, cap: int) -> None:
     DBOS.destroy()
 
 
-async def send(url: str) -> None:
+async def send(url: str, file: str) -> None:
     client = DBOSClient(system_database_url=url)
 
     async def enqueue(items: list[dict[str, Any]]) -> None:
@@ -69,7 +69,7 @@ async def send(url: str) -> None:
                 item,
             )
 
-    await drive(enqueue)
+    await drive(file, enqueue)
     client.destroy()
 
 
@@ -79,4 +79,4 @@ if __name__ == "__main__":
     if role == "worker":
         asyncio.run(work(url, rest[0], int(rest[1])))
     else:
-        asyncio.run(send(url))
+        asyncio.run(send(url, rest[0]))

@@ -1,4 +1,4 @@
-"""Procrastinate: `python procrastinate_peer.py worker URL FILE CAP` or `… driver URL`.
+"""Procrastinate: `python procrastinate_peer.py worker URL FILE CAP` or `… driver URL FILE`.
 
 The lock of a job is its key, which keeps the order within the key; one worker with a concurrency is
 the global cap; LISTEN/NOTIFY is on, as by default.
@@ -45,7 +45,7 @@ async def work(url: str, file: str, cap: int) -> None:
     seen.write(file)
 
 
-async def send(url: str) -> None:
+async def send(url: str, file: str) -> None:
     app = _app(url, 16)
     async with app.open_async():
 
@@ -62,7 +62,7 @@ async def send(url: str) -> None:
             ]
             await app.job_manager.batch_defer_jobs_async(new)
 
-        await drive(defer)
+        await drive(file, defer)
 
 
 if __name__ == "__main__":
@@ -71,4 +71,4 @@ if __name__ == "__main__":
     if role == "worker":
         asyncio.run(work(url, rest[0], int(rest[1])))
     else:
-        asyncio.run(send(url))
+        asyncio.run(send(url, rest[0]))

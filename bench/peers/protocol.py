@@ -40,7 +40,8 @@ class Seen:
     """What a worker saw."""
 
     def __init__(self) -> None:
-        self._latencies: dict[str, list[int]] = {}
+        # Phase -> number of the job -> when it was sent, and when it began.
+        self._begun: dict[str, dict[int, tuple[int, int]]] = {}
         self._newest: dict[tuple[str, str], int] = {}
         self._running: set[str] = set()
         self._ended: dict[str, int] = {}
@@ -56,7 +57,7 @@ class Seen:
         self._newest[phase, key] = job["number"]
         self._running.add(key)
         self.most_running = max(self.most_running, len(self._running))
-        self._latencies.setdefault(phase, []).append(now - job["sent"])
+        self._begun.setdefault(phase, {})[job["number"]] = (job["sent"], now)
 
     def end(self, job: dict[str, Any]) -> None:
         """A job ends."""
@@ -71,7 +72,7 @@ class Seen:
         Path(file).write_text(
             json.dumps(
                 {
-                    "latencies": self._latencies,
+                    "begun": self._begun,
                     "out_of_order": self.out_of_order,
                     "most_running": self.most_running,
                 }
@@ -95,9 +96,10 @@ def job(phase: Phase, number: int) -> dict[str, Any]:
     }
 
 
-async def drive(send: Callable[[list[dict[str, Any]]], Awaitable[object]]) -> None:
-    """Does the phases that the input names, until it ends."""
+async def drive(file: str, send: Callable[[list[dict[str, Any]]], Awaitable[object]]) -> None:
+    """Does the phases that the input names, until it ends; then writes when what was accepted."""
     loop = asyncio.get_running_loop()
+    accepted: dict[str, dict[int, int]] = {}
     while line := await loop.run_in_executor(None, sys.stdin.readline):
         phase = Phase(**json.loads(line))
         calls = phase.jobs // phase.batch
@@ -106,9 +108,13 @@ async def drive(send: Callable[[list[dict[str, Any]]], Awaitable[object]]) -> No
         async def sender(first: int, phase: Phase = phase, calls: int = calls) -> None:
             for call in range(first, calls, phase.width):
                 start = call * phase.batch
-                await send([job(phase, n) for n in range(start, start + phase.batch)])
+                numbers = range(start, start + phase.batch)
+                await send([job(phase, n) for n in numbers])
+                now = time.monotonic_ns()
+                accepted.setdefault(phase.name, {}).update(dict.fromkeys(numbers, now))
                 if phase.pause:
                     await asyncio.sleep(phase.pause)
 
         await asyncio.gather(*(sender(i) for i in range(phase.width)))
         say(f"sent {phase.name} {begin}")
+    Path(file).write_text(json.dumps(accepted))  # noqa: ASYNC240
