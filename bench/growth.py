@@ -75,9 +75,9 @@ async def measure(sizes: tuple[int, ...], sessions_ever: int, rounds: int) -> st
     notes = """
 *ms a turn*: CPU time of the process for one message, its lease and its end, each answered before
 the next begins; medians of groups in turn. Marks: at most 1.5 x at 100,000, 4 kB a run, and the
-last line as the second. *kB a run*: what the resident size grew by when they were loaded. *start
-s*: from opening the store to taking commands, *MB*: the resident size then. The sessions ever seen
-have one ended run each.
+last line as the second. *kB a run*: what the resident size grew by when they were loaded, the page
+cache of SQLite included, which is at most 32 MB. *start s*: from opening the store to taking
+commands, *MB*: the resident size then. The sessions ever seen have one ended run each.
 """
     return report.grid([head, *lines], words=()) + notes
 
