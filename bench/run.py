@@ -28,9 +28,9 @@ that measure included.
 
 What was found out on the way, for whoever looks for more:
 
-- Most of what is left is gRPC and the loop: an echo through grpc.aio costs a server 0.2 to 0.3 ms of
-  CPU, and a turn makes two or three calls. So calls that carry several runs help more than anything
-  else; a worker ends turns together that end at the same time (`svckit.turnends`).
+- Most of what is left is gRPC and the loop: an echo through grpc.aio costs a server 0.2 to 0.3 ms
+  of CPU, and a turn makes two or three calls. So calls that carry several runs help more than
+  anything else; a worker ends turns together that end at the same time (`svckit.turnends`).
 - grpc.aio waits anew for all registered methods with every call; servers have generic handlers only
   (`svckit.grpc.server`).
 - Statements of SQLite in a thread beside a busy loop each wait for the interpreter; they run on the
