@@ -316,11 +316,15 @@ class Kernel:
         return Assumed(self.config.expected_turns.get(lane, DEFAULT_TURN))
 
     def _no_more_reports(self, run: Run) -> None:
-        # A probe of which nobody hears would stop all others of its credential.
+        # A probe of which nobody hears would stop all others of its credential, and one that stands
+        # in line for nobody would become it.
         wait = run.wait or (run.resumption.wait if run.resumption and run.new_turn else None)
         keep = wait.reservation if wait is not None else ""
-        for limiter in self.limits.turn_over(run.flow_id, run.run_id, keep):
-            self.changes.facts[("limiter", limiter.key)] = limiter.state
+        changed, gone = self.limits.turn_over(run.flow_id, run.run_id, keep)
+        for limiter in changed:
+            self.changes.facts["limiter", limiter.key] = limiter.state
+        for call in gone:
+            self.changes.facts["reservation", call.id] = None
 
     # -- Time -------------------------------------------------------------------------------------
 

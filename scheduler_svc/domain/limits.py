@@ -393,19 +393,31 @@ class Limits:
             if not self.of_flow[call.flow_id]:
                 del self.of_flow[call.flow_id]
 
-    def turn_over(self, flow_id: str, run_id: str, keep: str) -> list[Limiter]:
-        """A turn has ended: what it was granted and did not report it will not report any more.
+    def turn_over(
+        self, flow_id: str, run_id: str, keep: str
+    ) -> tuple[list[Limiter], list[Reservation]]:
+        """A turn has ended: what it was granted and did not report it will not report any more,
+        and what it did not stay to wait for leaves the line.
 
-        `keep` is the reservation that the next turn resumes with. Returns what limiters changed.
+        `keep` is the reservation that the next turn resumes with. Returns what limiters changed,
+        and what is gone.
         """
-        changed = []
-        for reservation_id in self.of_flow.get(flow_id, ()):
+        changed: list[Limiter] = []
+        gone: list[Reservation] = []
+        for reservation_id in sorted(self.of_flow.get(flow_id, ())):
             call = self.reservations[reservation_id]
+            if call.run_id != run_id or call.id == keep:
+                continue
             limiter = self.limiters[call.limiter]
-            if call.run_id == run_id and call.id != keep and limiter.state.probe == call.id:
+            if call.phase is Phase.WAITING:
+                self.remove(call)
+                for holder in call.path:
+                    self.hold(holder, -call.tokens, -call.cost)
+                gone.append(call)
+            elif limiter.state.probe == call.id:
                 limiter.abandon(call)
                 changed.append(limiter)
-        return changed
+        return changed, gone
 
     def expires(self, call: Reservation) -> None:
         """Notes that a granted reservation is looked at when its time is over."""

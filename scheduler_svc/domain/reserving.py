@@ -157,16 +157,24 @@ def let_go(k: Kernel, run: Run) -> None:
             _abandon(k, call)
 
 
-def run_ended(k: Kernel, run: Run) -> None:
-    """A run has ended: what it waited for is given up, and with a root what nobody reported."""
+def leave_line(k: Kernel, run: Run, now: int) -> None:
+    """The run makes no further call: it waits for none, and gives back one it has not begun."""
     for reservation_id in sorted(k.limits.of_flow.get(run.flow_id, ())):
         call = k.limits.reservations[reservation_id]
-        own = call.run_id == run.run_id
-        if (own and call.phase is Phase.WAITING) or (
-            not run.parent_id and call.phase is Phase.EXPIRED
-        ):
+        if call.run_id == run.run_id and call.phase is Phase.WAITING:
             _forget(k, call)
-        elif own and call.phase is Phase.GRANTED:
+        elif call.run_id == run.run_id and _not_begun(run, call):
+            settle(k, call.id, call.limiter, Outcome.NOT_SENT, 0, 0, now)
+
+
+def run_ended(k: Kernel, run: Run, now: int) -> None:
+    """A run has ended: what it waited for is given up, and with a root what nobody reported."""
+    leave_line(k, run, now)
+    for reservation_id in sorted(k.limits.of_flow.get(run.flow_id, ())):
+        call = k.limits.reservations[reservation_id]
+        if not run.parent_id and call.phase is Phase.EXPIRED:
+            _forget(k, call)
+        elif call.run_id == run.run_id and call.phase is Phase.GRANTED:
             _abandon(k, call)
 
 
@@ -180,7 +188,10 @@ def sweep(k: Kernel, now: int) -> None:
             if run is not None and run.wait is not None and run.wait.reservation == call.id:
                 waiting.resume(k, run, ResumeReason.LIMIT_GRANTED, now)
     for call in k.limits.expired(now):
-        root = k.runs.get(call.flow_id)
+        root, run = k.runs.get(call.flow_id), k.runs.get(call.run_id)
+        if run is not None and _not_begun(run, call):  # it waited for a slot all the time
+            settle(k, call.id, call.limiter, Outcome.NOT_SENT, 0, 0, now)
+            continue
         _abandon(k, call)
         if call.path and root is not None:
             k.changes.facts[(RESERVATION, call.id)] = call
@@ -242,6 +253,12 @@ def _forget_earlier(k: Kernel, run: Run, limiter: Limiter, now: int) -> int:
         elif call.phase is Phase.GRANTED:
             _abandon(k, call)
     return number
+
+
+def _not_begun(run: Run, call: Reservation) -> bool:
+    """True when the run was to resume with the call and has not been leased since."""
+    wait = run.resumption.wait if run.resumption is not None and run.new_turn else None
+    return wait is not None and wait.reservation == call.id
 
 
 def _abandon(k: Kernel, call: Reservation) -> None:

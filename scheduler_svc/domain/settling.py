@@ -71,6 +71,7 @@ def stopped(k: Kernel, run: Run, now: int) -> None:
         return
     # No turn will take what was steered to it, and what falls back must not be overtaken.
     steering.miss(k, run, now)
+    reserving.leave_line(k, run, now)
     k.leave_line(run)
     if run.state is not RunState.CANCELLING:
         _begin_cancelling(k, run, now)
@@ -127,7 +128,7 @@ def _finish(k: Kernel, run: Run, state: RunState, failure: Failure | None, now: 
     )
     k.free_slot(run, now)
     k.forget(run)
-    reserving.run_ended(k, run)
+    reserving.run_ended(k, run, now)
     k.refresh(session, now)
     if run.parent_id:
         _announce(k, run, now)
