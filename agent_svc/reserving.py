@@ -120,13 +120,16 @@ class Tickets:
         self._count += 1
         expected = estimate.expected(self._prompt)
         cost = await reserver.cost(model, expected)
+        fencing = work.turn.leased.lease.fencing_token
         request = limit_pb.ReserveRequest(
             call=limit_pb.ModelCall(
                 provider_id=model.provider_id, model=model.name, run_id=work.run_id
             ),
             lease_id=work.turn.lease_id,
             request_id=(
-                f"{work.run_id}/{work.number}.{self._step}/{work.turn.attempt}.{self._count}"
+                # By lease and not by attempt: one that was handed back in the middle of a call is
+                # not counted, and the call after it needs a time of its own.
+                f"{work.run_id}/{work.number}.{self._step}/{fencing}.{self._count}"
             ),
             estimated_tokens=expected.read + expected.written,
             estimated_cost_micros_usd=cost or 0,

@@ -263,7 +263,7 @@ class TurnRunner:
         async def note_failure(failed: asking.FailedCall) -> None:
             if isinstance(failed.failure.error, TurnFailed):
                 return  # told to fail: no provider is to blame
-            attempt = f"{work.number}.{step}/{work.turn.attempt}.{failed.number}"
+            fencing = work.turn.leased.lease.fencing_token
             _log.warning(
                 "model call failed",
                 model=full_name(failed.model),
@@ -271,7 +271,7 @@ class TurnRunner:
                 problem=failed.failure.error.message,
             )
             await self._usage.failed(
-                f"{work.run_id}/{attempt}",
+                f"{work.run_id}/{work.number}.{step}/{fencing}.{failed.number}",
                 work.run_id,
                 failed.model,
                 failed.failure.outcome,

@@ -115,6 +115,16 @@ async def test_a_grant_that_moved_while_the_run_woke_is_waited_for_again(
     assert not scheduler.reserved
 
 
+async def test_an_attempt_that_was_handed_back_shares_no_reservation_with_the_next(
+    scheduler: FakeScheduler, live: InProcess, provider: FakeOpenAI
+) -> None:
+    """Handing back is not counted, so both are attempt 1; the first may have made its call."""
+    scheduler.reservations = [4.0, 0]
+    await scheduler.answer(scheduler.leased("hi"))
+    assert reply_text(await scheduler.answer(scheduler.leased("hi"))) == "ok"
+    assert len({asked.request_id for asked in scheduler.reserved}) == 2
+
+
 async def test_a_429_waits_for_the_scheduler_and_never_fails_the_turn(
     scheduler: FakeScheduler, live: InProcess, provider: FakeOpenAI
 ) -> None:
