@@ -38,6 +38,8 @@ class Peer:
         self.waiting: set[Any] = set()
         # How often it was left: what began before is not waited for any more.
         self.times_left = 0
+        # It said that it does not lead, and has not said otherwise since.
+        self.refused = False
 
     def leave(self) -> None:
         """End all calls that wait: a leader that hangs would keep them until their deadlines."""
@@ -111,12 +113,14 @@ class Peers:
             if not isinstance(refused, NotLeader):
                 return None
             told = unavailable(f"{peer.address} does not lead")
+            peer.refused = True
             named = refused.metadata.get("leader", "")
             # Only addresses of the configuration: an answer must not send us anywhere it likes.
             leader = next((p for p in self._peers if p.address == named), None)
             if leader is not None and leader is not peer:
                 if self.current is peer:
-                    self._lead(leader)
+                    # A leader that was started anew is named until its lease ends, and refuses.
+                    self._lead(leader, news=not leader.refused)
                 return told
         elif err.code() not in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
             return None
@@ -132,14 +136,15 @@ class Peers:
                 # Told once; if that try fails too, the pauses grow as without news.
                 self._news.clear()
 
-    def _lead(self, leader: Peer) -> None:
+    def _lead(self, leader: Peer, *, news: bool = True) -> None:
         left, self.current = self.current, leader
         if left is not leader:
             _log.info("another leader is followed", leader=leader.address, left=left.address)
             for peer in self._peers:
                 if peer is not leader:
                     peer.leave()
-        self._news.set()
+        if news:
+            self._news.set()
 
     async def _watch(self, peer: Peer) -> None:
         stub = health_pb2_grpc.HealthStub(peer.channel)
@@ -150,6 +155,7 @@ class Peers:
                 async for answer in call:
                     pauses = full_jitter(0.1, 1.0)
                     if answer.status == health_pb2.HealthCheckResponse.SERVING:
+                        peer.refused = False
                         self._lead(peer)
             await asyncio.sleep(next(pauses))
 

@@ -228,7 +228,9 @@ class Watcher:
             await asyncio.wait([reading, down], return_when="FIRST_COMPLETED")
         finally:
             reading.cancel()
-            await asyncio.wait([reading])
+            _, left = await asyncio.wait([reading], timeout=10.0)
+            if left:
+                self.world.wrong(f"a watch of session {self.session!r} goes on after its end")
 
     async def _read(self, stream: Any) -> None:
         """Reads until the stream ends, or the reader has had enough of it."""

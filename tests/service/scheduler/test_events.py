@@ -15,6 +15,7 @@ from conveyor.events.v1 import event_log_service_pb2 as pb
 from conveyor.events.v1 import event_pb2
 from scheduler_svc import hub
 from scheduler_svc.rpc import events as servicer
+from scheduler_svc.rpc.events import EventLogServicer
 from svckit.errors import ServiceError, StoreUnavailable
 from svckit.grpc.status import from_rpc_error
 from svckit.testing import eventually
@@ -303,3 +304,20 @@ async def test_usage_is_counted_once_and_rolls_up(s: Driver) -> None:
     assert run.usage.model_calls == 0
     assert (run.tree_usage.model_calls, run.tree_usage.input_tokens) == (2, 20)
     assert (await s.run(child)).usage.output_tokens == 10
+
+
+async def test_a_watch_that_is_left_just_as_an_event_comes_ends(s: Driver) -> None:
+    """Found by the simulation, seed 433: the cancellation was lost, and the watch went on."""
+    stream = EventLogServicer(s.engine).WatchEvents(
+        pb.WatchEventsRequest(session_key="a"),
+        None,  # type: ignore[arg-type]
+    )
+    assert (await anext(stream)).HasField("progress")
+    coming = asyncio.ensure_future(anext(stream))
+    await asyncio.sleep(0.01)  # until it waits: nothing outside shows it
+    [watcher] = s.engine.hub._everybody()
+    watcher.wake.set()
+    coming.cancel()
+    await asyncio.wait([coming], timeout=5)
+    assert coming.cancelled()
+    await stream.aclose()
