@@ -209,7 +209,9 @@ class EventLogServicer(pb_grpc.EventLogServiceServicer):
                 yield self._progress(watcher, at)
                 return
             try:
-                await asyncio.wait_for(watcher.wake.wait(), PROGRESS_SECONDS)
+                # Not `wait_for`, which loses a cancellation that comes together with an event.
+                async with asyncio.timeout(PROGRESS_SECONDS):
+                    await watcher.wake.wait()
             except TimeoutError:
                 yield self._progress(watcher, at)
 
