@@ -94,6 +94,11 @@ class FairLine:
         """How many customers have a run in line."""
         return len(self._customers)
 
+    @property
+    def oldest(self) -> str:
+        """The run that has been in line for longest; empty when there is none."""
+        return next(iter(self.owners), "")
+
     def of_customer(self, name: str) -> int:
         """How many runs of a customer are in line."""
         customer = self._customers.get(name)

@@ -197,3 +197,9 @@ class GlobalLane:
     def waiting(self) -> int:
         """Ready runs of all queues."""
         return sum(len(q) for q in self.ready.values())
+
+    @property
+    def oldest(self) -> list[str]:
+        """Ready runs of which one has been ready for longest."""
+        lines = [line for queue in self.ready.values() for line in (queue.resumed, queue.first)]
+        return [line.oldest for line in lines if line]

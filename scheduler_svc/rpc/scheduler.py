@@ -279,8 +279,7 @@ def _lanes(
 
 
 def _global_lane(k: Kernel, lane: lanes.GlobalLane) -> lane_pb2.Lane:
-    ready = (k.runs[s.ready] for s in k.sessions.values() if s.ready)
-    oldest = min((run.ready_since for run in ready if run.lane == lane.name), default=0)
+    oldest = min((k.runs[run_id].ready_since for run_id in lane.oldest), default=0)
     return convert.global_lane(lane, oldest)
 
 

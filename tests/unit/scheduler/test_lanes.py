@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import time
 from collections import Counter, OrderedDict
+from typing import NoReturn
 
 import hypothesis.strategies as st
 import pytest
 from hypothesis import given
 
-from scheduler_svc.domain.lanes import ReadyQueue
+from scheduler_svc.domain.kernel import Config, Kernel
+from scheduler_svc.domain.lanes import ReadyQueue, Session
 from scheduler_svc.domain.records import SECOND, RetryPolicy, Run
+from scheduler_svc.rpc.scheduler import _global_lane
 
 
 def run(name: str, customer: str, at: int = 0, *, turn: int = 0, priority: int = 0) -> Run:
@@ -270,3 +273,23 @@ def test_a_step_does_not_cost_more_when_many_wait(kind: str) -> None:
 
     # The logarithm grows 2.5 times; looking at all of them would be a thousand times.
     assert step(50_000) < 20 * step(50)
+
+
+class NotLookedThrough(dict[str, Session]):
+    """Sessions, of which there may be a hundred thousand."""
+
+    def values(self) -> NoReturn:
+        raise AssertionError("a list of lanes looks at every session")
+
+
+def test_a_list_of_global_lanes_does_not_look_at_every_session() -> None:
+    k = Kernel(Config(lanes={"main": 1}, lease_ttl=SECOND))
+    for n, (turn, ready) in enumerate(((0, 5), (0, 9), (1, 3), (1, 7)), 1):
+        waiting = run(f"r{n}", "c", n, turn=turn)
+        waiting.ready_since = ready * SECOND
+        k.runs[waiting.run_id] = waiting
+        k.lanes["main"].queue("agent").push(waiting)
+    k.sessions = NotLookedThrough()
+    assert _global_lane(k, k.lanes["main"]).oldest_waiting_time.seconds == 3
+    k.lanes["main"].queue("agent").remove("r3")
+    assert _global_lane(k, k.lanes["main"]).oldest_waiting_time.seconds == 5
