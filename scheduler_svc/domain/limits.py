@@ -45,6 +45,8 @@ LONGEST_ASKED = 3600 * SECOND
 TROUBLES_BEFORE_PAUSE = 5
 # Looks at reservations that were reported, which may always be there: they are seldom sorted out.
 SPARE_EXPIRIES = 1000
+# Places in a line that were left, in the same way.
+SPARE_IN_LINE = 100
 FIRST_PAUSE = 1 * SECOND
 LONGEST_PAUSE = 5 * SECOND
 
@@ -188,7 +190,9 @@ class Limiter:
         call = self.waiting.pop(call_id, None)
         if call is not None:
             self._line_tokens -= call.tokens
-        if not self.waiting:
+        if len(self._line) > 2 * len(self.waiting) + SPARE_IN_LINE:
+            self._line = sorted((c.number, c.id) for c in self.waiting.values())
+        elif not self.waiting:
             self._line.clear()
 
     # -- Going ------------------------------------------------------------------------------------

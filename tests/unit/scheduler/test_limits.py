@@ -338,3 +338,18 @@ def test_a_reservation_that_was_noted_twice_expires_once() -> None:
     limits.expires(call)
     assert limits.expired(START + PATIENCE) == [call]
     assert limits.expired(START + PATIENCE) == []
+
+
+def test_places_that_were_left_do_not_pile_up_behind_a_long_cool_down() -> None:
+    w = World(ProviderRates())
+    w.limiter.report(None, Outcome.THROTTLED, 0, 3600 * SECOND, START)
+    first = w.ask()
+    for _ in range(1000):
+        w.limiter.drop(w.ask().id)
+    assert len(w.limiter._line) < 200
+    last = w.ask()
+    w.pass_time(3600 * SECOND)
+    assert w.granted == [first.id]
+    w.limiter.report(first, Outcome.ANSWERED, 1, 0, w.now)
+    w.pass_time(SECOND)
+    assert w.granted == [first.id, last.id]
