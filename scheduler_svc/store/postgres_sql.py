@@ -269,8 +269,10 @@ def commit_of(batch: Batch) -> tuple[tuple[str, ...], list[Any]]:
         "steers",
         [(k, None if o is None else _encode(o).decode()) for k, o in batch.steers.items()],
     )
+    # Keys hold names that clients chose. Once each: a statement may change a row only once.
+    facts = {(kind, _text(key)): fact for (kind, key), fact in batch.facts.items()}
     _set_or_remove(
-        parts, "facts", [(k, None if f is None else f.decode()) for k, f in batch.facts.items()]
+        parts, "facts", [(k, None if f is None else f.decode()) for k, f in facts.items()]
     )
     if batch.token:
         parts["token"] = [batch.token]
@@ -297,8 +299,13 @@ def commit_statement(parts: tuple[str, ...]) -> str:
 
 def labels(of: dict[str, str]) -> list[str]:
     """Labels as they are stored, to be compared with."""
-    # PostgreSQL knows no text with NUL, and the separator is ours.
-    return [f"{k}={v}".replace("\0", "\ufffd").replace(_LABEL_END, "\ufffd") for k, v in of.items()]
+    # The separator is ours.
+    return [_text(f"{k}={v}").replace(_LABEL_END, "\ufffd") for k, v in of.items()]
+
+
+def _text(value: str) -> str:
+    # PostgreSQL knows no text with NUL.
+    return value.replace("\0", "\ufffd")
 
 
 def _record(run: Run, results: dict[str, bytes]) -> tuple[Any, ...]:

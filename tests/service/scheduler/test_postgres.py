@@ -209,6 +209,15 @@ async def test_an_error_of_one_commit_leaves_nothing_and_the_next_goes_on(
         )
 
 
+async def test_a_name_of_a_client_with_a_nul_does_not_refuse_the_commit(postgres_url: str) -> None:
+    """Else no turn of such a run could ever end, nor what shares its commits."""
+    async with opened(postgres_url) as store:
+        odd = {("turn_time", f"agent/{name}"): b"{}" for name in ("a\0b", "a\ufffdb", "a")}
+        await store.commit(Batch(time=1, facts=dict(odd)))
+        await store.commit(Batch(time=1, facts={("turn_time", "agent/a\0b"): None}))
+        assert set((await store.load()).facts) == {("turn_time", "agent/a")}
+
+
 async def test_keys_that_no_database_has_are_not_found(postgres_url: str) -> None:
     async with opened(postgres_url) as store:
         known = await store.lookup(["\0"], ["\0"], ["\0"], [("\0", "\0")])
