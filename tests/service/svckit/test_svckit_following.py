@@ -20,6 +20,7 @@ from svckit.grpc.channel import make_channel
 from svckit.grpc.client import call
 from svckit.grpc.following import FollowingChannel
 from svckit.grpc.server import bind, make_server
+from svckit.grpc.status import code_of, to_proto, to_trailers
 from svckit.grpc.watch import follow
 from svckit.testing import ScriptedServicer, eventually, free_port
 
@@ -125,6 +126,29 @@ async def test_a_call_waits_until_somebody_leads(addresses: list[str]) -> None:
         two.log.always("ListEvents", TWO)
         await two.lead(True)
         assert (await waiting).next_page_token == "two"
+
+
+async def test_a_leader_of_yesterday_that_is_still_named_cuts_no_pause_short(
+    addresses: list[str],
+) -> None:
+    """One that was started anew refuses, while the others name it until its lease ends."""
+    error = to_proto(NotLeader("a standby", metadata={"leader": addresses[1], "epoch": "7"}))
+    refusal = aio.AioRpcError(
+        code_of(error), aio.Metadata(), aio.Metadata(*to_trailers(error)), details=error.message
+    )
+    channel = make_channel(",".join(addresses))
+    assert isinstance(channel, FollowingChannel)
+    try:
+        one, two = channel._peers
+        channel._peers.passing(one, refusal)
+        await asyncio.wait_for(channel._peers.pause(60), 5)  # news: the one named is asked at once
+        channel._peers.passing(two, refusal)
+        channel._peers.passing(one, refusal)
+        assert channel.leader == two.address
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(channel._peers.pause(60), 0.1)
+    finally:
+        await channel.close()
 
 
 async def test_nobody_leading_ends_with_the_time_of_the_call(addresses: list[str]) -> None:
