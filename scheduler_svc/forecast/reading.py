@@ -24,6 +24,8 @@ MOST_LIMIT = 1_000_000
 # What one turn may use, so that the sums fit into their fields.
 MOST_PER_TURN = 100_000_000
 MOST_TOKENS_PER_MINUTE = 10**15
+# All customers in a microsecond: no clock tells them apart any more.
+MOST_PER_SECOND = MOST_CUSTOMERS * SECOND
 YEAR = 366 * 86400
 
 
@@ -118,8 +120,8 @@ def _burst(given: pb.Burst) -> Burst:
 
 
 def _rate(given: pb.Rate) -> Rate:
-    if not (math.isfinite(given.per_second) and given.per_second > 0):
-        raise _invalid("rate.per_second", "must be above 0")
+    if not 0 < given.per_second <= MOST_PER_SECOND:
+        raise _invalid("rate.per_second", f"must be above 0, at most {MOST_PER_SECOND:,}")
     if not given.HasField("duration"):
         raise _invalid("rate.duration", "is required")
     rate = Rate(given.per_second, _time(given.duration, "rate.duration"), given.even)

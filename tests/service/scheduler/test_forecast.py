@@ -135,6 +135,7 @@ async def test_the_same_input_gives_the_same_output(s: Driver) -> None:
         ),
         ("rate.per_second", {"rate": {"duration": "1s"}}),
         ("rate.per_second", {"rate": {"per_second": "Infinity", "duration": "1s"}}),
+        ("rate.per_second", {"rate": {"per_second": 1e308, "duration": "3600s"}}),
         ("rate.duration", {"rate": {"per_second": 1}}),
         ("rate.duration", {"rate": {"per_second": 1000, "duration": "3600s"}}),
         ("list.arrivals", {"list": {}}),
