@@ -8,7 +8,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from google.protobuf.duration_pb2 import Duration
 
@@ -16,9 +16,17 @@ from conveyor.scheduler.v1 import forecast_pb2 as pb
 from conveyor_client.cli.context import CannotRun
 from conveyor_client.cli.preset import Preset
 
+N = TypeVar("N", int, float)
+
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
 _TIME = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|min|s|m|h|d)?")
 _RATE = re.compile(r"(\d+(?:\.\d+)?)\s*/\s*(s|min|m|h|d)")
+# What the scheduler takes; far less than what its fields hold.
+MOST_PER_TURN = 100_000_000
+MOST_TOKENS_PER_MINUTE = 10**15
+MOST_COST = 100
+MOST_WHOLE = 1_000_000
+MOST_SEED = 2**63 - 1
 COLUMNS = ("at", "customer", "session", "weight", "priority", "turn")
 
 
@@ -82,11 +90,13 @@ def as_input(typed: Typed) -> pb.ForecastInput:
     """The input of the contract. Raises `CannotRun`, which names the option and the fix."""
     load = pb.ForecastInput(
         turn_time=_distribution(typed.turn or "5s", "--turn"),
-        requests_per_minute=typed.rpm or 0,
-        tokens_per_minute=typed.tpm or 0,
-        tokens_per_turn=typed.tokens_per_turn or 0,
-        cost_micros_usd_per_turn=round((typed.cost_per_turn or 0) * 1_000_000),
-        seed=typed.seed,
+        requests_per_minute=_within(typed.rpm, "--rpm", MOST_PER_TURN),
+        tokens_per_minute=_within(typed.tpm, "--tpm", MOST_TOKENS_PER_MINUTE),
+        tokens_per_turn=_within(typed.tokens_per_turn, "--tokens-per-turn", MOST_PER_TURN),
+        cost_micros_usd_per_turn=round(
+            _within(typed.cost_per_turn, "--cost-per-turn", MOST_COST) * 1_000_000
+        ),
+        seed=_within(typed.seed, "--seed", MOST_SEED, least=-MOST_SEED),
     )
     _arrivals(load, typed)
     _children(load, typed)
@@ -94,9 +104,9 @@ def as_input(typed: Typed) -> pb.ForecastInput:
         load.lanes.add(name="main", limit=typed.limit)
     for text in typed.lanes:
         name, equals, limit = text.partition("=")
-        if not equals or not limit.isdigit():
+        if not equals or not limit.isdecimal():
             raise CannotRun(f"--lane {text}: must be NAME=LIMIT, for example subagent=8", 2)
-        load.lanes.add(name=name, limit=int(limit))
+        load.lanes.add(name=name, limit=_whole(limit, f"--lane {text}"))
     return load
 
 
@@ -173,9 +183,19 @@ def _listed(path: Path) -> pb.ArrivalList:
 
 def _whole(text: str, where: str) -> int:
     try:
-        return int(text or 0)
+        number = int(text or 0)
     except ValueError:
-        raise CannotRun(f"{where}: {text!r} is no whole number", 2) from None
+        raise CannotRun(f"{where}: {text[:32]!r} is no whole number", 2) from None
+    return _within(number, where, MOST_WHOLE, least=-MOST_WHOLE)
+
+
+def _within(value: N | None, where: str, most: int, *, least: int = 0) -> N | int:
+    """The number, or 0: what does not fit into the contract's field is told here."""
+    if value is None:
+        return 0
+    if not least <= value <= most:
+        raise CannotRun(f"{where}: must be {least:,} to {most:,}", 2)
+    return value
 
 
 def _distribution(text: str, where: str) -> pb.TimeDistribution:

@@ -206,3 +206,28 @@ def test_one_sentence_names_what_binds(constraint: dict[str, Any], said: str) ->
     if not constraint:
         result.ClearField("constraint")
     assert said in conclusion(result)
+
+
+@pytest.mark.parametrize(
+    ("option", "typed"),
+    [
+        ("--lane", Typed(customers=1, lanes=("subagent=²",))),
+        ("--lane", Typed(customers=1, lanes=("subagent=99999999999999999999",))),
+        ("--rpm", Typed(customers=1, rpm=10**12)),
+        ("--tpm", Typed(customers=1, tpm=10**30)),
+        ("--tokens-per-turn", Typed(customers=1, tokens_per_turn=10**30)),
+        ("--cost-per-turn", Typed(customers=1, cost_per_turn=float("nan"))),
+        ("--cost-per-turn", Typed(customers=1, cost_per_turn=1e300)),
+        ("--seed", Typed(customers=1, seed=10**30)),
+    ],
+)
+def test_a_number_too_large_for_the_contract_names_its_option(option: str, typed: Typed) -> None:
+    with pytest.raises(CannotRun, match=option):
+        as_input(typed)
+
+
+def test_a_number_too_large_in_a_list_names_its_line(tmp_path: Path) -> None:
+    listed = tmp_path / "arrivals.csv"
+    listed.write_text("customer,weight\na,99999999999\n")
+    with pytest.raises(CannotRun, match="line 2, weight"):
+        as_input(Typed(arrivals=listed))
