@@ -479,8 +479,11 @@ class Engine:
         # Whether a commit that failed was stored all the same is known only now.
         self._payloads.clear()
         self._payload_bytes = 0
+        # In a thread: with a hundred thousand runs it takes seconds, in which the lease of a leader
+        # has to be renewed.
+        kernel = await asyncio.to_thread(recovery.rebuild, self._config, snapshot, now)
         self.hub.start_over(snapshot.last_position)
-        self._kernel = recovery.rebuild(self._config, snapshot, now)
+        self._kernel = kernel
         self._available = True
         self._wake.set()
 

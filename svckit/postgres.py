@@ -69,6 +69,10 @@ class PostgresAddress(msgspec.Struct, frozen=True):
     database: str
     options: dict[str, str]
 
+    def __repr__(self) -> str:
+        # Whatever prints it by accident prints no password.
+        return f"PostgresAddress({self.user}@{self.host}:{self.port}/{self.database})"
+
     @classmethod
     def parse(cls, url: str) -> Self:
         """Raises `ValueError` with what is wrong and never with the address itself."""

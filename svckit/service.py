@@ -34,6 +34,7 @@ import uvloop
 from grpc import aio
 from opentelemetry import trace
 
+from svckit import failpoints
 from svckit.clock import Clock, SystemClock
 from svckit.errors import ServiceError, StartError
 from svckit.grpc import deadline, health
@@ -344,6 +345,8 @@ async def _serve(
     try:
         async with running(name, build, settings, address, tracer=tracer) as service:
             calm_collector()
+            if failpoints.ARMED:
+                _log.warning("failpoints are armed: this is a test", variable=failpoints.VARIABLE)
             _log.info("ready", address=service.address, milliseconds=_process_age_ms())
             stop = asyncio.create_task(stopping.wait())
             either: set[asyncio.Future[Any]] = {stop, service.failed}

@@ -46,6 +46,8 @@ _previous = msgspec.json.Decoder(list[PreviousRun])
 _offer = msgspec.json.Decoder(SteerOffer)
 _encode = msgspec.json.Encoder().encode
 
+# More runs than this are read beside the commits, like lists.
+MOST_LOOKED_UP = 64
 QUICK_CHECK_BYTES = 64 * 1024 * 1024
 # Flows that retention removes in one transaction.
 PRUNED_FLOWS = 50
@@ -291,7 +293,12 @@ class SqliteStore:
             found = (StoredRun(_record.decode(r), payload, result) for r, payload, result in rows)
             return {stored.run.run_id: stored for stored in found}
 
-        return await self._read(read)
+        if len(run_ids) > MOST_LOOKED_UP:
+            return await self._read(read)
+        # Not behind somebody's long list: commits wait for it.
+        async with self._using:
+            assert self._db is not None, "acquire() comes first"
+            return _checked(read, self._db)
 
     async def list_runs(
         self, query: RunQuery, *, before: int, after: int, limit: int

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import apsw
 import pytest
 
-from scheduler_svc.domain import admission
+from scheduler_svc.domain import admission, recovery
 from scheduler_svc.domain.kernel import Config, Kernel
 from scheduler_svc.domain.records import SECOND, NewRun
 from scheduler_svc.engine import Engine
@@ -219,3 +220,22 @@ async def test_memory_of_ended_turns_does_not_pile_up_until_their_time_limit(
         assert len(kernel._timers) <= 1000
         kernel._drop_stale_timers()
         assert kernel._timers == []
+
+
+async def test_the_loop_goes_on_while_memory_is_built(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Else a leader with many unfinished runs loses the lead before it could renew its lease.
+    building, seen = threading.Event(), threading.Event()
+    rebuild = recovery.rebuild
+
+    def slow(*args: Any) -> Kernel:
+        building.set()
+        assert seen.wait(30)
+        return rebuild(*args)
+
+    monkeypatch.setattr(recovery, "rebuild", slow)
+    engine = Engine(MemoryStore(), Config(lanes={"main": 1}, lease_ttl=SECOND), SystemClock())
+    start = asyncio.create_task(engine.start())
+    await eventually(building.is_set)
+    seen.set()
+    await start
+    await engine.close()

@@ -76,3 +76,8 @@ def test_a_shown_address_hides_its_password() -> None:
     assert masked("postgresql://me@h/db?password=hush") == "postgresql://me@h/db?password=***"
     assert masked("postgresql://me@h/db") == "postgresql://me@h/db"
     assert "hush" not in masked("postgresql://me:hush@[h/db")
+
+
+def test_an_address_that_is_printed_by_accident_shows_no_password() -> None:
+    found = PostgresAddress.parse("postgresql://me:hush@db.example/conv")
+    assert "hush" not in f"{found!r} {found}"
