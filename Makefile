@@ -5,6 +5,8 @@ MAKEFLAGS += --no-print-directory
 
 BIN := .venv/bin
 ARGS ?=
+# How many tests run side by side; those of a file stay together. JOBS=0: one by one, for a debugger.
+JOBS ?= 2
 
 ##@ Use
 
@@ -24,7 +26,7 @@ setup: .venv/.ready ## Only make .venv with what the suite needs
 
 .PHONY: test
 test: .venv/.ready-dev ## Run the tests (ARGS="tests/unit -k lane" chooses)
-	@GRPC_VERBOSITY=NONE $(BIN)/python -m pytest $(ARGS)
+	@GRPC_VERBOSITY=NONE $(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
 
 .PHONY: check
 check: .venv/.ready-dev ## Style, types, import rules, contract, generated files, docs (ARGS=mypy chooses)
