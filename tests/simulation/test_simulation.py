@@ -39,9 +39,8 @@ def prepare() -> None:
 
 
 def search(seeds: range) -> list[Verdict]:
-    """Runs them on all cores, or on one beside other tests; the verdicts that name a problem."""
-    processes = 1 if "PYTEST_XDIST_WORKER" in os.environ else None
-    with multiprocessing.get_context("spawn").Pool(processes, initializer=prepare) as pool:
+    """Runs them on all cores; the verdicts that name a problem."""
+    with multiprocessing.get_context("spawn").Pool(initializer=prepare) as pool:
         verdicts = pool.imap_unordered(schedule, seeds, chunksize=10)
         found = [verdict for verdict in verdicts if verdict.problem]
         pool.close()
