@@ -39,12 +39,13 @@ What was found out on the way, for whoever looks for more:
 - A message of protobuf that is given to the constructor of another is copied; answers are filled in
   place (`scheduler_svc.rpc.convert`).
 - A recording span costs half as much as checking a message; without a collector spans are ids only.
-- What is missed, on a quiet machine: half of the echo with one message per call, twice Procrastinate,
-  fifty times DBOS. All three are bounded by the processor, which driver, scheduler and worker share:
-  py-spy of the scheduler under load shows 41% gRPC and the loop, 24% deciding and storing, 17%
-  checking what comes in, 5% the estimate that every message is told. Procrastinate and DBOS are
-  called as libraries, without any of the first and third. DBOS reaches three times here what was
-  known of it (18 a second), so fifty times it would be 3,200 turns a second.
+- What is missed, on a quiet machine: half of the echo with one message per call, twice
+  Procrastinate, fifty times DBOS. All three are bounded by the processor, which driver, scheduler
+  and worker share: py-spy of the scheduler under load shows 41% gRPC and the loop, 24% deciding
+  and storing, 17% checking what comes in, 5% the estimate that every message is told.
+  Procrastinate and DBOS are called as libraries, without any of the first and third. DBOS reaches
+  three times here what was known of it (18 a second), so fifty times it would be 3,200 turns a
+  second.
 """
 
 
