@@ -59,6 +59,8 @@ class Prompt:
     system: str
     messages: Sequence[PromptMessage]
     tools: Sequence[ToolSchema] = field(default_factory=tuple)
+    # A tool that the reply must call; empty leaves the choice to the model.
+    force_tool: str = ""
 
     def has_tool(self, name: str) -> bool:
         """Tell whether the model may call `name`."""

@@ -88,6 +88,8 @@ async def stream(
     settings = ModelSettings(
         first_event_timeout=first_token_seconds, request_timeout=whole_seconds, max_retries=0
     )
+    if prompt.has_tool(prompt.force_tool):
+        settings["tool_choice"] = [prompt.force_tool]
     parameters = ModelRequestParameters(
         function_tools=[
             ToolDefinition(

@@ -28,7 +28,8 @@ class CallFailed(Exception):
 
     `error` is what the run fails with when nothing helps: safe for any eye. `started` is True once
     the provider sent a piece of its reply: then the call may have been paid, and is not repeated
-    within the turn. `retry_after` is what the provider asked for, in seconds.
+    within the turn. `retry_after` is what the provider asked for, in seconds. `too_long` says that
+    the prompt does not fit into the model's context: a shorter one may.
     """
 
     def __init__(
@@ -38,12 +39,14 @@ class CallFailed(Exception):
         outcome: Outcome,
         started: bool = False,
         retry_after: float | None = None,
+        too_long: bool = False,
     ) -> None:
         super().__init__(error.message)
         self.error = error
         self.outcome = outcome
         self.started = started
         self.retry_after = retry_after
+        self.too_long = too_long
 
 
 class Model(Protocol):
