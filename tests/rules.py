@@ -26,6 +26,22 @@ EVERYTHING = 100_000
 """Near enough to be played forward, whatever is in line."""
 
 
+def complete(k: Kernel, run_id: str, token: int, now: int) -> Run:
+    """Ends a turn with nothing to say."""
+    return turns.complete(
+        k,
+        run_id,
+        token,
+        "",
+        result=None,
+        reply=None,
+        mode=AnnounceMode.ALL,
+        taken=[],
+        steered_is_next_prompt=False,
+        now=now,
+    )
+
+
 class World:
     """A kernel with lanes `main` and `subagent`, at a time of its own.
 
@@ -115,18 +131,7 @@ class World:
 
     def complete(self, run_id: str, token: int) -> None:
         """Ends a turn with a reply."""
-        turns.complete(
-            self.k,
-            run_id,
-            token,
-            "",
-            result=None,
-            reply=None,
-            mode=AnnounceMode.ALL,
-            taken=[],
-            steered_is_next_prompt=False,
-            now=self.now,
-        )
+        complete(self.k, run_id, token, self.now)
 
     def wait(self, leased: Leased, wait: Wait | None = None, *, hold_lane: bool = True) -> None:
         """Ends a turn with a wait; for all its children if nothing else is said."""

@@ -9,12 +9,11 @@ import asyncio
 import itertools
 import json
 import signal
-import sys
 from typing import Any
 
 import uvloop
 
-from bench.peers.protocol import Seen, drive, say
+from bench.peers.protocol import Seen, drive, run_role, say
 from conveyor.common.v1 import content_pb2
 from conveyor.scheduler.v1 import run_pb2
 from conveyor.scheduler.v1 import scheduler_service_pb2 as ss
@@ -87,8 +86,4 @@ async def send(address: str, file: str) -> None:
 
 if __name__ == "__main__":
     setup_logging("bench", load(environ={"CONVEYOR_LOG__LEVEL": "error"}))
-    role, address, *rest = sys.argv[1:]
-    if role == "worker":
-        uvloop.run(work(address, rest[0], int(rest[1])))
-    else:
-        uvloop.run(send(address, rest[0]))
+    run_role(work, send, uvloop.run)

@@ -7,14 +7,12 @@ concurrency is the cap. Polling is tuned down to 10 ms from the default of a sec
 from __future__ import annotations
 
 import asyncio
-import logging
 import signal
-import sys
 from typing import Any
 
 from dbos import DBOS, DBOSClient
 
-from bench.peers.protocol import Seen, drive, say
+from bench.peers.protocol import Seen, drive, run_role, say
 
 QUEUE = "bench"
 WORKFLOW = "turn"
@@ -74,9 +72,4 @@ async def send(url: str, file: str) -> None:
 
 
 if __name__ == "__main__":
-    logging.disable(logging.INFO)
-    role, url, *rest = sys.argv[1:]
-    if role == "worker":
-        asyncio.run(work(url, rest[0], int(rest[1])))
-    else:
-        asyncio.run(send(url, rest[0]))
+    run_role(work, send)

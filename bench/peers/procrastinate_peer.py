@@ -7,14 +7,12 @@ the global cap; LISTEN/NOTIFY is on, as by default.
 from __future__ import annotations
 
 import asyncio
-import logging
-import sys
 from typing import Any
 
 import procrastinate
 from procrastinate import jobs
 
-from bench.peers.protocol import Seen, drive, say
+from bench.peers.protocol import Seen, drive, run_role, say
 
 QUEUE = "bench"
 TASK = "turn"
@@ -66,9 +64,4 @@ async def send(url: str, file: str) -> None:
 
 
 if __name__ == "__main__":
-    logging.disable(logging.INFO)
-    role, url, *rest = sys.argv[1:]
-    if role == "worker":
-        asyncio.run(work(url, rest[0], int(rest[1])))
-    else:
-        asyncio.run(send(url, rest[0]))
+    run_role(work, send)

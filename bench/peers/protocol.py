@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -118,3 +119,14 @@ async def drive(file: str, send: Callable[[list[dict[str, Any]]], Awaitable[obje
         await asyncio.gather(*(sender(i) for i in range(phase.width)))
         say(f"sent {phase.name} {begin}")
     Path(file).write_text(json.dumps(accepted))  # noqa: ASYNC240
+
+
+def run_role(
+    work: Callable[[str, str, int], Coroutine[Any, Any, None]],
+    send: Callable[[str, str], Coroutine[Any, Any, None]],
+    run: Callable[[Coroutine[Any, Any, None]], None] = asyncio.run,
+) -> None:
+    """Be what the command line says: `worker ADDRESS FILE CAP` or `driver ADDRESS FILE`."""
+    logging.disable(logging.INFO)
+    role, address, *rest = sys.argv[1:]
+    run(work(address, rest[0], int(rest[1])) if role == "worker" else send(address, rest[0]))

@@ -10,7 +10,8 @@ from google.protobuf.duration_pb2 import Duration
 
 from conveyor.scheduler.v1 import forecast_pb2 as pb
 from conveyor.scheduler.v1 import scheduler_service_pb2 as scheduler_pb
-from conveyor_client.cli.output import console, plain, seconds, span
+from conveyor_client.cli.output import console, plain, seconds
+from svckit.words import span
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -17,15 +17,9 @@ from conveyor.scheduler.v1 import announcement_pb2 as announcement_pb
 from conveyor.scheduler.v1 import lane_pb2 as lane_pb
 from conveyor.scheduler.v1 import run_pb2 as run_pb
 from conveyor.scheduler.v1 import scheduler_service_pb2 as scheduler_pb
-from conveyor_client.cli.output import (
-    seconds,
-    shorten,
-    span,
-    state_word,
-    text_of,
-    tokens,
-)
+from conveyor_client.cli.output import seconds, state_word, text_of, tokens
 from conveyor_client.cli.places import fate, place
+from svckit.words import shorten, span
 
 
 class Voice(Enum):

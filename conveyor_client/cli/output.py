@@ -200,17 +200,6 @@ def between(start: Timestamp, end: Timestamp) -> float:
     return (end.seconds - start.seconds) + (end.nanos - start.nanos) / 1e9
 
 
-def span(length: float) -> str:
-    """Return a length of time in seconds as people say it: `0.4 s`, `2 min 5 s`, `1 h 3 min`."""
-    if length < 60:
-        return f"{length:.1f} s"
-    minutes, rest = divmod(round(length), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest} s"
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min"
-
-
 def tokens(usage: usage_pb.Usage) -> str:
     """Return token use as people say it, with cost when it is known."""
     total = usage.input_tokens + usage.output_tokens
@@ -233,9 +222,3 @@ def text_of(message: content_pb.Message) -> str:
         elif kind == "resource":
             words.append(f"[{part.resource.uri}]")
     return "\n".join(words)
-
-
-def shorten(text: str, limit: int = 100) -> str:
-    """Return the text on one line of at most `limit` characters."""
-    line = " ".join(text.split())
-    return line if len(line) <= limit else line[: limit - 1] + "…"

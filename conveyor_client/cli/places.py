@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from conveyor.scheduler.v1 import lane_pb2 as lane_pb
-from conveyor_client.cli.output import between, span
+from conveyor_client.cli.output import between
+from svckit.words import span
 
 # A start that is nearer than this is at once.
 SOON_SECONDS = 0.5

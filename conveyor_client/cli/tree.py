@@ -6,16 +6,8 @@ from typing import TYPE_CHECKING
 
 from conveyor.scheduler.v1 import flow_service_pb2 as flow_pb
 from conveyor.scheduler.v1 import run_pb2 as run_pb
-from conveyor_client.cli.output import (
-    TERMINAL,
-    between,
-    plain,
-    seconds,
-    shorten,
-    span,
-    state_markup,
-    tokens,
-)
+from conveyor_client.cli.output import TERMINAL, between, plain, seconds, state_markup, tokens
+from svckit.words import shorten, span
 
 if TYPE_CHECKING:
     from rich.tree import Tree

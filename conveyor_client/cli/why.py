@@ -82,8 +82,9 @@ def _ref(ref: explain_pb.RunRef) -> str:
 
 def _basis(estimate: lane_pb.QueueEstimate) -> str:
     from conveyor.scheduler.v1 import lane_pb2
-    from conveyor_client.cli.output import between, seconds, span
+    from conveyor_client.cli.output import between, seconds
     from conveyor_client.cli.places import rough
+    from svckit.words import span
 
     basis = estimate.basis
     late = between(estimate.as_of_time, estimate.start_time_p90)

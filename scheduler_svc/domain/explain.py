@@ -22,6 +22,8 @@ from scheduler_svc.domain.records import (
     Wait,
     WaitKind,
 )
+from svckit import words as said
+from svckit.words import count
 
 # Runs that a reason names at most.
 NAMED = 20
@@ -188,11 +190,11 @@ def _stopping(k: Kernel, run: Run, now: int) -> Reason:
     left = [_ref(node) for node in islice(_at_work(k, run), NAMED + 1)]
     elapsed = max(0, now - run.state_time)
     why = f" ({run.cancel_reason})" if run.cancel_reason else ""
-    count = f"more than {NAMED} runs" if len(left) > NAMED else _count(len(left), "run")
+    named = f"more than {NAMED} runs" if len(left) > NAMED else count(len(left), "run")
     still = "has" if len(left) == 1 else "have"
     return Reason(
         Stopping(run.cancel_reason, left[:NAMED], elapsed),
-        f"It is being stopped{why}; {count} of its tree {still} not confirmed after "
+        f"It is being stopped{why}; {named} of its tree {still} not confirmed after "
         f"{span(elapsed)}.",
     )
 
@@ -211,7 +213,7 @@ def _waiting(k: Kernel, run: Run, now: int) -> Reason:
         return _limit(k, wait, now)
     live = [child for child in wait.run_ids if child in run.live]
     settled = len(wait.run_ids) - len(live)
-    also = f"; {_count(settled, 'other')} already done" if settled else ""
+    also = f"; {count(settled, 'other')} already done" if settled else ""
     return Reason(
         WaitingForChildren(
             [_ref(k.runs[child]) for child in live[:NAMED]],
@@ -220,7 +222,7 @@ def _waiting(k: Kernel, run: Run, now: int) -> Reason:
             run.holds_lane,
             wait,
         ),
-        f"It waits for {_count(len(live), 'sub-agent')}{also}.",
+        f"It waits for {count(len(live), 'sub-agent')}{also}.",
     )
 
 
@@ -245,7 +247,7 @@ def _behind(k: Kernel, run: Run) -> Reason | None:
     first = k.runs[session.holder or _directly_ahead(k, run)]
     if first.wait is not None and first.wait.kind is WaitKind.CHILDREN:
         live = sum(child in first.live for child in first.wait.run_ids)
-        what = f"An earlier message of the session waits for {_count(live, 'sub-agent')}"
+        what = f"An earlier message of the session waits for {count(live, 'sub-agent')}"
     elif first.wait is not None:
         what = "An earlier message of the session waits for a limit"
     elif first.lease is not None:
@@ -293,7 +295,7 @@ def _lane(k: Kernel, run: Run) -> Reason | None:
         if lane.free:
             text = f"The free slots of lane {lane.name} go to others first"
         if own + others:
-            text += f"; {_count(own + others, 'other run')} will start before"
+            text += f"; {count(own + others, 'other run')} will start before"
         text += "."
     return Reason(
         LaneBusy(lane.name, lane.limit, lane.running, holders, own, others, customers), text
@@ -345,21 +347,10 @@ def _ref(run: Run) -> Ref:
     return Ref(run.run_id, run.session_key, run.customer_key, run.label, run.state, run.state_time)
 
 
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
-
-
 def _sentence(text: str) -> str:
     return text if text.endswith((".", "!", "?")) else text + "."
 
 
 def span(us: int) -> str:
-    """A length of time as people say it: `0.4 s`, `2 min 5 s`, `1 h 3 min`."""
-    length = max(0, us) / SECOND
-    if length < 60:
-        return f"{length:.1f} s"
-    minutes, rest = divmod(round(length), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest} s"
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min"
+    """A length of time in microseconds, as people say it."""
+    return said.span(us / SECOND)

@@ -202,6 +202,15 @@ class PostgresServer:
         self.execute(_EMPTY, url)
         self._empty.append(url)
 
+    def ask_for_password(self, role: str, password: str) -> None:
+        """Make a superuser `role`, and believe it only with its password. For good."""
+        self.execute(f"CREATE ROLE {role} SUPERUSER LOGIN PASSWORD '{password}'")
+        (self._data / "pg_hba.conf").write_text(
+            f"local all all trust\nhost all {role} 127.0.0.1/32 scram-sha-256\n"
+            "host all all 127.0.0.1/32 trust\n"
+        )
+        self.execute("SELECT pg_reload_conf()")
+
     def url(self, database: str = "postgres") -> str:
         """Address of a database, over TCP."""
         return f"postgresql://{USER}@127.0.0.1:{self.port}/{database}"

@@ -9,10 +9,11 @@ import random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scheduler_svc.domain import admission, leasing, turns
+from scheduler_svc.domain import admission, leasing
 from scheduler_svc.domain.kernel import Config, Kernel
 from scheduler_svc.domain.leasing import Leased
-from scheduler_svc.domain.records import SECOND, AnnounceMode, NewRun
+from scheduler_svc.domain.records import SECOND, NewRun
+from tests.rules import complete
 
 
 class Play:
@@ -48,18 +49,7 @@ class Play:
     def end_one(self, chance: random.Random) -> None:
         leased = self.at_work.pop(chance.randrange(len(self.at_work)))
         self.now += 1
-        turns.complete(
-            self.k,
-            leased.run.run_id,
-            leased.lease.token,
-            "d",
-            result=None,
-            reply=None,
-            mode=AnnounceMode.ALL,
-            taken=[],
-            steered_is_next_prompt=False,
-            now=self.now,
-        )
+        complete(self.k, leased.run.run_id, leased.lease.token, self.now)
         self.k.take_changes()
 
 

@@ -140,12 +140,7 @@ async def test_a_server_that_asks_for_a_password(
     monkeypatch.setenv("PGPASSFILE", str(tmp_path / "none"))
     server = breakable_postgres
     with server.database() as url:
-        server.execute("CREATE ROLE asked_once SUPERUSER LOGIN PASSWORD 'right'")
-        (server.directory / "data" / "pg_hba.conf").write_text(
-            "local all all trust\nhost all asked_once 127.0.0.1/32 scram-sha-256\n"
-            "host all all 127.0.0.1/32 trust\n"
-        )
-        server.execute("SELECT pg_reload_conf()")
+        server.ask_for_password("asked_once", "right")
         url = url.replace("conveyor@", "asked_once@")
         for wrong in (url, url.replace("@", ":wrong@")):
             with pytest.raises(StartError, match="user or the password"):
@@ -319,14 +314,20 @@ async def behind_a_proxy(
             yield store, net
 
 
+async def committed_unheard(store: PostgresStore, net: Proxy, what: Batch) -> asyncio.Task[None]:
+    """A commit that the server has done, and whose answer never comes."""
+    net.hold_answers = True
+    commit = asyncio.create_task(store.commit(what))
+    await eventually(lambda: net.held_answers)
+    net.hold_answers = False
+    return commit
+
+
 async def test_a_commit_that_happened_although_its_answer_got_lost_is_loaded(
     postgres: PostgresServer, postgres_url: str
 ) -> None:
     async with behind_a_proxy(postgres, postgres_url) as (store, net):
-        net.hold_answers = True
-        commit = asyncio.create_task(store.commit(batch(run(1))))
-        await eventually(lambda: net.held_answers)
-        net.hold_answers = False
+        commit = await committed_unheard(store, net, batch(run(1)))
         net.cut_clients()
         with pytest.raises(StoreUnavailable):
             await commit
@@ -395,10 +396,7 @@ async def test_a_caller_that_is_cancelled_leaves_no_doubt_behind(
     postgres: PostgresServer, postgres_url: str
 ) -> None:
     async with behind_a_proxy(postgres, postgres_url) as (store, net):
-        net.hold_answers = True
-        commit = asyncio.create_task(store.commit(batch(run(1))))
-        await eventually(lambda: net.held_answers)
-        net.hold_answers = False
+        commit = await committed_unheard(store, net, batch(run(1)))
         commit.cancel()
         with pytest.raises(asyncio.CancelledError):
             await commit

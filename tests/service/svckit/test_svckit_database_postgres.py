@@ -209,12 +209,7 @@ async def test_a_server_that_asks_for_a_password(
     monkeypatch.setenv("PGPASSFILE", str(tmp_path / "none"))
     server = breakable_postgres
     with server.database() as url:
-        server.execute("CREATE ROLE asked_twice SUPERUSER LOGIN PASSWORD 'right'")
-        (server.directory / "data" / "pg_hba.conf").write_text(
-            "local all all trust\nhost all asked_twice 127.0.0.1/32 scram-sha-256\n"
-            "host all all 127.0.0.1/32 trust\n"
-        )
-        server.execute("SELECT pg_reload_conf()")
+        server.ask_for_password("asked_twice", "right")
         url = url.replace("conveyor@", "asked_twice@")
         assert "user or the password" in await refusal(url, migrations)
         assert "user or the password" in await refusal(url.replace("@", ":wrong@"), migrations)

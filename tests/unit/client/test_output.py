@@ -17,13 +17,12 @@ from conveyor_client.cli.output import (
     measured,
     print_table,
     printable,
-    shorten,
-    span,
     tokens,
 )
 from conveyor_client.cli.tree import flow_tree
 from conveyor_client.diagnosis import flat_toml, summarise
 from svckit.settings import load
+from svckit.words import shorten, span
 
 
 def node(run_id: str, parent: str, label: str, state: run_pb2.RunState.ValueType) -> run_pb2.Run:

@@ -1,0 +1,26 @@
+"""How figures are said to people, the same in every service and in the command line."""
+
+from __future__ import annotations
+
+
+def span(seconds: float) -> str:
+    """Say a length of time: `0.4 s`, `2 min 5 s`, `1 h 3 min`. A negative one counts as 0."""
+    length = max(0.0, seconds)
+    if length < 60:
+        return f"{length:.1f} s"
+    minutes, rest = divmod(round(length), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min"
+
+
+def count(number: int, noun: str) -> str:
+    """Say how many: `1 run`, `3 runs`."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def shorten(text: str, limit: int = 100) -> str:
+    """Return the text on one line of at most `limit` characters."""
+    line = " ".join(text.split())
+    return line if len(line) <= limit else line[: limit - 1] + "…"
