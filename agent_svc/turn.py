@@ -326,7 +326,14 @@ class TurnRunner:
         usage = convert.usage_to_proto(record.usage)
         try:
             await self._usage.answered(
-                work.run_id, work.number, step, provider, model, usage, record.reservation
+                work.run_id,
+                work.number,
+                step,
+                provider,
+                model,
+                usage,
+                record.reservation,
+                record.requested_model,
             )
         except ServiceError as err:
             work.over_budget = err

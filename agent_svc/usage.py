@@ -51,11 +51,12 @@ class UsageReporter:
         model: str,
         usage: usage_pb2.Usage,
         reservation_id: str = "",
+        requested_model: str = "",
     ) -> None:
         """Report an answered call; a turn waits for it a moment, so that totals are soon right.
 
-        `reservation_id` is the reservation that it settles. Raises `BudgetExceeded` when the report
-        passed a cap.
+        `reservation_id` is the reservation that it settles, `requested_model` the one that was
+        asked for first. Raises `BudgetExceeded` when the report passed a cap.
         """
         request = limit_pb.ReportRequest(
             reservation_id=reservation_id,
@@ -63,6 +64,7 @@ class UsageReporter:
             call=limit_pb.ModelCall(provider_id=provider_id, model=model, run_id=run_id),
             outcome=limit_pb.CALL_OUTCOME_ANSWERED,
             usage=usage,
+            requested_model=requested_model,
         )
         task = self._start(request)
         done, _ = await asyncio.wait({task}, timeout=PATIENCE_SECONDS)

@@ -42,11 +42,19 @@ def node_line(run: run_pb.Run) -> str:
         parts.append(f"attempt {run.attempt}")
     if run.HasField("usage"):
         parts.append(tokens(run.usage))
+    if (models := model_words(run)) != "":
+        parts.append(f"[yellow]{plain(models)}[/]")
     if run.HasField("suspension"):
         parts.append(f"[blue]{_waits_for(run.suspension)}[/]")
     if run.error.message:
         parts.append(f"[red]{plain(shorten(run.error.message, 200))}[/]")
     return "  ".join(part for part in parts if part)
+
+
+def model_words(run: run_pb.Run) -> str:
+    """Return `requested → effective` when another model answered than was asked, else nothing."""
+    asked, answered = run.requested_model, run.effective_model
+    return f"{asked} → {answered}" if asked and answered and asked != answered else ""
 
 
 def _times(timing: run_pb.RunTiming, state: run_pb.RunState.ValueType) -> str:

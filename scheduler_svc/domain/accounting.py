@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 from scheduler_svc.domain import requests
 from scheduler_svc.domain.budgets import ancestors
 from scheduler_svc.domain.emits import UsageReported
@@ -31,6 +33,8 @@ def report(
     requests.remember(k, request_id, body_hash, run_id)
     if usage == Usage():
         return True  # a call that cost nothing is no news
+    run.requested_model = sys.intern(requested_model)
+    run.effective_model = sys.intern(effective_model)
     run.usage.add(usage)
     for node in (run, *ancestors(k, run)):
         node.tree_usage.add(usage)

@@ -294,6 +294,9 @@ class Run(msgspec.Struct, kw_only=True, omit_defaults=True):
     usage: Usage = msgspec.field(default_factory=Usage)
     tree_usage: Usage = msgspec.field(default_factory=Usage)
     failure: Failure | None = None
+    # Of the newest model call, for people. One string per model, however many runs use it.
+    requested_model: str = ""
+    effective_model: str = ""
 
     @property
     def terminal(self) -> bool:

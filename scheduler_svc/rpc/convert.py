@@ -132,6 +132,7 @@ def run_message(
     message.tree_usage.CopyFrom(usage(run.tree_usage))
     message.worker = run.lease.worker if run.lease else ""
     message.cancel_reason, message.interim_sent = run.cancel_reason, run.interim_sent
+    message.requested_model, message.effective_model = run.requested_model, run.effective_model
     return message
 
 

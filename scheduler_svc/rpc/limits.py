@@ -76,6 +76,7 @@ class LimitServicer(pb_grpc.LimitServiceServicer):
         if not Outcome.ANSWERED <= request.outcome <= Outcome.NOT_SENT:
             raise invalid_field("outcome", "is required")
         validate.text(request.reservation_id, "reservation_id", 128, required=False)
+        validate.text(request.requested_model, "requested_model", 256, required=False)
         call = request.call
         _check_call(call)
         outcome = Outcome(request.outcome)
@@ -90,7 +91,9 @@ class LimitServicer(pb_grpc.LimitServiceServicer):
         def apply(k: Kernel, now: int) -> tuple[int, status_pb2.Status | None]:
             error, news = None, True
             if run_id:
-                news = accounting.report(k, run_id, report_id, said, used, "", model, now)
+                news = accounting.report(
+                    k, run_id, report_id, said, used, request.requested_model, model, now
+                )
                 over = budgets.overspent(k, k.runs.get(run_id) or k.ended[run_id])
                 error = grpc_status.to_proto(over) if over is not None else None
             if not news and request.reservation_id not in k.limits.reservations:

@@ -67,6 +67,8 @@ export class SessionModel {
     else if (event.usage_reported) {
       const usage = event.usage_reported.usage || {};
       run.tokens += Number(usage.input_tokens || 0) + Number(usage.output_tokens || 0);
+      const { requested_model: asked, effective_model: answered } = event.usage_reported;
+      run.models = asked && answered && asked !== answered ? `${asked} → ${answered}` : "";
     } else if (event.note_added && own && (event.note_added.visible || event.note_added.level === "NOTE_LEVEL_WARNING")) {
       this.note(event, event.note_added.text);
     } else if (event.steer_missed && own) {

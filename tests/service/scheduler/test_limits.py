@@ -328,6 +328,40 @@ async def test_late_usage_over_a_cap_says_so(s: Driver) -> None:
     assert (error.metadata["budget"], error.metadata["used"]) == ("max_cost_micros_usd", "1001")
 
 
+async def test_the_models_of_a_runs_newest_call_are_shown_while_it_works_and_kept(
+    tmp_path: Path,
+) -> None:
+    def call(run_id: str, number: int, requested: str, model: str) -> pb.ReportRequest:
+        return pb.ReportRequest(
+            request_id=f"{run_id}/{number}",
+            call=pb.ModelCall(provider_id="p", model=model, run_id=run_id),
+            outcome=pb.CALL_OUTCOME_ANSWERED,
+            usage=usage_pb2.Usage(model_calls=1, input_tokens=7, output_tokens=3),
+            requested_model=requested,
+        )
+
+    async def shown(s: Driver, run_id: str) -> tuple[str, str, int]:
+        found = await s.scheduler.ListRuns(
+            scheduler_pb.ListRunsRequest(filter=run_pb2.RunFilter(flow_id=run_id))
+        )
+        [run] = found.runs
+        return run.requested_model, run.effective_model, run.usage.input_tokens
+
+    async with driver(settings(tmp_path)) as s:
+        await s.send("a")
+        run_id = (await s.lease_one()).run.run_id
+        assert await shown(s, run_id) == ("", "", 0)
+        await s.limits.Report(call(run_id, 1, "p:large", "large"))
+        assert await shown(s, run_id) == ("p:large", "p:large", 7)
+        await s.limits.Report(call(run_id, 2, "p:large", "small"))
+        # A repeated report is no newer one, and a call that failed was answered by no model.
+        await s.limits.Report(call(run_id, 1, "p:large", "large"))
+        await report(s, run_id, "3", outcome=pb.CALL_OUTCOME_UNAVAILABLE, reservation="")
+        assert await shown(s, run_id) == ("p:large", "p:small", 14)
+    async with driver(settings(tmp_path)) as s:
+        assert await shown(s, run_id) == ("p:large", "p:small", 14)
+
+
 async def test_children_share_what_their_parent_may_and_leave_it_its_answer(s: Driver) -> None:
     await s.send("a", budget=run_pb2.Budget(max_tokens=1000))
     root = await s.lease_one()

@@ -54,6 +54,8 @@ def test_a_flow_is_a_tree_with_states_times_and_tokens() -> None:
     answer.flow.session_key = "agent:main:cli:direct:me"
     answer.nodes[0].suspension.condition.children.SetInParent()
     answer.nodes[2].error.message = "no attempt is left"
+    for asked_and_answered, found in zip(answer.nodes, ("p:a", "p:a", "p:b"), strict=False):
+        asked_and_answered.requested_model, asked_and_answered.effective_model = "p:a", found
     target = Console(width=200)
     with target.capture() as captured:
         target.print(flow_tree(answer))
@@ -66,6 +68,9 @@ def test_a_flow_is_a_tree_with_states_times_and_tokens() -> None:
     assert "1,234 tokens" in research
     assert deeper.index("◐") > research.index("✓") == draft.index("✗")
     assert "no attempt is left" in draft
+    # Only where another model answered than was asked.
+    assert "p:a → p:b" in draft
+    assert "p:a" not in root + research + deeper
 
 
 def test_json_has_snake_case_names_and_known_payloads() -> None:

@@ -720,7 +720,7 @@ class UsageReported(_message.Message):
     EFFECTIVE_MODEL_FIELD_NUMBER: _builtins.int
     USAGE_FIELD_NUMBER: _builtins.int
     requested_model: _builtins.str
-    """Model asked for, as `provider:model`. Empty when no reservation named one."""
+    """Model asked for, as `provider:model`. Empty when the report named none."""
     effective_model: _builtins.str
     """Model that answered, as `provider:model`."""
     @_builtins.property

@@ -28,15 +28,15 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from google.rpc import status_pb2 as google_dot_rpc_dot_status__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n)conveyor/scheduler/v1/limit_service.proto\x12\x15\x63onveyor.scheduler.v1\x1a\x1e\x63onveyor/common/v1/usage.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\"V\n\tModelCall\x12\x13\n\x0bprovider_id\x18\x01 \x01(\t\x12\x15\n\rcredential_id\x18\x02 \x01(\t\x12\r\n\x05model\x18\x03 \x01(\t\x12\x0e\n\x06run_id\x18\x04 \x01(\t\"\xa3\x01\n\x0eReserveRequest\x12.\n\x04\x63\x61ll\x18\x01 \x01(\x0b\x32 .conveyor.scheduler.v1.ModelCall\x12\x10\n\x08lease_id\x18\x02 \x01(\t\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x12\x18\n\x10\x65stimated_tokens\x18\x04 \x01(\x03\x12!\n\x19\x65stimated_cost_micros_usd\x18\x05 \x01(\x03\"\x8e\x01\n\x0fReserveResponse\x12\x36\n\x07granted\x18\x01 \x01(\x0b\x32#.conveyor.scheduler.v1.ReserveGrantH\x00\x12\x38\n\x07refused\x18\x02 \x01(\x0b\x32%.conveyor.scheduler.v1.ReserveRefusalH\x00\x42\t\n\x07outcome\"\xc3\x01\n\x0cReserveGrant\x12\x16\n\x0ereservation_id\x18\x01 \x01(\t\x12(\n\x05\x64\x65lay\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x31\n\rreserved_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05limit\x18\x04 \x01(\t\x12/\n\x0b\x65xpire_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"3\n\x0eReserveRefusal\x12!\n\x05\x65rror\x18\x01 \x01(\x0b\x32\x12.google.rpc.Status\"\xfa\x01\n\rReportRequest\x12\x16\n\x0ereservation_id\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12.\n\x04\x63\x61ll\x18\x03 \x01(\x0b\x32 .conveyor.scheduler.v1.ModelCall\x12\x33\n\x07outcome\x18\x04 \x01(\x0e\x32\".conveyor.scheduler.v1.CallOutcome\x12(\n\x05usage\x18\x05 \x01(\x0b\x32\x19.conveyor.common.v1.Usage\x12.\n\x0bretry_after\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\"o\n\x0eReportResponse\x12\x33\n\x0f\x63ool_down_until\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12(\n\x0c\x62udget_error\x18\x02 \x01(\x0b\x32\x12.google.rpc.Status*\xb6\x01\n\x0b\x43\x61llOutcome\x12\x1c\n\x18\x43\x41LL_OUTCOME_UNSPECIFIED\x10\x00\x12\x19\n\x15\x43\x41LL_OUTCOME_ANSWERED\x10\x01\x12\x1a\n\x16\x43\x41LL_OUTCOME_THROTTLED\x10\x02\x12\x1c\n\x18\x43\x41LL_OUTCOME_UNAVAILABLE\x10\x03\x12\x19\n\x15\x43\x41LL_OUTCOME_REJECTED\x10\x04\x12\x19\n\x15\x43\x41LL_OUTCOME_NOT_SENT\x10\x05\x32\xbf\x01\n\x0cLimitService\x12X\n\x07Reserve\x12%.conveyor.scheduler.v1.ReserveRequest\x1a&.conveyor.scheduler.v1.ReserveResponse\x12U\n\x06Report\x12$.conveyor.scheduler.v1.ReportRequest\x1a%.conveyor.scheduler.v1.ReportResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n)conveyor/scheduler/v1/limit_service.proto\x12\x15\x63onveyor.scheduler.v1\x1a\x1e\x63onveyor/common/v1/usage.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\"V\n\tModelCall\x12\x13\n\x0bprovider_id\x18\x01 \x01(\t\x12\x15\n\rcredential_id\x18\x02 \x01(\t\x12\r\n\x05model\x18\x03 \x01(\t\x12\x0e\n\x06run_id\x18\x04 \x01(\t\"\xa3\x01\n\x0eReserveRequest\x12.\n\x04\x63\x61ll\x18\x01 \x01(\x0b\x32 .conveyor.scheduler.v1.ModelCall\x12\x10\n\x08lease_id\x18\x02 \x01(\t\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x12\x18\n\x10\x65stimated_tokens\x18\x04 \x01(\x03\x12!\n\x19\x65stimated_cost_micros_usd\x18\x05 \x01(\x03\"\x8e\x01\n\x0fReserveResponse\x12\x36\n\x07granted\x18\x01 \x01(\x0b\x32#.conveyor.scheduler.v1.ReserveGrantH\x00\x12\x38\n\x07refused\x18\x02 \x01(\x0b\x32%.conveyor.scheduler.v1.ReserveRefusalH\x00\x42\t\n\x07outcome\"\xc3\x01\n\x0cReserveGrant\x12\x16\n\x0ereservation_id\x18\x01 \x01(\t\x12(\n\x05\x64\x65lay\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x31\n\rreserved_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05limit\x18\x04 \x01(\t\x12/\n\x0b\x65xpire_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"3\n\x0eReserveRefusal\x12!\n\x05\x65rror\x18\x01 \x01(\x0b\x32\x12.google.rpc.Status\"\x93\x02\n\rReportRequest\x12\x16\n\x0ereservation_id\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12.\n\x04\x63\x61ll\x18\x03 \x01(\x0b\x32 .conveyor.scheduler.v1.ModelCall\x12\x33\n\x07outcome\x18\x04 \x01(\x0e\x32\".conveyor.scheduler.v1.CallOutcome\x12(\n\x05usage\x18\x05 \x01(\x0b\x32\x19.conveyor.common.v1.Usage\x12.\n\x0bretry_after\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x17\n\x0frequested_model\x18\x07 \x01(\t\"o\n\x0eReportResponse\x12\x33\n\x0f\x63ool_down_until\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12(\n\x0c\x62udget_error\x18\x02 \x01(\x0b\x32\x12.google.rpc.Status*\xb6\x01\n\x0b\x43\x61llOutcome\x12\x1c\n\x18\x43\x41LL_OUTCOME_UNSPECIFIED\x10\x00\x12\x19\n\x15\x43\x41LL_OUTCOME_ANSWERED\x10\x01\x12\x1a\n\x16\x43\x41LL_OUTCOME_THROTTLED\x10\x02\x12\x1c\n\x18\x43\x41LL_OUTCOME_UNAVAILABLE\x10\x03\x12\x19\n\x15\x43\x41LL_OUTCOME_REJECTED\x10\x04\x12\x19\n\x15\x43\x41LL_OUTCOME_NOT_SENT\x10\x05\x32\xbf\x01\n\x0cLimitService\x12X\n\x07Reserve\x12%.conveyor.scheduler.v1.ReserveRequest\x1a&.conveyor.scheduler.v1.ReserveResponse\x12U\n\x06Report\x12$.conveyor.scheduler.v1.ReportRequest\x1a%.conveyor.scheduler.v1.ReportResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'conveyor.scheduler.v1.limit_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_CALLOUTCOME']._serialized_start=1207
-  _globals['_CALLOUTCOME']._serialized_end=1389
+  _globals['_CALLOUTCOME']._serialized_start=1232
+  _globals['_CALLOUTCOME']._serialized_end=1414
   _globals['_MODELCALL']._serialized_start=190
   _globals['_MODELCALL']._serialized_end=276
   _globals['_RESERVEREQUEST']._serialized_start=279
@@ -48,9 +48,9 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_RESERVEREFUSAL']._serialized_start=787
   _globals['_RESERVEREFUSAL']._serialized_end=838
   _globals['_REPORTREQUEST']._serialized_start=841
-  _globals['_REPORTREQUEST']._serialized_end=1091
-  _globals['_REPORTRESPONSE']._serialized_start=1093
-  _globals['_REPORTRESPONSE']._serialized_end=1204
-  _globals['_LIMITSERVICE']._serialized_start=1392
-  _globals['_LIMITSERVICE']._serialized_end=1583
+  _globals['_REPORTREQUEST']._serialized_end=1116
+  _globals['_REPORTRESPONSE']._serialized_start=1118
+  _globals['_REPORTRESPONSE']._serialized_end=1229
+  _globals['_LIMITSERVICE']._serialized_start=1417
+  _globals['_LIMITSERVICE']._serialized_end=1608
 # @@protoc_insertion_point(module_scope)

@@ -249,6 +249,7 @@ class ReportRequest(_message.Message):
     OUTCOME_FIELD_NUMBER: _builtins.int
     USAGE_FIELD_NUMBER: _builtins.int
     RETRY_AFTER_FIELD_NUMBER: _builtins.int
+    REQUESTED_MODEL_FIELD_NUMBER: _builtins.int
     reservation_id: _builtins.str
     """The reservation. Empty for usage that no reservation preceded, for example of a harness, which
     arrives late.
@@ -257,6 +258,10 @@ class ReportRequest(_message.Message):
     """Idempotency key, 1 to 128 characters. Required."""
     outcome: Global___CallOutcome.ValueType
     """How it ended."""
+    requested_model: _builtins.str
+    """Model that the run asked for, as `provider:model`. May be empty. It and the effective model stay
+    visible as `Run.requested_model` and `Run.effective_model`. At most 256 characters.
+    """
     @_builtins.property
     def call(self) -> Global___ModelCall:
         """The model call. `model` is the effective model."""
@@ -280,10 +285,11 @@ class ReportRequest(_message.Message):
         outcome: Global___CallOutcome.ValueType = ...,
         usage: _usage_pb2.Usage | None = ...,
         retry_after: _duration_pb2.Duration | None = ...,
+        requested_model: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["call", b"call", "retry_after", b"retry_after", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["call", b"call", "outcome", b"outcome", "request_id", b"request_id", "reservation_id", b"reservation_id", "retry_after", b"retry_after", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["call", b"call", "outcome", b"outcome", "request_id", b"request_id", "requested_model", b"requested_model", "reservation_id", b"reservation_id", "retry_after", b"retry_after", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -794,6 +794,8 @@ class Run(_message.Message):
     CANCEL_REASON_FIELD_NUMBER: _builtins.int
     INTERIM_SENT_FIELD_NUMBER: _builtins.int
     TRACE_FIELD_NUMBER: _builtins.int
+    REQUESTED_MODEL_FIELD_NUMBER: _builtins.int
+    EFFECTIVE_MODEL_FIELD_NUMBER: _builtins.int
     run_id: _builtins.str
     """Server-chosen, sortable by acceptance (ULID)."""
     state: Global___RunState.ValueType
@@ -810,6 +812,15 @@ class Run(_message.Message):
     """Why the run was asked to stop. Empty when it was not."""
     interim_sent: _builtins.bool
     """True once an interim reply was sent. No other follows, whatever the run waits for later."""
+    requested_model: _builtins.str
+    """Model that the run's newest model call asked for, as `provider:model`. Empty before the first
+    call was reported, and when a worker does not say, as on queue `acp`.
+    """
+    effective_model: _builtins.str
+    """Model that answered the newest call, as `provider:model`. Another one than `requested_model` when
+    a fallback answered, or when the provider served another. Empty before the first call was
+    reported.
+    """
     @_builtins.property
     def spec(self) -> Global___RunSpec:
         """What was asked for. Lists and trees leave out `task`."""
@@ -872,10 +883,12 @@ class Run(_message.Message):
         cancel_reason: _builtins.str = ...,
         interim_sent: _builtins.bool = ...,
         trace: _trace_pb2.TraceContext | None = ...,
+        requested_model: _builtins.str = ...,
+        effective_model: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "result", b"result", "spawn", b"spawn", "spec", b"spec", "suspension", b"suspension", "timing", b"timing", "trace", b"trace", "tree_usage", b"tree_usage", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "cancel_reason", b"cancel_reason", "error", b"error", "inputs", b"inputs", "interim_sent", b"interim_sent", "result", b"result", "run_id", b"run_id", "spawn", b"spawn", "spec", b"spec", "state", b"state", "suspension", b"suspension", "timing", b"timing", "trace", b"trace", "tree_usage", b"tree_usage", "turn", b"turn", "usage", b"usage", "worker", b"worker"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "cancel_reason", b"cancel_reason", "effective_model", b"effective_model", "error", b"error", "inputs", b"inputs", "interim_sent", b"interim_sent", "requested_model", b"requested_model", "result", b"result", "run_id", b"run_id", "spawn", b"spawn", "spec", b"spec", "state", b"state", "suspension", b"suspension", "timing", b"timing", "trace", b"trace", "tree_usage", b"tree_usage", "turn", b"turn", "usage", b"usage", "worker", b"worker"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
