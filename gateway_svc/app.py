@@ -24,6 +24,7 @@ from gateway_svc.http.server import WebServer, address_of, bind_http, build_web
 from gateway_svc.http.sse import STREAMS
 from gateway_svc.inbox import Inbox
 from gateway_svc.operations import Operations
+from gateway_svc.questions import Questions
 from gateway_svc.retention import remove_old
 from gateway_svc.rpc.gateway import FULL_NAME, GatewayServicer
 from gateway_svc.store import outbox
@@ -96,6 +97,7 @@ async def _build(
         announcements=AnnouncementWatcher(event_log, upstream, conversations, draining),
         conversations=conversations,
         operations=Operations(upstream),
+        questions=Questions(upstream),
     )
 
     follower = Follower(database, upstream, event_log, channels, dispatcher.wake)

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from svckit.errors import FlowNotFound, NotImplementedYet, RunNotFound, SessionNotFound
+from svckit.errors import (
+    FlowNotFound,
+    NotImplementedYet,
+    QuestionNotFound,
+    RunNotFound,
+    SessionNotFound,
+)
 
 
 def session_not_found(session_key: str) -> SessionNotFound:
@@ -21,6 +27,11 @@ def flow_not_found(flow_id: str) -> FlowNotFound:
 def run_not_found(run_id: str) -> RunNotFound:
     """Return the error for a run that does not exist, or not for the caller."""
     return RunNotFound("there is no such run", metadata={"runId": run_id[:64]})
+
+
+def question_not_found(question_id: str) -> QuestionNotFound:
+    """Return the error for a question that does not exist, or not for the caller."""
+    return QuestionNotFound("there is no such question", metadata={"questionId": question_id[:128]})
 
 
 def not_yet(feature: str, what: str) -> NotImplementedYet:

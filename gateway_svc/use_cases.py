@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from gateway_svc.conversations import Conversations
 from gateway_svc.inbox import Inbox
 from gateway_svc.operations import Operations
+from gateway_svc.questions import Questions
 from gateway_svc.watching.announcements import AnnouncementWatcher
 from gateway_svc.watching.chat import ChatService
 from gateway_svc.watching.session import SessionWatcher
@@ -22,3 +23,4 @@ class UseCases:
     announcements: AnnouncementWatcher
     conversations: Conversations
     operations: Operations
+    questions: Questions

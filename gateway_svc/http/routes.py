@@ -41,8 +41,6 @@ _LATER = (
     ("POST", "/v1/acp/sessions/{acp_id}/cancel", "CancelAcpTurn", "ACP sessions"),
     ("DELETE", "/v1/acp/sessions/{acp_id}", "CloseAcpSession", "ACP sessions"),
     ("PATCH", "/v1/acp/sessions/{acp_id}", "ConfigureAcpSession", "ACP sessions"),
-    ("GET", "/v1/questions", "ListQuestions", "questions"),
-    ("POST", "/v1/questions/{question_id}", "AnswerQuestion", "questions"),
     ("POST", "/v1/models/probe", "ProbeModel", "delegation probes"),
     ("POST", "/v1/chat/completions", "ChatCompletions", "OpenAI-compatible calls"),
     ("POST", "/hooks/{name}", "Hooks", "inbound hooks"),
@@ -170,6 +168,20 @@ def build_router(do: UseCases, metrics: Metrics) -> APIRouter:
         asked = to_message(body, gw.ExecuteCommandRequest())
         asked.request_id = request_id
         return respond(await do.inbox.execute(asked, authenticate()))
+
+    @router.get("/v1/questions")
+    async def list_questions(request: Request) -> Response:
+        asked = from_query(request.query_params.multi_items(), gw.ListQuestionsRequest())
+        return respond(await do.questions.list_questions(asked, authenticate()))
+
+    # Ids of questions hold a slash: it may come as it is, or as %2F.
+    @router.post("/v1/questions/{question_id:path}")
+    async def answer_question(question_id: str, request: Request) -> Response:
+        asked = to_message(parse_json(await request.body()), gw.AnswerQuestionRequest())
+        if asked.question_id not in ("", _plain(question_id)):
+            raise invalid_field("question_id", "differs from the question in the path")
+        asked.question_id = _plain(question_id)
+        return respond(await do.questions.answer_question(asked, authenticate()))
 
     @router.get("/v1/agents")
     async def list_agents(request: Request) -> Response:

@@ -208,14 +208,14 @@ class GatewayServicer(GatewayServiceServicer):
     async def ListQuestions(
         self, request: gw.ListQuestionsRequest, context: Context
     ) -> gw.ListQuestionsResponse:
-        """Not in this release."""
-        raise not_yet("ListQuestions", "questions")
+        """List questions."""
+        return await self._do.questions.list_questions(request, authenticate())
 
     async def AnswerQuestion(
         self, request: gw.AnswerQuestionRequest, context: Context
     ) -> gw.AnswerQuestionResponse:
-        """Not in this release."""
-        raise not_yet("AnswerQuestion", "questions")
+        """Answer a question."""
+        return await self._do.questions.answer_question(request, authenticate())
 
     def ProbeModel(
         self, request: ag.ProbeModelRequest, context: Context

@@ -353,7 +353,6 @@ async def test_what_comes_later_says_so(gateway: Suite) -> None:
     for method, path, feature in (
         ("GET", "/v1/acp/sessions", "ListAcpSessions"),
         ("POST", "/v1/acp/sessions/1/prompt", "PromptAcpSession"),
-        ("GET", "/v1/questions", "ListQuestions"),
         ("POST", "/v1/models/probe", "ProbeModel"),
         ("POST", "/v1/chat/completions", "ChatCompletions"),
         ("POST", "/hooks/github", "Hooks"),

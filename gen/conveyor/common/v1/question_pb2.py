@@ -27,21 +27,21 @@ from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!conveyor/common/v1/question.proto\x12\x12\x63onveyor.common.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"g\n\x0eQuestionOption\x12\x11\n\toption_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x34\n\x04kind\x18\x03 \x01(\x0e\x32&.conveyor.common.v1.QuestionOptionKind\"\x8f\x04\n\x08Question\x12\x13\n\x0bquestion_id\x18\x01 \x01(\t\x12\x13\n\x0bsession_key\x18\x02 \x01(\t\x12\x14\n\x0c\x63ustomer_key\x18\x03 \x01(\t\x12\x0e\n\x06run_id\x18\x04 \x01(\t\x12\x16\n\x0e\x61\x63p_session_id\x18\x05 \x01(\t\x12\r\n\x05title\x18\x06 \x01(\t\x12\x11\n\ttool_kind\x18\x07 \x01(\t\x12\x11\n\tlocations\x18\x08 \x03(\t\x12*\n\targuments\x18\t \x01(\x0b\x32\x17.google.protobuf.Struct\x12\x33\n\x07options\x18\n \x03(\x0b\x32\".conveyor.common.v1.QuestionOption\x12\x19\n\x11\x64\x65\x66\x61ult_option_id\x18\x0b \x01(\t\x12*\n\x07timeout\x18\x0c \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x30\n\x05state\x18\r \x01(\x0e\x32!.conveyor.common.v1.QuestionState\x12/\n\x0b\x63reate_time\x18\x0e \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x65xpire_time\x18\x0f \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12*\n\x06\x61nswer\x18\x10 \x01(\x0b\x32\x1a.conveyor.common.v1.Answer\"t\n\x06\x41nswer\x12\x13\n\x0bquestion_id\x18\x01 \x01(\t\x12\x11\n\toption_id\x18\x02 \x01(\t\x12\x11\n\tresponder\x18\x03 \x01(\t\x12/\n\x0b\x61nswer_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp*\x9f\x01\n\rQuestionState\x12\x1e\n\x1aQUESTION_STATE_UNSPECIFIED\x10\x00\x12\x17\n\x13QUESTION_STATE_OPEN\x10\x01\x12\x1b\n\x17QUESTION_STATE_ANSWERED\x10\x02\x12\x1a\n\x16QUESTION_STATE_EXPIRED\x10\x03\x12\x1c\n\x18QUESTION_STATE_CANCELLED\x10\x04*\xd4\x01\n\x12QuestionOptionKind\x12$\n QUESTION_OPTION_KIND_UNSPECIFIED\x10\x00\x12#\n\x1fQUESTION_OPTION_KIND_ALLOW_ONCE\x10\x01\x12%\n!QUESTION_OPTION_KIND_ALLOW_ALWAYS\x10\x02\x12$\n QUESTION_OPTION_KIND_REJECT_ONCE\x10\x03\x12&\n\"QUESTION_OPTION_KIND_REJECT_ALWAYS\x10\x04\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!conveyor/common/v1/question.proto\x12\x12\x63onveyor.common.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"g\n\x0eQuestionOption\x12\x11\n\toption_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x34\n\x04kind\x18\x03 \x01(\x0e\x32&.conveyor.common.v1.QuestionOptionKind\"\xca\x04\n\x08Question\x12\x13\n\x0bquestion_id\x18\x01 \x01(\t\x12\x13\n\x0bsession_key\x18\x02 \x01(\t\x12\x14\n\x0c\x63ustomer_key\x18\x03 \x01(\t\x12\x0e\n\x06run_id\x18\x04 \x01(\t\x12\x16\n\x0e\x61\x63p_session_id\x18\x05 \x01(\t\x12\r\n\x05title\x18\x06 \x01(\t\x12\x11\n\ttool_kind\x18\x07 \x01(\t\x12\x11\n\tlocations\x18\x08 \x03(\t\x12*\n\targuments\x18\t \x01(\x0b\x32\x17.google.protobuf.Struct\x12\x33\n\x07options\x18\n \x03(\x0b\x32\".conveyor.common.v1.QuestionOption\x12\x19\n\x11\x64\x65\x66\x61ult_option_id\x18\x0b \x01(\t\x12*\n\x07timeout\x18\x0c \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x30\n\x05state\x18\r \x01(\x0e\x32!.conveyor.common.v1.QuestionState\x12/\n\x0b\x63reate_time\x18\x0e \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x65xpire_time\x18\x0f \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12*\n\x06\x61nswer\x18\x10 \x01(\x0b\x32\x1a.conveyor.common.v1.Answer\x12\x0f\n\x07\x66low_id\x18\x11 \x01(\t\x12\x18\n\x10root_session_key\x18\x12 \x01(\t\x12\x0e\n\x06number\x18\x13 \x01(\x05\"t\n\x06\x41nswer\x12\x13\n\x0bquestion_id\x18\x01 \x01(\t\x12\x11\n\toption_id\x18\x02 \x01(\t\x12\x11\n\tresponder\x18\x03 \x01(\t\x12/\n\x0b\x61nswer_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp*\x9f\x01\n\rQuestionState\x12\x1e\n\x1aQUESTION_STATE_UNSPECIFIED\x10\x00\x12\x17\n\x13QUESTION_STATE_OPEN\x10\x01\x12\x1b\n\x17QUESTION_STATE_ANSWERED\x10\x02\x12\x1a\n\x16QUESTION_STATE_EXPIRED\x10\x03\x12\x1c\n\x18QUESTION_STATE_CANCELLED\x10\x04*\xd4\x01\n\x12QuestionOptionKind\x12$\n QUESTION_OPTION_KIND_UNSPECIFIED\x10\x00\x12#\n\x1fQUESTION_OPTION_KIND_ALLOW_ONCE\x10\x01\x12%\n!QUESTION_OPTION_KIND_ALLOW_ALWAYS\x10\x02\x12$\n QUESTION_OPTION_KIND_REJECT_ONCE\x10\x03\x12&\n\"QUESTION_OPTION_KIND_REJECT_ALWAYS\x10\x04\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'conveyor.common.v1.question_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_QUESTIONSTATE']._serialized_start=906
-  _globals['_QUESTIONSTATE']._serialized_end=1065
-  _globals['_QUESTIONOPTIONKIND']._serialized_start=1068
-  _globals['_QUESTIONOPTIONKIND']._serialized_end=1280
+  _globals['_QUESTIONSTATE']._serialized_start=965
+  _globals['_QUESTIONSTATE']._serialized_end=1124
+  _globals['_QUESTIONOPTIONKIND']._serialized_start=1127
+  _globals['_QUESTIONOPTIONKIND']._serialized_end=1339
   _globals['_QUESTIONOPTION']._serialized_start=152
   _globals['_QUESTIONOPTION']._serialized_end=255
   _globals['_QUESTION']._serialized_start=258
-  _globals['_QUESTION']._serialized_end=785
-  _globals['_ANSWER']._serialized_start=787
-  _globals['_ANSWER']._serialized_end=903
+  _globals['_QUESTION']._serialized_end=844
+  _globals['_ANSWER']._serialized_start=846
+  _globals['_ANSWER']._serialized_end=962
 # @@protoc_insertion_point(module_scope)

@@ -96,9 +96,9 @@ class QuestionOption(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     KIND_FIELD_NUMBER: _builtins.int
     option_id: _builtins.str
-    """Unique within the question. Chosen by the asker."""
+    """Unique within the question. Chosen by the asker. 1 to 64 characters."""
     name: _builtins.str
-    """For people."""
+    """For people. 1 to 128 characters."""
     kind: Global___QuestionOptionKind.ValueType
     """What choosing it means."""
     def __init__(
@@ -141,6 +141,9 @@ class Question(_message.Message):
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     EXPIRE_TIME_FIELD_NUMBER: _builtins.int
     ANSWER_FIELD_NUMBER: _builtins.int
+    FLOW_ID_FIELD_NUMBER: _builtins.int
+    ROOT_SESSION_KEY_FIELD_NUMBER: _builtins.int
+    NUMBER_FIELD_NUMBER: _builtins.int
     question_id: _builtins.str
     """Unique. Chosen by the asker: the run id, `/`, and the tool call id, so that a retried turn asks
     once.
@@ -154,13 +157,21 @@ class Question(_message.Message):
     acp_session_id: _builtins.str
     """The ACP session that asks. Empty when no harness asks."""
     title: _builtins.str
-    """What is asked for, for people. At most 256 characters."""
+    """What is asked for, for people. 1 to 256 characters."""
     tool_kind: _builtins.str
     """Kind of the tool: `read`, `edit`, `delete`, `move`, `search`, `execute`, `fetch` or `other`."""
     default_option_id: _builtins.str
     """The option taken when nobody answers in time. Empty means reject."""
     state: Global___QuestionState.ValueType
     """Where the question is in its life. Output only."""
+    flow_id: _builtins.str
+    """The spawn tree of the run that asks. Output only."""
+    root_session_key: _builtins.str
+    """Session of the root of that tree: the conversation in which people are asked. Output only."""
+    number: _builtins.int
+    """What people call it by, counted from 1 within `root_session_key`: above those of all questions
+    that were open there when it was asked. It never changes. Output only.
+    """
     @_builtins.property
     def locations(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Files touched, absolute paths. At most 32."""
@@ -171,7 +182,7 @@ class Question(_message.Message):
 
     @_builtins.property
     def options(self) -> _containers.RepeatedCompositeFieldContainer[Global___QuestionOption]:
-        """Possible answers. At least one."""
+        """Possible answers. 1 to 32."""
 
     @_builtins.property
     def timeout(self) -> _duration_pb2.Duration:
@@ -208,10 +219,13 @@ class Question(_message.Message):
         create_time: _timestamp_pb2.Timestamp | None = ...,
         expire_time: _timestamp_pb2.Timestamp | None = ...,
         answer: Global___Answer | None = ...,
+        flow_id: _builtins.str = ...,
+        root_session_key: _builtins.str = ...,
+        number: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "arguments", b"arguments", "create_time", b"create_time", "expire_time", b"expire_time", "timeout", b"timeout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["acp_session_id", b"acp_session_id", "answer", b"answer", "arguments", b"arguments", "create_time", b"create_time", "customer_key", b"customer_key", "default_option_id", b"default_option_id", "expire_time", b"expire_time", "locations", b"locations", "options", b"options", "question_id", b"question_id", "run_id", b"run_id", "session_key", b"session_key", "state", b"state", "timeout", b"timeout", "title", b"title", "tool_kind", b"tool_kind"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["acp_session_id", b"acp_session_id", "answer", b"answer", "arguments", b"arguments", "create_time", b"create_time", "customer_key", b"customer_key", "default_option_id", b"default_option_id", "expire_time", b"expire_time", "flow_id", b"flow_id", "locations", b"locations", "number", b"number", "options", b"options", "question_id", b"question_id", "root_session_key", b"root_session_key", "run_id", b"run_id", "session_key", b"session_key", "state", b"state", "timeout", b"timeout", "title", b"title", "tool_kind", b"tool_kind"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

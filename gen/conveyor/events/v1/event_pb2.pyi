@@ -690,8 +690,17 @@ class QuestionClosed(_message.Message):
 
     STATE_FIELD_NUMBER: _builtins.int
     ANSWER_FIELD_NUMBER: _builtins.int
+    TITLE_FIELD_NUMBER: _builtins.int
+    NUMBER_FIELD_NUMBER: _builtins.int
+    OPTION_NAME_FIELD_NUMBER: _builtins.int
     state: _question_pb2.QuestionState.ValueType
     """How it was closed."""
+    title: _builtins.str
+    """As `Question.title`."""
+    number: _builtins.int
+    """As `Question.number`."""
+    option_name: _builtins.str
+    """Name of the option taken. Empty when none was."""
     @_builtins.property
     def answer(self) -> _question_pb2.Answer:
         """The option taken, and by whom. Only `question_id` is set when the run ended first."""
@@ -701,10 +710,13 @@ class QuestionClosed(_message.Message):
         *,
         state: _question_pb2.QuestionState.ValueType = ...,
         answer: _question_pb2.Answer | None = ...,
+        title: _builtins.str = ...,
+        number: _builtins.int = ...,
+        option_name: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "number", b"number", "option_name", b"option_name", "state", b"state", "title", b"title"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1067,7 +1067,7 @@ class ListQuestionsRequest(_message.Message):
     """Opaque token of the previous response. The filter must be the same."""
     @_builtins.property
     def filter(self) -> _scheduler_service_pb2.QuestionFilter:
-        """Which questions. `session_key` also finds those of what is bound to the session."""
+        """Which questions. `session_key` of a conversation also finds those of all runs spawned from it."""
 
     def __init__(
         self,

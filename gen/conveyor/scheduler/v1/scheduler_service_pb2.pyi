@@ -677,12 +677,18 @@ class QuestionFilter(_message.Message):
     SESSION_KEY_FIELD_NUMBER: _builtins.int
     RUN_ID_FIELD_NUMBER: _builtins.int
     CUSTOMER_KEY_FIELD_NUMBER: _builtins.int
+    ROOT_SESSION_KEY_FIELD_NUMBER: _builtins.int
+    QUESTION_ID_FIELD_NUMBER: _builtins.int
     session_key: _builtins.str
     """Only of this session."""
     run_id: _builtins.str
     """Only of this run."""
     customer_key: _builtins.str
     """Only of this customer."""
+    root_session_key: _builtins.str
+    """Only of spawn trees whose root is of this session."""
+    question_id: _builtins.str
+    """Only this one."""
     @_builtins.property
     def states(self) -> _containers.RepeatedScalarFieldContainer[_question_pb2.QuestionState.ValueType]:
         """Only these states. Empty means `OPEN`."""
@@ -694,10 +700,12 @@ class QuestionFilter(_message.Message):
         session_key: _builtins.str = ...,
         run_id: _builtins.str = ...,
         customer_key: _builtins.str = ...,
+        root_session_key: _builtins.str = ...,
+        question_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["customer_key", b"customer_key", "run_id", b"run_id", "session_key", b"session_key", "states", b"states"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["customer_key", b"customer_key", "question_id", b"question_id", "root_session_key", b"root_session_key", "run_id", b"run_id", "session_key", b"session_key", "states", b"states"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

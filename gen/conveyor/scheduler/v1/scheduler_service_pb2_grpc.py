@@ -184,7 +184,8 @@ class SchedulerServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListQuestions(self, request, context):
-        """Lists questions of runs, newest first. Read only.
+        """Lists questions of runs, newest first. Closed ones are kept for as long as request ids. Read
+        only.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -82,7 +82,9 @@ class SchedulerServiceStub:
     gives the same output. Fails with `RATE_LIMITED` when too many are made at a time.
     """
     ListQuestions: _grpc.UnaryUnaryMultiCallable[_scheduler_service_pb2.ListQuestionsRequest, _scheduler_service_pb2.ListQuestionsResponse]
-    """Lists questions of runs, newest first. Read only."""
+    """Lists questions of runs, newest first. Closed ones are kept for as long as request ids. Read
+    only.
+    """
 
 @_typing.type_check_only
 class SchedulerServiceAsyncStub(SchedulerServiceStub):
@@ -138,7 +140,9 @@ class SchedulerServiceAsyncStub(SchedulerServiceStub):
     gives the same output. Fails with `RATE_LIMITED` when too many are made at a time.
     """
     ListQuestions: _aio.UnaryUnaryMultiCallable[_scheduler_service_pb2.ListQuestionsRequest, _scheduler_service_pb2.ListQuestionsResponse]  # type: ignore[assignment]
-    """Lists questions of runs, newest first. Read only."""
+    """Lists questions of runs, newest first. Closed ones are kept for as long as request ids. Read
+    only.
+    """
 
 class SchedulerServiceServicer(metaclass=_abc_1.ABCMeta):
     """Accepts runs and answers questions about them. For the other services and for operators.
@@ -251,6 +255,8 @@ class SchedulerServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _scheduler_service_pb2.ListQuestionsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_scheduler_service_pb2.ListQuestionsResponse, _abc.Awaitable[_scheduler_service_pb2.ListQuestionsResponse]]:
-        """Lists questions of runs, newest first. Read only."""
+        """Lists questions of runs, newest first. Closed ones are kept for as long as request ids. Read
+        only.
+        """
 
 def add_SchedulerServiceServicer_to_server(servicer: SchedulerServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
