@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from agent_svc.domain.tools import SESSION_TOOLS, ToolRules
+from agent_svc.domain.tools import SESSION_TOOLS, ToolRules, within
 from svckit.errors import AgentNotFound
 from svckit.settings import Settings
 from svckit.settings_model import AgentSettings
@@ -52,11 +52,13 @@ class Agent:
             wait_default=self.settings.subagents.wait,
         )
 
-    def tools(self) -> list[str]:
-        """Names of the tools it may use where spawning is allowed."""
-        return [
-            name for name in SESSION_TOOLS if not self.settings.tools or name in self.settings.tools
-        ]
+    def tools(self, offered: Sequence[str] = ()) -> list[str]:
+        """Names of the tools it may use where spawning is allowed, and patterns ending in `*`.
+
+        `offered`: what there is beside the session tools.
+        """
+        every = [*SESSION_TOOLS, *offered]
+        return within(every, self.settings.tools) if self.settings.tools else every
 
     def models(self, override: str = "") -> list[str]:
         """Models to ask, in order: the run's own, or the agent's, then the fallbacks."""

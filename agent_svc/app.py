@@ -17,6 +17,7 @@ from agent_svc.rpc.service import AgentServicer
 from agent_svc.spawning import Spawner
 from agent_svc.standing import StandingReader
 from agent_svc.store.transcripts import Transcripts
+from agent_svc.toolsets import Toolset
 from agent_svc.turn import TurnRunner
 from agent_svc.usage import UsageReporter
 from conveyor.agent.v1 import agent_service_pb2_grpc as agent_grpc
@@ -62,6 +63,7 @@ async def build(context: Context) -> AsyncIterator[App]:
         event_log: EventLogServiceAsyncStub = log_grpc.EventLogServiceStub(channel)
         limits: LimitServiceAsyncStub = limit_grpc.LimitServiceStub(channel)
         usage = UsageReporter(limits, clock)
+        toolsets: list[Toolset] = []
         runner = TurnRunner(
             store=store,
             agents=agents,
@@ -72,6 +74,7 @@ async def build(context: Context) -> AsyncIterator[App]:
             event_log=event_log,
             clock=clock,
             tracer=context.tracer,
+            toolsets=toolsets,
         )
         worker = Worker(
             channel,
@@ -84,7 +87,12 @@ async def build(context: Context) -> AsyncIterator[App]:
         )
         standing = StandingReader(scheduler, store, clock)
         servicer = AgentServicer(
-            store=store, agents=agents, catalog=catalog, standing=standing, clock=clock
+            store=store,
+            agents=agents,
+            catalog=catalog,
+            standing=standing,
+            clock=clock,
+            toolsets=toolsets,
         )
         retention = Retention(store, standing, settings.retention)
 

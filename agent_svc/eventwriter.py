@@ -8,6 +8,7 @@ stored or the lease is lost.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,7 @@ from google.rpc import status_pb2
 
 from agent_svc import convert
 from agent_svc.domain import steps as s
+from agent_svc.toolsets import Note
 from conveyor.events.v1 import event_log_service_pb2 as log_pb
 from conveyor.events.v1 import event_pb2
 from svckit import tracecontext
@@ -168,5 +170,17 @@ def said_between(run_id: str, turn: int, step: int, text: str) -> event_pb2.Even
         message_completed=event_pb2.MessageCompleted(
             message=convert.spoken(message_id, text),
             kind=event_pb2.MESSAGE_KIND_INTERNAL,
+        ),
+    )
+
+
+def noted(run_id: str, turn: int, note: Note) -> event_pb2.Event:
+    """Something that operators should learn. Told once per turn, however often it is written."""
+    about = hashlib.sha256(f"{note.code}/{note.about}".encode()).hexdigest()[:12]
+    return event_pb2.Event(
+        event_id=f"{run_id}-{turn}-note-{about}",
+        trace=tracecontext.current(),
+        note_added=event_pb2.NoteAdded(
+            level=event_pb2.NOTE_LEVEL_WARNING, code=note.code, text=note.text
         ),
     )

@@ -162,7 +162,7 @@ class Spawner:
             model=model,
             context_mode=(task_pb.CONTEXT_MODE_FORK if fork else task_pb.CONTEXT_MODE_ISOLATED),
             fork_session_key=parent.run.spec.session_key if fork else "",
-            allowed_tools=_ceiling(parent),
+            allowed_tools=t.ceiling_of(parent.agent.settings.tools, parent.task.allowed_tools),
         )
         packed = any_pb2.Any()
         packed.Pack(task)
@@ -181,14 +181,6 @@ class Spawner:
         packed = any_pb2.Any()
         packed.Pack(task)
         return packed, f"{args.agent_id}/{args.model}"
-
-
-def _ceiling(parent: Parent) -> list[str]:
-    """What the child may use at most: what its parent may."""
-    own, above = list(parent.agent.settings.tools), list(parent.task.allowed_tools)
-    if own and above:
-        return [name for name in own if name in above]
-    return own or above
 
 
 def _refused(

@@ -1,10 +1,15 @@
 """Runs the tools of a turn: each result is stored, and told in the event log.
 
+Sub-agents, yields and the list of agents are at home here; every other tool belongs to a toolset.
 All of them may be repeated after a crash: a child is found again by its request id, the others
 only read.
 """
 
 from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from google.rpc import status_pb2
 from opentelemetry import trace
@@ -15,26 +20,60 @@ from agent_svc.domain import results
 from agent_svc.domain import steps as s
 from agent_svc.domain import tools as t
 from agent_svc.domain.content import excerpt
+from agent_svc.domain.prompt import ToolSchema
 from agent_svc.eventwriter import call_ended, call_started
 from agent_svc.spawning import Parent, Spawner
+from agent_svc.toolsets import Offering, Toolset
 from agent_svc.work import Work
 from svckit.errors import TurnFailed
 from svckit.grpc.status import to_proto
 
 
+@dataclass(frozen=True)
+class Offered:
+    """The tools of one run, and which toolset runs those that are not at home in `Tooling`."""
+
+    schemas: tuple[ToolSchema, ...]
+    owners: dict[str, Toolset]
+
+
 class Tooling:
     """The tools that a run may call."""
 
-    def __init__(self, agents: Agents, spawner: Spawner, tracer: trace.Tracer) -> None:
+    def __init__(
+        self,
+        agents: Agents,
+        spawner: Spawner,
+        tracer: trace.Tracer,
+        toolsets: Sequence[Toolset] = (),
+    ) -> None:
         self._agents = agents
         self._spawner = spawner
         self._tracer = tracer
+        self._toolsets = toolsets
+
+    async def offer(self, who: Offering) -> Offered:
+        """Ask every toolset, all at once, and keep what the run's rules allow.
+
+        Of two tools with one name the first counts.
+        """
+        asked = [own for own in self._toolsets if who.rules.may_delegate or not own.delegates]
+        found = await asyncio.gather(*(toolset.offer(who) for toolset in asked))
+        tools = {tool.name: tool for tool in t.schemas(who.rules)}
+        owners: dict[str, Toolset] = {}
+        for toolset, offered in zip(asked, found, strict=True):
+            for tool in offered:
+                if tool.name not in tools and who.rules.allows(tool.name):
+                    tools[tool.name] = tool
+                    owners[tool.name] = toolset
+        return Offered(tuple(tools.values()), owners)
 
     async def run(self, work: Work, call: s.ToolCall) -> None:
         """Run one tool that starts no child."""
         await work.events.write(call_started(work.run_id, call))
         with spans.tool(self._tracer, (call,)):
-            record = self._result_of(work, call)
+            owner = work.owners.get(call.name)
+            record = self._result_of(work, call) if owner is None else await owner.run(work, call)
             await work.add(record)
             ended = call_ended(work.run_id, call.id, shown_of(record) or "", error_of(record))
             await work.events.write(ended)

@@ -21,7 +21,7 @@ from agent_svc.domain import tools as t
 from agent_svc.domain.reconcile import Standing
 from agent_svc.domain.render import RunFacts, render
 from agent_svc.ending import Ending
-from agent_svc.eventwriter import EventWriter, call_ended, call_started, said_between
+from agent_svc.eventwriter import EventWriter, call_ended, call_started, noted, said_between
 from agent_svc.models import asking
 from agent_svc.models.base import CallFailed, Model, full_name
 from agent_svc.models.catalog import Catalog
@@ -30,6 +30,7 @@ from agent_svc.spawning import Spawner
 from agent_svc.store.history import TurnStart
 from agent_svc.store.transcripts import Transcripts
 from agent_svc.tooling import Tooling, error_of, shown_of
+from agent_svc.toolsets import Offering, Toolset
 from agent_svc.usage import UsageReporter
 from agent_svc.work import Work
 from conveyor.agent.v1 import task_pb2 as task_pb
@@ -62,12 +63,13 @@ class TurnRunner:
         event_log: EventLogServiceAsyncStub,
         clock: Clock,
         tracer: trace.Tracer,
+        toolsets: Sequence[Toolset] = (),
         max_model_calls: int = MAX_MODEL_CALLS,
     ) -> None:
         self._store = store
         self._agents = agents
         self._catalog = catalog
-        self._tools = Tooling(agents, spawner, tracer)
+        self._tools = Tooling(agents, spawner, tracer, toolsets)
         self._usage = usage
         self._reserver = reserver
         self._event_log = event_log
@@ -139,7 +141,10 @@ class TurnRunner:
             ),
             self._clock.now_us(),
         )
-        tools = t.schemas(rules)
+        offering = Offering(run, agent, rules)
+        offered = await self._tools.offer(offering)
+        await events.write(*(noted(run.run_id, turn.turn, note) for note in offering.notes))
+        tools = offered.schemas
         return Work(
             turn=turn,
             agent=agent,
@@ -147,6 +152,7 @@ class TurnRunner:
             models=models,
             tools=tools,
             rules=rules,
+            owners=offered.owners,
             facts=RunFacts(run.run_id, turn.turn, inputs),
             steps=transcript.steps,
             history=transcript.history,

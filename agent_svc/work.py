@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from agent_svc.agents import Agent
@@ -13,6 +13,7 @@ from agent_svc.domain.render import Exchange, RunFacts
 from agent_svc.eventwriter import EventWriter
 from agent_svc.models.base import Model
 from agent_svc.store.transcripts import Transcripts
+from agent_svc.toolsets import Toolset
 from conveyor.agent.v1 import task_pb2 as task_pb
 from svckit.clock import Clock
 from svckit.errors import ServiceError
@@ -36,6 +37,8 @@ class Work:
     system: str
     store: Transcripts
     clock: Clock
+    # Which toolset runs a tool, by the tool's name.
+    owners: Mapping[str, Toolset] = field(default_factory=dict)
     # Set when a report said that a budget is used up.
     over_budget: ServiceError | None = field(default=None)
 

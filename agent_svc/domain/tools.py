@@ -1,4 +1,7 @@
-"""The tools of a run: which it may call, their schemas, and how their arguments are read."""
+"""The tools of a run: which it may call, their schemas, and how their arguments are read.
+
+A tool is named by itself or, in the configuration, with others by a pattern that ends in `*`.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,9 @@ SPAWN = "sessions_spawn"
 YIELD = "sessions_yield"
 AGENTS = "agents_list"
 SESSION_TOOLS = (SPAWN, YIELD, AGENTS)
+
+NO_TOOL = "!"
+"""A ceiling that allows nothing: no tool has this name, and an empty one would allow all."""
 
 LABEL_CHARS = 64
 TASK_BYTES = 256 * 1024
@@ -60,24 +66,62 @@ class ToolRules:
 
     depth: int
     max_depth: int
-    # Names the agent's configuration allows; empty means all.
+    # Names and patterns that the agent's configuration allows; empty means all.
     agent_tools: Collection[str] = ()
-    # Ceiling given by the parent; empty means none.
+    # Ceiling given by the parent, likewise; empty means none.
     ceiling: Collection[str] = ()
     # Agents that may be spawned.
     spawnable: Sequence[str] = ()
     wait_default: bool = True
 
+    @property
+    def may_delegate(self) -> bool:
+        """True where spawning is allowed. Leaves may not delegate."""
+        return self.depth < self.max_depth
+
+    def allows(self, name: str) -> bool:
+        """Tell whether the agent and the parent's ceiling allow a tool, wherever it is offered."""
+        return (not self.agent_tools or matches(name, self.agent_tools)) and (
+            not self.ceiling or matches(name, self.ceiling)
+        )
+
+    def allows_some(self, pattern: str) -> bool:
+        """Tell whether a tool that `pattern` names could be allowed: nobody need be asked else."""
+        return (not self.agent_tools or bool(within([pattern], self.agent_tools))) and (
+            not self.ceiling or bool(within([pattern], self.ceiling))
+        )
+
     def allowed(self) -> list[str]:
-        """Names of the tools, in a fixed order. Leaves may not delegate, so they get none."""
-        if self.depth >= self.max_depth:
+        """Names of the session tools, in a fixed order. Leaves get none."""
+        if not self.may_delegate:
             return []
-        return [
-            name
-            for name in SESSION_TOOLS
-            if (not self.agent_tools or name in self.agent_tools)
-            and (not self.ceiling or name in self.ceiling)
-        ]
+        return [name for name in SESSION_TOOLS if self.allows(name)]
+
+
+def matches(name: str, patterns: Collection[str]) -> bool:
+    """Tell whether one of `patterns` names the tool."""
+    return any(
+        name.startswith(pattern[:-1]) if pattern.endswith("*") else name == pattern
+        for pattern in patterns
+    )
+
+
+def within(names: Collection[str], patterns: Collection[str]) -> list[str]:
+    """Keep of `names`, patterns or not, what `patterns` name too, in the order of `names`."""
+    kept: list[str] = []
+    for name in names:
+        if matches(name, patterns):
+            kept.append(name)
+        elif name.endswith("*"):
+            kept += [pattern for pattern in patterns if pattern.startswith(name[:-1])]
+    return list(dict.fromkeys(kept))
+
+
+def ceiling_of(own: Collection[str], above: Collection[str]) -> list[str]:
+    """What a child may use at most: what its parent may, by its agent and its own ceiling."""
+    if own and above:
+        return within(own, above) or [NO_TOOL]
+    return list(own or above)
 
 
 def schemas(rules: ToolRules) -> tuple[ToolSchema, ...]:

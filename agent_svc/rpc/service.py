@@ -10,6 +10,7 @@ from agent_svc.agents import Agents
 from agent_svc.models.catalog import Catalog
 from agent_svc.standing import StandingReader
 from agent_svc.store.transcripts import Transcripts
+from agent_svc.toolsets import Toolset
 from conveyor.agent.v1 import agent_service_pb2 as pb
 from conveyor.agent.v1 import agent_service_pb2_grpc as pb_grpc
 from svckit import paging
@@ -35,12 +36,14 @@ class AgentServicer(pb_grpc.AgentServiceServicer):
         catalog: Catalog,
         standing: StandingReader,
         clock: Clock,
+        toolsets: Sequence[Toolset] = (),
     ) -> None:
         self._store = store
         self._agents = agents
         self._catalog = catalog
         self._standing = standing
         self._clock = clock
+        self._offered = [name for toolset in toolsets for name in toolset.names]
 
     async def ListAgents(
         self, request: pb.ListAgentsRequest, context: grpc.aio.ServicerContext[Any, Any]
@@ -53,7 +56,7 @@ class AgentServicer(pb_grpc.AgentServiceServicer):
                 display_name=agent.agent_id,
                 model=agent.settings.model,
                 fallback_models=agent.settings.fallback_models,
-                tools=agent.tools(),
+                tools=agent.tools(self._offered),
                 spawnable_agent_ids=agent.spawnable,
             )
             for agent in found

@@ -44,7 +44,9 @@ class Agent(_message.Message):
 
     @_builtins.property
     def tools(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Names of the tools it may call."""
+        """Names of the tools it may call where spawning is allowed; a tool server whose tools are not known
+        before it starts is one entry that ends in `*`.
+        """
 
     @_builtins.property
     def spawnable_agent_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:

@@ -98,7 +98,9 @@ class AgentTask(_message.Message):
     """Session to copy with `FORK`: the parent's."""
     @_builtins.property
     def allowed_tools(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Tools that the run may use at most: the parent's policy. Empty means the agent's own."""
+        """Tools that the run may use at most: the parent's policy. Names, or patterns that end in `*`.
+        Empty means the agent's own.
+        """
 
     def __init__(
         self,
