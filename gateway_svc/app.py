@@ -10,7 +10,7 @@ from pathlib import Path
 
 from conveyor.gateway.v1.gateway_service_pb2_grpc import add_GatewayServiceServicer_to_server
 from gateway_svc.commands import Commands
-from gateway_svc.config import refuse_unsupported, routing_rules, store_of
+from gateway_svc.config import announce_styles, refuse_unsupported, routing_rules, store_of
 from gateway_svc.conversations import Conversations
 from gateway_svc.delivery.channel import Channel
 from gateway_svc.delivery.dispatcher import Dispatcher
@@ -70,7 +70,7 @@ async def _build(
     context: Context, channels: Mapping[str, Channel], stack: AsyncExitStack
 ) -> GatewayApp:
     settings, draining, clock = context.settings, context.draining, context.clock
-    refuse_unsupported(settings)
+    refuse_unsupported(settings, served=channels)
     bound = bind_http(settings.gateway.http)
     stack.callback(bound.close)
     database = await Database.open(store_of(settings), migrations=MIGRATIONS, name="gateway")
@@ -100,7 +100,8 @@ async def _build(
         questions=Questions(upstream),
     )
 
-    follower = Follower(database, upstream, event_log, channels, dispatcher.wake)
+    styles = announce_styles(settings)
+    follower = Follower(database, upstream, event_log, channels, styles, dispatcher.wake)
 
     forget = partial(remove_old, database, settings.retention)
     metrics = _described(Metrics())

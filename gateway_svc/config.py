@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
+
 from conveyor.scheduler.v1 import lane_pb2, run_pb2
 from gateway_svc.domain.commands import MODES
+from gateway_svc.domain.deliveries import AnnounceStyle
 from gateway_svc.domain.routing import AgentRules, ChannelRules, RouteRule, RoutingRules
 from svckit.errors import StartError
 from svckit.settings import Settings
@@ -33,9 +36,8 @@ def routing_rules(settings: Settings) -> RoutingRules:
         agents=agents,
         default_agent=DEFAULT_AGENT if DEFAULT_AGENT in ids else ids[0],
         routes=[
-            RouteRule(agent_id=route.agent, channel=route.channel, peer=route.peer)
+            RouteRule(route.agent, route.channel, route.account, route.peer)
             for route in settings.routes
-            if not route.account  # accounts belong to push channels
         ],
         channels={
             name: ChannelRules(
@@ -60,8 +62,17 @@ def store_of(settings: Settings) -> str:
     return url
 
 
-def refuse_unsupported(settings: Settings) -> None:
+def announce_styles(settings: Settings) -> dict[str, AnnounceStyle]:
+    """Return how much of the ends of sub-agents the recipients of each channel are told."""
+    return {
+        name: AnnounceStyle(channel.announce_style) for name, channel in settings.channels.items()
+    }
+
+
+def refuse_unsupported(settings: Settings, served: Container[str] = ()) -> None:
     """Raise `StartError` for settings that promise something this release does not do.
+
+    `served` are the channels that push, and that this gateway was given.
 
     Ignoring them would be worse than not starting: a token that nobody checks protects nothing.
     """
@@ -71,7 +82,7 @@ def refuse_unsupported(settings: Settings) -> None:
     if tls.cert_file or tls.client_ca:
         raise StartError("gateway.tls: this release has no TLS yet; put a proxy in front of it")
     for name, channel in settings.channels.items():
-        if channel.kind not in _PULL_CHANNELS:
+        if channel.kind not in _PULL_CHANNELS and name not in served:
             raise StartError(
                 f"channels.{name}.kind: this release has no channel of kind {channel.kind!r} yet"
             )

@@ -97,15 +97,18 @@ class Inbox:
     ) -> Accepted:
         """Store a message as a run, idempotently per `request_id`; a command is done instead.
 
-        `address` says where replies are pushed to; left out, they wait in the event log for whoever
-        watches. Raises what `SendMessage` is documented to fail with.
+        `address` says who wrote on which channel, and where replies are pushed to; left out, they
+        wait in the event log for whoever watches. A channel that leaves the session key empty gets
+        the writer's own session, with the agent that the routes name. Raises what `SendMessage` is
+        documented to fail with.
         """
         principal.require(Scope.SEND)
         if inbound.customer_key:
             principal.require(Scope.CONTROL)
         check_request_id(request_id)
+        sender = address or ReplyAddress(channel=DEFAULT_CHANNEL, peer=principal.name)
         key = choose_session(
-            inbound, caller=principal.name, rules=self._rules, field_name="inbound.session_key"
+            inbound, sender=sender, rules=self._rules, field_name="inbound.session_key"
         )
         address = address or ReplyAddress(channel=DEFAULT_CHANNEL, peer=key.peer)
         command = command_of(inbound.message)

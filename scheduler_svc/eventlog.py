@@ -68,7 +68,7 @@ def _fill(event: event_pb2.Event, emit: Emit, children: Mapping[str, StoredRun])
                     queue=spawned.queue,
                 )
             )
-        case emits.ChildAnnounced(child_id, live_siblings):
+        case emits.ChildAnnounced(child_id, live_siblings, of_parent):
             child = children[child_id]
             event.child_announced.announcement.CopyFrom(
                 announcement_pb2.Announcement(
@@ -78,6 +78,7 @@ def _fill(event: event_pb2.Event, emit: Emit, children: Mapping[str, StoredRun])
                     flow_id=emit.flow_id,
                     result=convert.child_result(child.run, child.payload, child.result),
                     live_siblings=live_siblings,
+                    children=of_parent,
                     create_time=convert.timestamp(emit.time),
                 )
             )

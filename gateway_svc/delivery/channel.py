@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-from gateway_svc.domain.deliveries import AnnounceStyle, DeliveryKind
+from gateway_svc.domain.deliveries import DeliveryKind
 from gateway_svc.domain.reply_route import ReplyAddress
 
 
@@ -47,11 +47,6 @@ class Channel(Protocol):
     @property
     def name(self) -> str:
         """Id in the configuration; `ReplyAddress.channel` of what it delivers."""
-        ...
-
-    @property
-    def announce_style(self) -> AnnounceStyle:
-        """How much of the ends of child runs its recipients are told."""
         ...
 
     async def deliver(self, delivery: Delivery) -> None:

@@ -17,7 +17,7 @@ from conveyor.gateway.v1 import session_pb2
 from conveyor.scheduler.v1 import run_pb2
 from conveyor.scheduler.v1 import scheduler_service_pb2 as ss
 from gateway_svc.delivery.channel import Channel
-from gateway_svc.domain.deliveries import told
+from gateway_svc.domain.deliveries import AnnounceStyle, told
 from gateway_svc.domain.keys import default_customer, parse_key
 from gateway_svc.domain.reply_route import ReplyAddress, decode_address
 from gateway_svc.domain.sessions import created_run, is_spoken
@@ -56,7 +56,10 @@ class _Fact:
 
 
 class Follower:
-    """Runs for as long as the process. One per suite: it owns the delivery cursor."""
+    """Runs for as long as the process. One per suite: it owns the delivery cursor.
+
+    `styles` says per channel how much of the ends of children is told; left out, a line each.
+    """
 
     def __init__(
         self,
@@ -64,12 +67,14 @@ class Follower:
         upstream: Upstream,
         event_log: EventLog,
         channels: Mapping[str, Channel],
+        styles: Mapping[str, AnnounceStyle],
         filled: Callable[[], None],
     ) -> None:
         self._database = database
         self._upstream = upstream
         self._log = event_log
         self._channels = channels
+        self._styles = styles
         self._filled = filled
         self._routes: OrderedDict[str, ReplyAddress | None] = OrderedDict()
         self._known: OrderedDict[str, None] = OrderedDict()
@@ -157,7 +162,7 @@ class Follower:
         channel = self._channels.get(address.channel) if address else None
         if channel is None or address is None:
             return None
-        message = told(event, channel.announce_style)
+        message = told(event, self._styles.get(channel.name, AnnounceStyle.STATUS))
         if message is None:
             return None
         return outbox.NewEntry(

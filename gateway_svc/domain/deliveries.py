@@ -7,7 +7,10 @@ from enum import StrEnum
 
 from conveyor.common.v1 import content_pb2
 from conveyor.events.v1 import event_pb2
-from conveyor.scheduler.v1 import run_pb2
+from conveyor.scheduler.v1 import announcement_pb2, run_pb2
+
+# Of what a child said: its whole text comes in the answer, joined with the others'.
+EXCERPT_CHARS = 500
 
 
 class DeliveryKind(StrEnum):
@@ -21,7 +24,10 @@ class DeliveryKind(StrEnum):
 
 
 class AnnounceStyle(StrEnum):
-    """How much of the ends of child runs a channel tells."""
+    """How much of the ends of child runs a channel tells.
+
+    `STATUS` is one line per child, `FULL` adds the beginning of what it said.
+    """
 
     OFF = "off"
     STATUS = "status"
@@ -42,7 +48,7 @@ def told(event: event_pb2.Event, style: AnnounceStyle) -> Told | None:
     if payload == "message_completed":
         return _told_message(event.message_completed)
     if payload == "child_announced":
-        return _told_announcement(event.child_announced, style)
+        return _told_announcement(event.child_announced.announcement, style)
     if payload == "run_state_changed":
         return _told_end(event)
     if payload == "note_added" and event.note_added.visible:
@@ -73,16 +79,58 @@ def _told_message(completed: event_pb2.MessageCompleted) -> Told | None:
     return Told(kind, text) if text else None
 
 
-def _told_announcement(announced: event_pb2.ChildAnnounced, style: AnnounceStyle) -> Told | None:
+def _told_announcement(
+    announcement: announcement_pb2.Announcement, style: AnnounceStyle
+) -> Told | None:
     if style is AnnounceStyle.OFF:
         return None
-    result = announced.announcement.result
-    name = result.label or "sub-agent"
-    how = run_pb2.RunState.Name(result.status).removeprefix("RUN_STATE_").lower()
-    line = f"{name}: {how}"
-    if style is AnnounceStyle.FULL and result.text:
-        line = f"{line}\n{result.text}"
+    line = status_line(announcement)
+    if style is AnnounceStyle.FULL and (said := _excerpt(_words_of(announcement.result))):
+        line = f"{line}\n{said}"
     return Told(DeliveryKind.ANNOUNCEMENT, line)
+
+
+def status_line(announcement: announcement_pb2.Announcement) -> str:
+    """Return one short line about the end of a child, for example
+    `✓ research a market trend: done in 12 s (1 of 3)`. An only child is not counted."""
+    result = announcement.result
+    mark, how, timed = _ENDS.get(result.status, ("•", "ended", "ended after"))
+    name = " ".join(result.label.split()) or "sub-agent"
+    took = result.duration.ToTimedelta().total_seconds() if result.HasField("duration") else None
+    line = f"{mark} {name}: {how if took is None else f'{timed} {_span(took)}'}"
+    of = announcement.children
+    return f"{line} ({of - announcement.live_siblings} of {of})" if of > 1 else line
+
+
+_ENDS = {
+    run_pb2.RUN_STATE_SUCCEEDED: ("✓", "done", "done in"),
+    run_pb2.RUN_STATE_FAILED: ("✗", "failed", "failed after"),
+    run_pb2.RUN_STATE_EXPIRED: ("✗", "ran out of time", "ran out of time after"),
+    run_pb2.RUN_STATE_CANCELLED: ("–", "cancelled", "cancelled after"),
+}
+
+
+def _words_of(result: announcement_pb2.ChildResult) -> str:
+    if result.status == run_pb2.RUN_STATE_SUCCEEDED:
+        return result.text
+    return result.error.message or result.text
+
+
+def _span(seconds: float) -> str:
+    # Rounded down, as a clock is read: 59.9 s is no minute yet.
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    whole = int(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s" if whole % 60 else f"{whole // 60} min"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def _excerpt(text: str) -> str:
+    text = text.strip()
+    return text if len(text) <= EXCERPT_CHARS else text[: EXCERPT_CHARS - 1].rstrip() + "…"
 
 
 def _told_end(event: event_pb2.Event) -> Told | None:

@@ -90,9 +90,16 @@ def _parse_child(text: str) -> SessionKey | None:
     )
 
 
-def own_key(agent_id: str, caller: str, channel: str = DEFAULT_CHANNEL) -> str:
-    """Return the key of the caller's own session with an agent."""
-    return f"agent:{agent_id}:{channel}:direct:{caller}"
+def own_key(agent_id: str, peer: str, channel: str = DEFAULT_CHANNEL, account: str = "") -> str:
+    """Return the key of a peer's own session with an agent.
+
+    What a peer says to two accounts of a channel are two conversations. Raises `ValueError` for an
+    account that would read as another part of the key.
+    """
+    if ":" in account:
+        raise ValueError("an account must not hold a colon")
+    scope = f"direct@{account}" if account else "direct"
+    return f"agent:{agent_id}:{channel}:{scope}:{peer}"
 
 
 def default_customer(key: SessionKey) -> str:

@@ -10,11 +10,16 @@ MAX_ADDRESS_BYTES = 1024
 
 @dataclass(frozen=True, slots=True)
 class ReplyAddress:
-    """A conversation or thread of a channel, never one message: equal routes can be collected."""
+    """A conversation or thread of a channel, never one message: equal routes can be collected.
+
+    `account` is the account of the channel that was written to, and that answers; empty when the
+    channel has only one.
+    """
 
     channel: str
     peer: str
     thread: str = ""
+    account: str = ""
 
     @property
     def recipient(self) -> str:
@@ -27,6 +32,8 @@ def encode_address(address: ReplyAddress) -> str:
     content = {"channel": address.channel, "peer": address.peer}
     if address.thread:
         content["thread"] = address.thread
+    if address.account:
+        content["account"] = address.account
     return json.dumps(content, separators=(",", ":"), ensure_ascii=False)
 
 
@@ -35,9 +42,9 @@ def decode_address(text: str) -> ReplyAddress | None:
     try:
         content = json.loads(text)
         channel, peer = content["channel"], content["peer"]
-        thread = content.get("thread", "")
+        thread, account = content.get("thread", ""), content.get("account", "")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
-    if not all(isinstance(value, str) for value in (channel, peer, thread)):
+    if not all(isinstance(value, str) for value in (channel, peer, thread, account)):
         return None
-    return ReplyAddress(channel=channel, peer=peer, thread=thread)
+    return ReplyAddress(channel=channel, peer=peer, thread=thread, account=account)

@@ -60,15 +60,23 @@ class ChannelRules:
 
 @dataclass(frozen=True, slots=True)
 class RouteRule:
-    """Which agent answers a peer. Empty fields match anything; the first match counts."""
+    """Which agent answers a peer. Empty fields match anything; the first match counts.
+
+    `account` is the account of the channel that was written to, for example one of several bots.
+    """
 
     agent_id: str
     channel: str = ""
+    account: str = ""
     peer: str = ""
 
-    def matches(self, key: SessionKey) -> bool:
-        """True when the rule speaks about this session."""
-        return self.channel in ("", key.channel) and self.peer in ("", key.peer)
+    def matches(self, address: ReplyAddress) -> bool:
+        """True when the rule speaks about this peer."""
+        return (
+            self.channel in ("", address.channel)
+            and self.account in ("", address.account)
+            and self.peer in ("", address.peer)
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,12 +118,16 @@ class Routed:
 
 
 def choose_session(
-    inbound: gw.InboundMessage, *, caller: str, rules: RoutingRules, field_name: str
+    inbound: gw.InboundMessage, *, sender: ReplyAddress, rules: RoutingRules, field_name: str
 ) -> SessionKey:
-    """Return the session that a message goes to; raises `InvalidField` for a child's session."""
+    """Return the session that a message goes to; raises `InvalidField` for a child's session.
+
+    Without a session key it is `sender`'s own, with the agent that the routes name.
+    """
     if not inbound.session_key:
-        agent_id = inbound.agent_id or rules.default_agent
-        return parse_key(own_key(agent_id, caller), field_name)
+        agent_id = inbound.agent_id or agent_by_route(sender, rules)
+        key = own_key(agent_id, sender.peer, sender.channel, sender.account)
+        return parse_key(key, field_name)
     key = parse_key(inbound.session_key, field_name)
     if not key.is_conversation:
         raise invalid_field(
@@ -150,7 +162,8 @@ def route(
         raise invalid_field("inbound.priority", f"must be within ±{MAX_PRIORITY}")
     message = checked_message(inbound.message, request_id=request_id, field_name="inbound.message")
     if known is None:
-        agent_id = inbound.agent_id or key.agent_id or agent_by_route(key, rules)
+        writer = ReplyAddress(key.channel, key.peer, account=address.account)
+        agent_id = inbound.agent_id or key.agent_id or agent_by_route(writer, rules)
         customer = inbound.customer_key or caller_customer or default_customer(key)
     else:
         agent_id, customer = known.agent_id, known.customer_key
@@ -185,12 +198,12 @@ def route(
     return Routed(key, agent_id, customer, message, spec, policy)
 
 
-def agent_by_route(key: SessionKey, rules: RoutingRules) -> str:
-    """Return the agent for a session whose key and message name none."""
+def agent_by_route(sender: ReplyAddress, rules: RoutingRules) -> str:
+    """Return the agent that answers somebody whose session key and message name none."""
     for rule in rules.routes:
-        if rule.matches(key):
+        if rule.matches(sender):
             return rule.agent_id
-    channel = rules.channels.get(key.channel)
+    channel = rules.channels.get(sender.channel)
     return (channel.agent_id if channel else "") or rules.default_agent
 
 

@@ -53,6 +53,8 @@ class ChildAnnounced(msgspec.Struct, frozen=True):
 
     child_id: str
     live_siblings: int
+    # Of the same parent so far, live or ended.
+    children: int
 
 
 class Steered(msgspec.Struct, frozen=True):

@@ -155,7 +155,8 @@ def _announce(k: Kernel, child: Run, now: int) -> None:
     parent.live.remove(child.run_id)
     parent.untold.append(child.run_id)
     k.touch(parent)
-    k.emit(parent, ChildAnnounced(child.run_id, len(parent.live)), now)
+    children = len(parent.live) + len(parent.untold) + len(parent.told)
+    k.emit(parent, ChildAnnounced(child.run_id, len(parent.live), children), now)
     if not parent.stopping:
         waiting.child_settled(k, parent, now)
     elif parent.lease is None and not parent.live:

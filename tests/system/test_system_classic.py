@@ -172,6 +172,7 @@ async def test_announcements_can_be_watched_alone(
                 break
     assert sorted(item.result.label for item in told) == sorted(TASKS)
     assert [item.live_siblings for item in told] == [2, 1, 0]
+    assert [item.children for item in told] == [3, 3, 3]
 
 
 # Any client, through reflection

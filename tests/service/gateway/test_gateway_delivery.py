@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,6 @@ class Phone:
     """A channel that remembers what it delivered, and fails when told to."""
 
     name: str = "phone"
-    announce_style: AnnounceStyle = AnnounceStyle.FULL
     sent: list[Delivery] = field(default_factory=list)
     tried: list[Delivery] = field(default_factory=list)
     failures: dict[str, list[Exception]] = field(default_factory=dict)
@@ -142,20 +142,30 @@ async def test_who_sent_a_dropped_message_is_told_on_the_channel(
 
 
 @pytest.mark.parametrize("style", list(AnnounceStyle))
-async def test_announcements_follow_the_style(
+async def test_announcements_follow_the_style_of_the_channel_in_order_with_the_replies(
     tmp_path: Path, caught: Caught, style: AnnounceStyle
 ) -> None:
-    phone = Phone(announce_style=style)
-    async with serving(tmp_path, phone) as around, around.serve():
-        around.agent.on("go", delegating("one"))
+    phone = Phone()
+    told = {"CONVEYOR_CHANNELS__PHONE__KIND": "telegram"}
+    told["CONVEYOR_CHANNELS__PHONE__ANNOUNCE_STYLE"] = style.value
+    async with suite(tmp_path, [phone], **told) as around, around.serve():
+        around.agent.on("go", delegating("one", "two"))
+        around.agent.hold("two")
         await caught.hear("ann", "go")
-        await eventually(lambda: "echo: one" in phone.texts("ann"))
+        if style is not AnnounceStyle.OFF:
+            await eventually(lambda: phone.texts("ann"))
+        around.agent.let_go("two")
+        await eventually(lambda: "echo: one; echo: two" in phone.texts("ann"))
+        lines = [re.sub(r"in [\d.]+ s", "in N s", text) for text in phone.texts("ann")]
         expected = {
             AnnounceStyle.OFF: [],
-            AnnounceStyle.STATUS: ["one: succeeded"],
-            AnnounceStyle.FULL: ["one: succeeded\necho: one"],
+            AnnounceStyle.STATUS: ["✓ one: done in N s (1 of 2)", "✓ two: done in N s (2 of 2)"],
+            AnnounceStyle.FULL: [
+                "✓ one: done in N s (1 of 2)\necho: one",
+                "✓ two: done in N s (2 of 2)\necho: two",
+            ],
         }
-        assert phone.texts("ann") == [*expected[style], "echo: one"]
+        assert lines == [*expected[style], "echo: one; echo: two"]
 
 
 async def test_a_failed_request_is_told_in_one_line(tmp_path: Path, caught: Caught) -> None:

@@ -12,14 +12,15 @@ from conveyor.common.v1 import content_pb2
 from conveyor.gateway.v1 import gateway_service_pb2 as gw
 from conveyor.scheduler.v1 import lane_pb2, run_pb2
 from gateway_svc.config import routing_rules
-from gateway_svc.domain.keys import parse_key
-from gateway_svc.domain.reply_route import ReplyAddress
+from gateway_svc.domain.keys import own_key, parse_key
+from gateway_svc.domain.reply_route import ReplyAddress, decode_address
 from gateway_svc.domain.routing import (
     KnownSession,
     Routed,
     RoutingRules,
     check_request_id,
     checked_message,
+    choose_session,
     lowered,
     message_id_for,
     route,
@@ -92,6 +93,66 @@ def test_who_answers(rules: RoutingRules, key: str, asked: str, agent: str) -> N
     task = task_pb2.AgentTask()
     assert found.spec.task.Unpack(task)
     assert task.agent_id == agent
+
+
+ROUTED = """
+[agents.list.main]
+[agents.list.sales]
+[agents.list.support]
+[channels.http]
+kind = "http"
+agent = "support"
+[[routes]]
+agent = "sales"
+channel = "phone"
+account = "shop"
+[[routes]]
+agent = "support"
+channel = "phone"
+peer = "4711"
+[[routes]]
+agent = "sales"
+peer = "vip"
+"""
+
+
+@pytest.mark.parametrize(
+    ("sender", "asked", "key"),
+    [
+        (ReplyAddress("phone", "ann"), "", "agent:main:phone:direct:ann"),
+        (ReplyAddress("phone", "4711"), "", "agent:support:phone:direct:4711"),
+        # The first route that matches counts.
+        (ReplyAddress("phone", "4711", account="shop"), "", "agent:sales:phone:direct@shop:4711"),
+        (ReplyAddress("phone", "ann", account="desk"), "", "agent:main:phone:direct@desk:ann"),
+        (ReplyAddress("phone", "vip"), "", "agent:sales:phone:direct:vip"),
+        (ReplyAddress("phone", "vip"), "main", "agent:main:phone:direct:vip"),
+        # Who calls without a session key is a peer as well.
+        (ReplyAddress("http", "vip"), "", "agent:sales:http:direct:vip"),
+        (ReplyAddress("http", "local"), "", "agent:support:http:direct:local"),
+    ],
+)
+def test_a_message_without_a_session_key_goes_where_the_routes_say(
+    tmp_path: Path, sender: ReplyAddress, asked: str, key: str
+) -> None:
+    path = tmp_path / "conveyor.toml"
+    path.write_text(ROUTED)
+    rules = routing_rules(load(path, {}))
+    inbound = gw.InboundMessage(message=user(), agent_id=asked)
+    found = choose_session(inbound, sender=sender, rules=rules, field_name="session_key")
+    assert found.text == key
+    assert found.peer == sender.peer
+    # Replies go out through the account that was written to.
+    decided = route(inbound, request_id="r", key=found, known=None, rules=rules, address=sender)
+    assert decode_address(decided.spec.reply_route.address) == sender
+    assert (decided.agent_id, decided.customer_key) == (
+        found.agent_id,
+        f"{sender.channel}:{sender.peer}",
+    )
+
+
+def test_an_account_cannot_pretend_to_be_a_peer() -> None:
+    with pytest.raises(ValueError, match="colon"):
+        own_key("main", "ann", "phone", "shop:bob")
 
 
 def test_nobody_answers(rules: RoutingRules) -> None:

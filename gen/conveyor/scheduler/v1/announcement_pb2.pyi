@@ -157,6 +157,7 @@ class Announcement(_message.Message):
     LIVE_SIBLINGS_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     TRACE_FIELD_NUMBER: _builtins.int
+    CHILDREN_FIELD_NUMBER: _builtins.int
     announcement_id: _builtins.str
     """Equals the child's run id: one announcement per child."""
     session_key: _builtins.str
@@ -167,6 +168,10 @@ class Announcement(_message.Message):
     """The spawn tree."""
     live_siblings: _builtins.int
     """Children of the same parent that are still live."""
+    children: _builtins.int
+    """Children that the same parent has started so far, this one included, live or ended. So this one
+    was the `children - live_siblings`th to end.
+    """
     @_builtins.property
     def result(self) -> Global___ChildResult:
         """How the child ended."""
@@ -190,10 +195,11 @@ class Announcement(_message.Message):
         live_siblings: _builtins.int = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
         trace: _trace_pb2.TraceContext | None = ...,
+        children: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "result", b"result", "trace", b"trace"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["announcement_id", b"announcement_id", "create_time", b"create_time", "flow_id", b"flow_id", "live_siblings", b"live_siblings", "parent_run_id", b"parent_run_id", "result", b"result", "session_key", b"session_key", "trace", b"trace"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["announcement_id", b"announcement_id", "children", b"children", "create_time", b"create_time", "flow_id", b"flow_id", "live_siblings", b"live_siblings", "parent_run_id", b"parent_run_id", "result", b"result", "session_key", b"session_key", "trace", b"trace"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
