@@ -126,8 +126,8 @@ def choose_session(
     """
     if not inbound.session_key:
         agent_id = inbound.agent_id or agent_by_route(sender, rules)
-        key = own_key(agent_id, sender.peer, sender.channel, sender.account)
-        return parse_key(key, field_name)
+        own = own_key(agent_id, sender.peer, sender.channel, sender.account)
+        return parse_key(own, field_name)
     key = parse_key(inbound.session_key, field_name)
     if not key.is_conversation:
         raise invalid_field(
