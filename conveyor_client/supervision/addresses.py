@@ -88,12 +88,20 @@ def listens(pid: int, address: str) -> bool:
         inode for table in tables if table.exists() for inode in _listeners(table, int(port))
     }
     try:
-        held = {os.readlink(entry.path) for entry in os.scandir(f"/proc/{pid}/fd")}
+        descriptors = os.listdir(f"/proc/{pid}/fd")
     except PermissionError:
         return True
     except OSError:
         return False  # it has ended
-    return any(f"socket:[{inode}]" in held for inode in listening)
+    return any(_names_one_of(f"/proc/{pid}/fd/{number}", listening) for number in descriptors)
+
+
+def _names_one_of(descriptor: str, inodes: set[str]) -> bool:
+    try:
+        target = os.readlink(descriptor)
+    except OSError:
+        return False  # closed since it was listed; others may still be open
+    return target.startswith("socket:[") and target[8:-1] in inodes
 
 
 def _listeners(table: Path, port: int) -> list[str]:

@@ -116,3 +116,24 @@ def test_an_address_of_another_machine_is_refused() -> None:
 def test_the_suite_needs_fixed_ports() -> None:
     with pytest.raises(AddressUnusable, match="give it a fixed port"):
         check_addresses_free([Service("a", (), "127.0.0.1:0")])
+
+
+def test_a_descriptor_that_closes_while_it_is_looked_at_is_not_the_end_of_the_process(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A service that just answered was taken for a stranger, and restarted."""
+    with socket.socket() as open_one, socket.socket() as closing:
+        open_one.bind(("127.0.0.1", 0))
+        open_one.listen()
+        readlink, gone = os.readlink, f"/proc/{os.getpid()}/fd/{closing.fileno()}"
+
+        def closed_meanwhile(path: str) -> str:
+            if path == gone:
+                raise FileNotFoundError(path)
+            return readlink(path)
+
+        # Looked at first, whatever order the system lists them in.
+        numbers = sorted(os.listdir(f"/proc/{os.getpid()}/fd"), key=lambda n: n not in gone)
+        monkeypatch.setattr(os, "listdir", lambda path: numbers)
+        monkeypatch.setattr(os, "readlink", closed_meanwhile)
+        assert listens(os.getpid(), f"127.0.0.1:{open_one.getsockname()[1]}")
