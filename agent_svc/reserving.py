@@ -69,9 +69,12 @@ class Reserver:
             demo.requests_per_minute or demo.tokens_per_minute
         )
 
-    def tickets(self, work: Work, step: int, prompt: Prompt) -> Tickets:
-        """The tickets of one step. A grant that the turn resumed with is its first one."""
-        return Tickets(self, work, step, prompt)
+    def tickets(self, work: Work, call: str, prompt: Prompt) -> Tickets:
+        """The tickets of one call, with its fallbacks and repetitions.
+
+        A grant that the turn resumed with is the first ticket of its first call.
+        """
+        return Tickets(self, work, call, prompt)
 
     async def cost(self, model: Model, usage: s.Usage) -> int | None:
         """What a call cost, in millionths of a US dollar; `None` when the price is not known."""
@@ -86,12 +89,12 @@ class Reserver:
 
 
 class Tickets:
-    """Permission for the model calls of one step, one at a time."""
+    """Permission for the requests of one model call, one at a time."""
 
-    def __init__(self, reserver: Reserver, work: Work, step: int, prompt: Prompt) -> None:
+    def __init__(self, reserver: Reserver, work: Work, call: str, prompt: Prompt) -> None:
         self._reserver = reserver
         self._work = work
-        self._step = step
+        self._call = call
         self._prompt = prompt
         self._count = 0
         self.resumed_for, self._held = _held(work)
@@ -129,7 +132,7 @@ class Tickets:
             request_id=(
                 # By lease and not by attempt: one that was handed back in the middle of a call is
                 # not counted, and the call after it needs a time of its own.
-                f"{work.run_id}/{work.number}.{self._step}/{fencing}.{self._count}"
+                f"{work.run_id}/{work.number}.{self._call}/{fencing}.{self._count}"
             ),
             estimated_tokens=expected.read + expected.written,
             estimated_cost_micros_usd=cost or 0,

@@ -10,11 +10,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-import msgspec
 from opentelemetry import trace
 
-from agent_svc import convert, spans
+from agent_svc import convert
 from agent_svc.agents import Agent, Agents
+from agent_svc.calling import Bill, Caller, NoAnswer
 from agent_svc.domain import plan, results
 from agent_svc.domain import steps as s
 from agent_svc.domain import tools as t
@@ -22,10 +22,9 @@ from agent_svc.domain.reconcile import Standing
 from agent_svc.domain.render import RunFacts, render
 from agent_svc.ending import Ending
 from agent_svc.eventwriter import EventWriter, call_ended, call_started, noted, said_between
-from agent_svc.models import asking
-from agent_svc.models.base import CallFailed, Model, full_name
+from agent_svc.models.base import Model
 from agent_svc.models.catalog import Catalog
-from agent_svc.reserving import MustWait, Reserver
+from agent_svc.reserving import Reserver
 from agent_svc.spawning import Spawner
 from agent_svc.store.history import TurnStart
 from agent_svc.store.transcripts import Transcripts
@@ -35,9 +34,9 @@ from agent_svc.usage import UsageReporter
 from agent_svc.work import Work
 from conveyor.agent.v1 import task_pb2 as task_pb
 from svckit.clock import Clock
-from svckit.errors import BudgetExceeded, ModelUnavailable, RunCancelled, ServiceError, TurnFailed
+from svckit.errors import RunCancelled, ServiceError, TurnFailed
 from svckit.logging import get_logger
-from svckit.turn import Fail, LeasedTurn, Outcome, Release, Suspend
+from svckit.turn import Fail, LeasedTurn, Outcome, Release
 
 if TYPE_CHECKING:
     from conveyor.events.v1.event_log_service_pb2_grpc import EventLogServiceAsyncStub
@@ -70,11 +69,9 @@ class TurnRunner:
         self._agents = agents
         self._catalog = catalog
         self._tools = Tooling(agents, spawner, tracer, toolsets)
-        self._usage = usage
-        self._reserver = reserver
+        self._caller = Caller(reserver, usage, clock, tracer)
         self._event_log = event_log
         self._clock = clock
-        self._tracer = tracer
         self._max_model_calls = max_model_calls
 
     async def __call__(self, turn: LeasedTurn) -> Outcome:
@@ -259,66 +256,21 @@ class TurnRunner:
             steps=work.steps,
             tools=work.tools,
         )
-        requested = full_name(work.models[0])
-        tickets = self._reserver.tickets(work, step, prompt)
-        names = [full_name(model) for model in work.models]
-        # A fallback that the turn resumed for is next: those before it have failed already.
-        skip = names.index(tickets.resumed_for) if tickets.resumed_for in names else 0
         await work.events.new_message()
-
-        async def note_failure(failed: asking.FailedCall) -> None:
-            if isinstance(failed.failure.error, TurnFailed):
-                return  # told to fail: no provider is to blame
-            fencing = work.turn.leased.lease.fencing_token
-            _log.warning(
-                "model call failed",
-                model=full_name(failed.model),
-                reason=failed.failure.error.reason,
-                problem=failed.failure.error.message,
-            )
-            await self._usage.failed(
-                f"{work.run_id}/{work.number}.{step}/{fencing}.{failed.number}",
-                work.run_id,
-                failed.model,
-                failed.failure.outcome,
-                failed.failure.retry_after,
-                failed.reservation_id,
-            )
-
-        session_key = work.turn.run.spec.session_key
-        with spans.chat(self._tracer, requested, session_key) as span:
-            try:
-                asked = await asking.ask(
-                    work.models[skip:],
-                    prompt,
-                    work.events.text,
-                    clock=self._clock,
-                    take=tickets.take,
-                    on_failure=note_failure,
-                )
-            except MustWait as wait:
-                span.add_event("waits for a limit")
-                await work.events.flush()
-                return Suspend(wait.suspension(work))
-            except BudgetExceeded as refused:
-                span.set_status(trace.StatusCode.ERROR, refused.reason)
-                return Fail(refused, retryable=False, taken=work.taken())
-            except CallFailed as failed:
-                span.set_status(trace.StatusCode.ERROR, failed.error.reason)
-                retryable = isinstance(failed.error, ModelUnavailable)
-                return Fail(failed.error, retryable=retryable, taken=work.taken())
-            reply = asked.reply
-            spans.answered(span, asked.model.name, reply.usage)
+        try:
+            answer = await self._caller.ask(work, str(step), prompt, work.events.text)
+        except NoAnswer as end:
+            await work.events.flush()
+            return end.outcome
+        reply, bill = answer.reply, answer.bill
         record = s.Replied(
             text=reply.text,
             calls=s.name_calls(work.number, step, reply.calls),
-            requested_model=requested,
-            effective_model=full_name(asked.model),
-            usage=msgspec.structs.replace(
-                reply.usage, cost=await self._reserver.cost(asked.model, reply.usage)
-            ),
+            requested_model=bill.requested_model,
+            effective_model=bill.effective_model,
+            usage=bill.usage,
             stop_reason=reply.stop_reason,
-            reservation=asked.reservation_id,
+            reservation=bill.reservation,
         )
         await work.add(record)
         await self._report(work, step, record)
@@ -327,19 +279,7 @@ class TurnRunner:
         return None
 
     async def _report(self, work: Work, step: int, record: s.Replied) -> None:
-        # A demo model has no provider to name: its own name stands for both.
-        provider, _, model = record.effective_model.partition(":")
-        usage = convert.usage_to_proto(record.usage)
-        try:
-            await self._usage.answered(
-                work.run_id,
-                work.number,
-                step,
-                provider,
-                model,
-                usage,
-                record.reservation,
-                record.requested_model,
-            )
-        except ServiceError as err:
-            work.over_budget = err
+        bill = Bill(
+            record.requested_model, record.effective_model, record.usage, record.reservation
+        )
+        await self._caller.report(work, str(step), bill)

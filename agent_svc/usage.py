@@ -44,9 +44,8 @@ class UsageReporter:
 
     async def answered(
         self,
+        request_id: str,
         run_id: str,
-        turn: int,
-        step: int,
         provider_id: str,
         model: str,
         usage: usage_pb2.Usage,
@@ -60,7 +59,7 @@ class UsageReporter:
         """
         request = limit_pb.ReportRequest(
             reservation_id=reservation_id,
-            request_id=f"{run_id}/{turn}.{step}",
+            request_id=request_id,
             call=limit_pb.ModelCall(provider_id=provider_id, model=model, run_id=run_id),
             outcome=limit_pb.CALL_OUTCOME_ANSWERED,
             usage=usage,

@@ -197,7 +197,7 @@ async def test_a_turn_that_is_stopped_while_it_waits_gives_its_place_back(
         turn = LeasedTurn(leased)
         work: Any = SimpleNamespace(turn=turn, run_id="R1", number=1, steps=[])
         scheduler.reservations = [0.9]
-        tickets = reserver.tickets(work, 2, Prompt("", []))
+        tickets = reserver.tickets(work, "2", Prompt("", []))
         taking = asyncio.create_task(tickets.take(DemoModel("demo", clock)))
         await eventually(lambda: clock.sleepers)
         taking.cancel()

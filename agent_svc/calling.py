@@ -1,0 +1,156 @@
+"""One model call of a turn: reserved, made, priced and reported.
+
+Whatever a turn asks a model goes through here, its replies and its summaries alike: a call that is
+not reserved breaks a limit, one that is not reported breaks a budget.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import msgspec
+from opentelemetry import trace
+
+from agent_svc import convert, spans
+from agent_svc.domain.prompt import Prompt
+from agent_svc.domain.steps import Usage
+from agent_svc.models import asking
+from agent_svc.models.base import CallFailed, ModelReply, full_name
+from agent_svc.reserving import MustWait, Reserver
+from agent_svc.usage import UsageReporter
+from agent_svc.work import Work
+from svckit.clock import Clock
+from svckit.errors import BudgetExceeded, ModelUnavailable, ServiceError, TurnFailed
+from svckit.logging import get_logger
+from svckit.turn import Fail, Outcome, Suspend
+
+_log = get_logger("agent.calling")
+
+
+@dataclass(frozen=True)
+class Bill:
+    """Who was asked, who answered, and what it took. Models are named as `provider:model`."""
+
+    requested_model: str
+    effective_model: str
+    usage: Usage
+    # The reservation that the report settles; empty without one.
+    reservation: str
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A reply, and what is reported about it once it is stored."""
+
+    reply: ModelReply
+    bill: Bill
+
+
+class NoAnswer(Exception):
+    """The turn ends without a reply. `failed` is set when that is because the model failed."""
+
+    def __init__(self, outcome: Outcome, failed: CallFailed | None = None) -> None:
+        super().__init__("no answer")
+        self.outcome = outcome
+        self.failed = failed
+
+
+class Caller:
+    """Makes the model calls of turns."""
+
+    def __init__(
+        self, reserver: Reserver, usage: UsageReporter, clock: Clock, tracer: trace.Tracer
+    ) -> None:
+        self._reserver = reserver
+        self._usage = usage
+        self._clock = clock
+        self._tracer = tracer
+
+    async def ask(
+        self, work: Work, call: str, prompt: Prompt, on_text: Callable[[str], None]
+    ) -> Answer:
+        """Ask the models of the run, in order, and price the answer. Raises `NoAnswer`.
+
+        `call` names it among the calls of the turn, the same in every attempt: the number of the
+        step that its reply becomes, for example.
+        """
+        requested = full_name(work.models[0])
+        tickets = self._reserver.tickets(work, call, prompt)
+        names = [full_name(model) for model in work.models]
+        # A fallback that the turn resumed for is next: those before it have failed already.
+        skip = names.index(tickets.resumed_for) if tickets.resumed_for in names else 0
+
+        async def note_failure(failed: asking.FailedCall) -> None:
+            await self._note_failure(work, call, failed)
+
+        ended: NoAnswer | None = None
+        with spans.chat(self._tracer, requested, work.turn.run.spec.session_key) as span:
+            try:
+                asked = await asking.ask(
+                    work.models[skip:],
+                    prompt,
+                    on_text,
+                    clock=self._clock,
+                    take=tickets.take,
+                    on_failure=note_failure,
+                )
+            except MustWait as wait:
+                span.add_event("waits for a limit")
+                ended = NoAnswer(Suspend(wait.suspension(work)))
+            except BudgetExceeded as refused:
+                span.set_status(trace.StatusCode.ERROR, refused.reason)
+                ended = NoAnswer(Fail(refused, retryable=False, taken=work.taken()))
+            except CallFailed as failed:
+                span.set_status(trace.StatusCode.ERROR, failed.error.reason)
+                retryable = isinstance(failed.error, ModelUnavailable)
+                end = Fail(failed.error, retryable=retryable, taken=work.taken())
+                ended = NoAnswer(end, failed)
+            else:
+                spans.answered(span, asked.model.name, asked.reply.usage)
+        if ended is not None:
+            # Outside the span, which waits and refusals do not break.
+            raise ended
+        cost = await self._reserver.cost(asked.model, asked.reply.usage)
+        usage = msgspec.structs.replace(asked.reply.usage, cost=cost)
+        bill = Bill(requested, full_name(asked.model), usage, asked.reservation_id)
+        return Answer(asked.reply, bill)
+
+    async def report(self, work: Work, call: str, bill: Bill) -> None:
+        """Report a call whose answer is stored; repeating it does no harm.
+
+        A cap that it passed is left in `work.over_budget`.
+        """
+        # A demo model has no provider to name: its own name stands for both.
+        provider, _, model = bill.effective_model.partition(":")
+        try:
+            await self._usage.answered(
+                f"{work.run_id}/{work.number}.{call}",
+                work.run_id,
+                provider,
+                model,
+                convert.usage_to_proto(bill.usage),
+                bill.reservation,
+                bill.requested_model,
+            )
+        except ServiceError as err:
+            work.over_budget = err
+
+    async def _note_failure(self, work: Work, call: str, failed: asking.FailedCall) -> None:
+        if isinstance(failed.failure.error, TurnFailed):
+            return  # told to fail: no provider is to blame
+        fencing = work.turn.leased.lease.fencing_token
+        _log.warning(
+            "model call failed",
+            model=full_name(failed.model),
+            reason=failed.failure.error.reason,
+            problem=failed.failure.error.message,
+        )
+        await self._usage.failed(
+            f"{work.run_id}/{work.number}.{call}/{fencing}.{failed.number}",
+            work.run_id,
+            failed.model,
+            failed.failure.outcome,
+            failed.failure.retry_after,
+            failed.reservation_id,
+        )
