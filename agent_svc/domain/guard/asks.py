@@ -92,7 +92,12 @@ _ABOUT = re.compile(
     r"write|schreib\w*|translate|summari[sz]e)\b",
     re.IGNORECASE,
 )
-_POLITE = re.compile(r"\b(?:can|could|would|will) you\b", re.IGNORECASE)
+_POLITE = re.compile(
+    r"\b(?:(?:can|could|would|will) you|(?:kannst|könntest|würdest) du|(?:können|könnten) sie|"
+    r"puedes|podrías|peux-tu|pourrais-tu|pouvez-vous|pourriez-vous|pode|poderia)\b",
+    re.IGNORECASE,
+)
+_PLEASE = re.compile(r"\b(?:please|bitte|por favor|s'il (?:te|vous) plaît)\b", re.IGNORECASE)
 _ENOUGH_AFTER = 2
 """Words after "can you start sub-agents" that make it a request instead of a question."""
 
@@ -116,12 +121,19 @@ def _instruction(sentence: str) -> Instruction | None:
         found = pattern.search(sentence)
         if found is None:
             continue
-        after = re.findall(r"\w+", sentence[found.end() :])
-        asked = sentence.rstrip().endswith("?") and _POLITE.search(sentence[: found.end()])
-        if asked and len(after) < _ENOUGH_AFTER and "please" not in sentence.lower():
+        if sentence.rstrip().endswith("?") and not _requested(sentence, found.end()):
             continue
         return Instruction(excerpt(sentence, EXCERPT_CHARS), _count(found["what"]))
     return None
+
+
+def _requested(question: str, end: int) -> bool:
+    """True for "can you start a sub-agent to check the trains?", which asks for it."""
+    if not _POLITE.search(question[:end]):
+        return False
+    return len(re.findall(r"\w+", question[end:])) >= _ENOUGH_AFTER or bool(
+        _PLEASE.search(question)
+    )
 
 
 def _count(words: str) -> int:

@@ -25,8 +25,6 @@ _ARGUMENT_KEYS = (
     *("arguments", "parameters", "args", "input", "tool_input", "action_input", "params"),
     "kwargs",
 )
-_LIST_KEYS = ("tool_calls", "function_calls", "calls", "tools", "actions", "tool_uses")
-_WRAPPERS = ("function", "tool_call", "function_call", "tool_use")
 _PREFIX = re.compile(r"^(?:functions?|default_api|tools?|api|mcp)[.:/]+")
 
 # Marks that no person writes by hand: whatever follows one of them is meant as a call.
@@ -68,8 +66,9 @@ def textual_call(text: str, tools: Collection[str]) -> list[Call]:
     known = {_loosely(name): name for name in tools}
     fences = list(_FENCE.finditer(text))
     outside = _FENCE.sub("\n", text)
-    if _MARK.search(outside) or any(f["lang"].lower() in _CALL_FENCES for f in fences):
-        if fences and not _MARK.search(outside):
+    marked = _MARK.search(outside) or any(f"<{name}>" in outside for name in tools)
+    if marked or any(f["lang"].lower() in _CALL_FENCES for f in fences):
+        if fences and not marked:
             text = "\n".join(f["body"] for f in fences if f["lang"].lower() in _CALL_FENCES)
         elif _SAMPLE.search(_around(outside)):
             return []
@@ -107,7 +106,15 @@ def _wanted(calls: list[Call]) -> list[Call]:
 
 def _marked(text: str, known: dict[str, str]) -> list[Call]:
     """Read the formats with marks; what stands between them is read like plain text."""
-    for reader in (_xml_parameters, _arg_pairs, _named_tags, _harmony, _react, _named_then_json):
+    for reader in (
+        _xml_parameters,
+        _arg_pairs,
+        _name_and_arguments,
+        _named_tags,
+        _harmony,
+        _react,
+        _named_then_json,
+    ):
         if found := list(reader(text, known)):
             return found
     return _plain(re.sub(r"<[|｜]?/?[\w▁]+[|｜]?>|\[/?TOOL_\w+\]|```\w*", "\n", text), known)
@@ -152,15 +159,14 @@ def _from_value(value: Any, known: dict[str, str], depth: int = 0) -> Iterator[C
         if name:
             yield name, _arguments(value, key)
             return
-    for key in (*_WRAPPERS, *_LIST_KEYS):
-        if isinstance(value.get(key), dict | list):
-            yield from _from_value(value[key], known, depth + 1)
-            return
     if len(value) == 1:
         ((key, inner),) = value.items()
         name = _known(key, known)
         if name and isinstance(inner, dict):
             yield name, json.dumps(inner, ensure_ascii=False)
+            return
+    for inner in value.values():
+        yield from _from_value(inner, known, depth + 1)
 
 
 def _arguments(value: dict[str, Any], name_key: str) -> str:
@@ -291,6 +297,18 @@ def _arg_pairs(text: str, known: dict[str, str]) -> Iterator[Call]:
         if name := _known(found["name"], known):
             pairs = {key.strip(): _value(value) for key, value in pair.findall(found["body"])}
             yield name, json.dumps(pairs, ensure_ascii=False)
+
+
+def _name_and_arguments(text: str, known: dict[str, str]) -> Iterator[Call]:
+    """`<name>x</name><arguments>{...}</arguments>`."""
+    block = re.compile(
+        r"<(?P<tag>name|tool_name|tool)>\s*(?P<name>[\w.]+)\s*</(?P=tag)>\s*"
+        r"<(?P<args>arguments|parameters|args|input|params)>(?P<body>.*?)</(?P=args)>",
+        re.DOTALL,
+    )
+    for found in block.finditer(text):
+        if name := _known(found["name"], known):
+            yield name, _object_in(found["body"])
 
 
 def _named_tags(text: str, known: dict[str, str]) -> Iterator[Call]:

@@ -21,7 +21,7 @@ from agent_svc.domain.guard.prose import own_words, sentences
 EXCERPT_CHARS = 300
 
 _ANAPHORA = compiled(
-    r"(?:<CANNOT><TO>\s+do (?:that|this|so)\b|"
+    r"(?:<CANNOT><TO>\s+(?:do|perform|carry out|comply with) (?:that|this|so)\b|"
     r"<LACK>[^.?!]{0,30}?\b<RIGHT> (?:to do|for) (?:that|this|so|it)\b)"
 )
 _STARTING = compiled("<START>")

@@ -35,7 +35,7 @@ WORDS: dict[str, str] = {
     "VERB": (
         r"(?:spawn|start|launch|creat|spin up|spinning up|fire up|firing up|kick off|kicking off|"
         r"initiat|invok|call|us(?:e|ing)\b|run|open|delegat|hand|fork|orchestrat|employ|assign|"
-        r"deploy|coordinat|set up|setting up|instantiat|access|trigger|bring in|work with|"
+        r"deploy|coordinat|manag|set up|setting up|instantiat|access|trigger|bring in|work with|"
         r"make use)\w*"
     ),
     "START": (r"(?:<SPAWN> <SPAWNED>|<VERB>[^.?!]{0,60}?\b<AGENT>|\b<AGENT>[- ]spawning)"),
@@ -48,7 +48,8 @@ WORDS: dict[str, str] = {
     ),
     "I": rf"\b(?:i|we)(?:\s*,?\s*{_ADVERB},?)*",
     "CANNOT": (
-        r"<I>\s*(?:can(?:no|')t|can not|couldn't|could not|may not|mustn't|must not|"
+        r"(?:<I>|\b(?:i|we)\b[^.?!,;]{1,40}? (?:and|but|so))\s*"
+        r"(?:can(?:no|')t|can not|couldn't|could not|may not|mustn't|must not|"
         rf"(?:(?:am|'m|are|'re|was|were)(?: {_ADVERB})* not|wasn't|weren't|aren't)(?: {_ADVERB})* "
         rf"{_NOT_ALLOWED}|"
         rf"(?:am|'m|are|'re|was|were)(?: {_ADVERB})* (?:unable|forbidden|prohibited|restricted|"
@@ -103,6 +104,8 @@ WORDS: dict[str, str] = {
         r"(?:permit|allow|let|enable|authori[sz]e|grant|give)) (?:me|us)\b"
     ),
     "FULL": r"(?:reached|hit|exceeded|exhausted|used up|maxed out|met|full|spent|depleted|run out)",
+    # Up to a word that makes what follows a condition.
+    "TEXT": r"(?:(?!\b(?:when|once|if|until|unless|whenever)\b)[^.?!])",
     "LIMIT": r"(?:maximum|max|limit|cap|quota|ceiling|allowance)",
     "DE_AGENT": (
         r"(?:(?:sub|unter|hilfs|kind)[- ]?(?:agent|session|sitzung)\w*|sessions?_spawn|"
@@ -169,8 +172,8 @@ _LIMITS: Sequence[tuple[Subject, str]] = (
         "limit",
         r"\b(?:i|we)(?:'ve| have)?(?: already)? <FULL>[^.?!]{0,30}\b<LIMIT>[^.?!]{0,40}\b<AGENT>",
     ),
-    ("limit", r"\b<LIMIT>[^.?!]{0,30}\b<AGENT>[^.?!]{0,50}\b(?:been|is|are) <FULL>"),
-    ("limit", r"\b<AGENT> <LIMIT>[^.?!]{0,30}\b(?:been|is|are) <FULL>"),
+    ("limit", r"\b<LIMIT><TEXT>{0,30}\b<AGENT><TEXT>{0,50}\b(?:been|is|are) <FULL>"),
+    ("limit", r"\b<AGENT> <LIMIT><TEXT>{0,30}\b(?:been|is|are) <FULL>"),
     ("limit", r"\bno (?:more|further|additional) <AGENT> (?:can|may) be "),
 )
 
@@ -192,6 +195,19 @@ _ENGLISH: Sequence[tuple[Subject, str]] = (
     ),
     ("permission", r"<STOPS>[^.?!]{0,40}?\b<START>"),
     ("permission", r"\bprevented from <START>"),
+    ("permission", r"\b<AGENT>,? (?:which|that) <CANNOT>"),
+    (
+        "tool",
+        r"\bmy (?:\w+ )?(?:capabilities|permissions?|tools?|toolset|role|rights|functions?|"
+        r"abilities|instructions|configuration|setup)\b[^.?!,;]{0,20}? (?:do not|don't|does not|"
+        r"doesn't) (?:\w+ )?(?:include|cover|extend to|contain|support|allow(?: for)?|permit) "
+        r"<START>",
+    ),
+    (
+        "permission",
+        r"^(?=.*<HERE>).*?(?P<claim>\b)it(?:'s| is|) ?(?:n't|not) (?:possible|permitted|allowed)"
+        r"[^.?!]{0,20}? to <START>",
+    ),
     # Nobody may, in this place. "Sub-agents are not allowed to ..." is about sub-agents.
     (
         "tool",
