@@ -182,6 +182,9 @@ def _told(child: ann.ChildResult) -> s.ToldChild:
         error=child.error.message if child.HasField("error") else "",
         tokens=usage.input_tokens + usage.output_tokens,
         duration_ms=child.duration.ToMilliseconds(),
+        cost=usage.cost_micros_usd,
+        unpriced=usage.unpriced_calls > 0,
+        trace_id=child.trace_id,
     )
 
 

@@ -54,6 +54,10 @@ class ToldChild(msgspec.Struct, frozen=True, omit_defaults=True):
     error: str = ""
     tokens: int = 0
     duration_ms: int = 0
+    # In millionths of a US dollar, without the calls whose price is not known.
+    cost: int = 0
+    unpriced: bool = False
+    trace_id: str = ""
 
     @property
     def settled(self) -> bool:

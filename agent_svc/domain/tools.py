@@ -132,7 +132,7 @@ def schemas(rules: ToolRules) -> tuple[ToolSchema, ...]:
 
 def read_spawn(arguments: str) -> SpawnArgs:
     """Read the arguments of `sessions_spawn`, as the model wrote them."""
-    args = _read(arguments, SpawnArgs)
+    args = read_arguments(arguments, SpawnArgs)
     if not args.task.strip():
         raise BadArguments("`task` must say what the sub-agent should do")
     if len(args.task.encode()) > TASK_BYTES:
@@ -149,7 +149,7 @@ def read_spawn(arguments: str) -> SpawnArgs:
 
 def read_yield(arguments: str) -> YieldArgs:
     """Read the arguments of `sessions_yield`."""
-    args = _read(arguments, YieldArgs)
+    args = read_arguments(arguments, YieldArgs)
     if not args.message.strip():
         raise BadArguments("`message` must say something to the customer")
     return args
@@ -163,7 +163,8 @@ def label_of(args: SpawnArgs) -> str:
 _Shape = TypeVar("_Shape", bound=msgspec.Struct)
 
 
-def _read(arguments: str, shape: type[_Shape]) -> _Shape:
+def read_arguments(arguments: str, shape: type[_Shape]) -> _Shape:
+    """Read a call's arguments, as the model wrote them. Raises `BadArguments`."""
     # Weaker models write "true" for true and null for "leave it": both are meant, both are taken.
     try:
         raw = msgspec.json.decode(arguments or "{}")
