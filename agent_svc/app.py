@@ -14,6 +14,7 @@ from agent_svc.prices import Prices
 from agent_svc.reserving import Reserver
 from agent_svc.retention import Retention
 from agent_svc.rpc.service import AgentServicer
+from agent_svc.sessions import SessionTools
 from agent_svc.spawning import Spawner
 from agent_svc.standing import StandingReader
 from agent_svc.store.transcripts import Transcripts
@@ -22,6 +23,7 @@ from agent_svc.turn import TurnRunner
 from agent_svc.usage import UsageReporter
 from conveyor.agent.v1 import agent_service_pb2_grpc as agent_grpc
 from conveyor.events.v1 import event_log_service_pb2_grpc as log_grpc
+from conveyor.scheduler.v1 import flow_service_pb2_grpc as flow_grpc
 from conveyor.scheduler.v1 import limit_service_pb2_grpc as limit_grpc
 from conveyor.scheduler.v1 import scheduler_service_pb2_grpc as sched_grpc
 from svckit.database import Database
@@ -34,6 +36,7 @@ from svckit.worker import Worker
 
 if TYPE_CHECKING:
     from conveyor.events.v1.event_log_service_pb2_grpc import EventLogServiceAsyncStub
+    from conveyor.scheduler.v1.flow_service_pb2_grpc import FlowServiceAsyncStub
     from conveyor.scheduler.v1.limit_service_pb2_grpc import LimitServiceAsyncStub
     from conveyor.scheduler.v1.scheduler_service_pb2_grpc import SchedulerServiceAsyncStub
 
@@ -63,7 +66,8 @@ async def build(context: Context) -> AsyncIterator[App]:
         event_log: EventLogServiceAsyncStub = log_grpc.EventLogServiceStub(channel)
         limits: LimitServiceAsyncStub = limit_grpc.LimitServiceStub(channel)
         usage = UsageReporter(limits, clock)
-        toolsets: list[Toolset] = []
+        flows: FlowServiceAsyncStub = flow_grpc.FlowServiceStub(channel)
+        toolsets: list[Toolset] = [SessionTools(scheduler, flows, event_log, store, clock)]
         runner = TurnRunner(
             store=store,
             agents=agents,

@@ -116,14 +116,18 @@ class Spawner:
         return SpawnOutcome(tool_call, record)
 
     def _item(self, parent: Parent, tool_call: s.ToolCall, args: t.SpawnArgs) -> sched.EnqueueItem:
-        task, key = (
-            self._acp_task(args) if args.runtime == "acp" else self._agent_task(parent, args)
-        )
+        caps = run_pb2.Budget()
+        if args.runtime == "acp":
+            task, key = self._acp_task(args)
+        else:
+            task, key = self._agent_task(parent, args)
+            caps = self._caps(parent, args)
         spec = run_pb2.RunSpec(
             queue="acp" if args.runtime == "acp" else "agent",
             task=task,
             label=t.label_of(args),
             estimate_key=key[:MAX_ESTIMATE_KEY],
+            budget=caps,
         )
         limit = parent.agent.settings.subagents.run_timeout_seconds or NO_LIMIT_SECONDS
         spec.run_timeout.FromMilliseconds(round(limit * 1000))
@@ -142,6 +146,18 @@ class Spawner:
             tool_call_id=tool_call.id,
             trace=tracecontext.current(),
         )
+
+    def _caps(self, parent: Parent, args: t.SpawnArgs) -> run_pb2.Budget:
+        """Depth and descendants are the whole tree's, as the agent at its root is configured; how
+        many children it may have at a time is the child's own agent's."""
+        above = parent.run.spec.budget
+        agent = self._agents.get(args.agent_id or parent.agent.agent_id)
+        caps = run_pb2.Budget(max_children=agent.settings.subagents.max_children_per_agent)
+        if above.HasField("max_depth"):
+            caps.max_depth = above.max_depth
+        if above.HasField("max_descendants"):
+            caps.max_descendants = above.max_descendants
+        return caps
 
     # Both return the task, and what its turns are compared with when times are estimated.
 

@@ -90,7 +90,9 @@ def described(member: Member, now_us: int, task: str, said: str) -> str:
 def logged(member: Member, entries: Sequence[Entry], limit: int) -> str:
     """The newest lines of a sub-agent's log, oldest first."""
     shown = entries[-limit:]
-    lines = [f"{clock(entry.at_us)} {entry.who}: {excerpt(entry.text, LINE_CHARS)}" for entry in shown]
+    lines = [
+        f"{clock(entry.at_us)} {entry.who}: {excerpt(entry.text, LINE_CHARS)}" for entry in shown
+    ]
     older = len(entries) - len(shown)
     head = f"({older} older lines left out)\n" if older else ""
     body = "\n".join(lines) or "(nothing happened yet)"
@@ -158,7 +160,9 @@ def span(us: int) -> str:
 
 def _figures(member: Member, now_us: int) -> list[str]:
     until = member.end_us or now_us
-    found = [f"{span(until - member.create_us)} old" if member.live else span(until - member.create_us)]
+    found = [
+        f"{span(until - member.create_us)} old" if member.live else span(until - member.create_us)
+    ]
     tokens = f"{member.tokens:,} tokens"
     if member.tree_tokens > member.tokens:
         tokens += f" ({member.tree_tokens:,} with all below)"

@@ -17,12 +17,16 @@ from agent_svc.domain import steps as s
 from agent_svc.domain.content import Message
 from agent_svc.domain.reconcile import Standing
 from agent_svc.domain.render import Exchange
+from agent_svc.domain.session_texts import Entry
 from agent_svc.store import history, rows
 from agent_svc.store import schema as t
 from agent_svc.store.history import TurnStart
 from svckit.database import Database
 from svckit.errors import LeaseLost, SessionNotFound
 from svckit.failpoints import failpoint
+
+# Kinds of exchanges that hold what people and agents said to each other.
+SPOKEN = ("answered", "closing", "failed")
 
 
 @dataclass(frozen=True)
@@ -112,6 +116,33 @@ class Transcripts:
                 history.align(db, session_key, session, standings, now_us)
 
         await self._db.run(write)
+
+    async def said(self, session_key: str, epoch: int) -> list[Entry]:
+        """What was said in one epoch of a session, oldest first; of very much the newest."""
+
+        def read(db: sa.Connection) -> list[Entry]:
+            found = db.execute(
+                sa.select(t.exchanges)
+                .where(
+                    t.exchanges.c.session_key == session_key,
+                    t.exchanges.c.epoch == epoch,
+                    t.exchanges.c.kind.in_(SPOKEN),
+                    sa.not_(t.exchanges.c.copied),
+                )
+                .order_by(t.exchanges.c.ordinal.desc())
+                .limit(history.HISTORY_LIMIT)
+            ).all()
+            return [
+                Entry(
+                    message.create_us,
+                    "customer" if message.role == "user" else "you",
+                    message.text,
+                )
+                for row in reversed(found)
+                for message in history.messages(row)
+            ]
+
+        return await self._db.run(read)
 
     async def list_messages(
         self, session_key: str, *, since_reset: bool, after: tuple[int, int], limit: int

@@ -55,7 +55,15 @@ async def test_streaming_with_tools_and_parallel_calls(
     request = provider.requests[0]
     assert request.body["stream"] is True
     assert request.body["model"] == "big"
-    assert request.tools == ["sessions_spawn", "sessions_yield", "agents_list"]
+    assert request.tools == [
+        "sessions_spawn",
+        "sessions_yield",
+        "agents_list",
+        "subagents",
+        "sessions_list",
+        "sessions_history",
+        "sessions_send",
+    ]
     assert request.headers["authorization"] == f"Bearer {SECRET}"
     report = scheduler.reports["R1/1.2"]
     assert (report.call.provider_id, report.call.model) == ("fake", "big")

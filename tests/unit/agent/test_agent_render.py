@@ -163,6 +163,27 @@ def test_a_child_cannot_close_the_mark_around_its_text() -> None:
     assert shown.count("</untrusted-result>") == 1
 
 
+def test_a_result_is_typed_status_usage_cost_duration_and_trace() -> None:
+    told = s.ToldChild(
+        "A",
+        "1.2.1",
+        "failed",
+        label="dig",
+        error="out of luck",
+        tokens=120,
+        duration_ms=2500,
+        cost=1500,
+        unpriced=True,
+        trace_id="f" * 32,
+    )
+    assert results.show(told) == (
+        '<untrusted-result run="A" label="dig" status="failed" seconds="2.5" tokens="120" '
+        f'cost_usd="at least 0.001500" trace="{"f" * 32}">\nout of luck\n</untrusted-result>'
+    )
+    # What an earlier release stored reads as it was.
+    assert s.decode(s.encode(s.Began("first", told=(told,)))) == s.Began("first", told=(told,))
+
+
 @settings(max_examples=150, deadline=None)
 @given(st.data())
 def test_no_prompt_ever_has_an_unanswered_call(data: st.DataObject) -> None:
