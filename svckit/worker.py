@@ -20,9 +20,10 @@ from google.rpc import status_pb2
 from grpc import aio
 from opentelemetry import trace
 
+from conveyor.scheduler.v1 import run_pb2
 from conveyor.scheduler.v1 import worker_service_pb2 as ws
 from conveyor.scheduler.v1 import worker_service_pb2_grpc as ws_grpc
-from svckit import tracecontext
+from svckit import failpoints, tracecontext
 from svckit.backoff import full_jitter
 from svckit.clock import Clock, SystemClock
 from svckit.errors import (
@@ -60,6 +61,8 @@ __all__ = [
 
 MAX_POLL_RUNS = 64
 EXTEND_AGAIN_SECONDS = 0.5
+EXTENSIONS = 3
+"""How often a lease is extended at least before it would end."""
 STOP_SECONDS = 2.0
 """How long a handler may clean up after it was cancelled before its turn is ended over its head."""
 
@@ -107,7 +110,8 @@ class Worker:
     """Serves one queue. `run` until `drain`; both are meant for `svckit.service.App`.
 
     `slots`: turns at a time. `name`: stable over restarts, unique in the queue. `incarnation`:
-    greater at every start; left out, the time of this start. Times are in seconds.
+    greater at every start; left out, the time of this start. Times are in seconds. Leases that are
+    too short for `extend_interval` are extended more often.
     """
 
     def __init__(
@@ -132,6 +136,7 @@ class Worker:
         started = incarnation or (clock or SystemClock()).now_us() // 1000
         self._worker = ws.Worker(name=name, incarnation=started)
         self._extend_interval = extend_interval
+        self._shorter = asyncio.Event()
         self._poll_wait = poll_wait
         self._drain_grace = drain_grace
         self._tracer = tracer or trace.get_tracer("conveyor")
@@ -274,7 +279,13 @@ class Worker:
         while True:
             # Another scheduler may lead a moment later, and leases do not wait.
             interval = self._extend_interval
-            await asyncio.sleep(interval if extended else min(interval, EXTEND_AGAIN_SECONDS))
+            self._shorter.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(
+                    interval if extended else min(interval, EXTEND_AGAIN_SECONDS)
+                ):
+                    await self._shorter.wait()
+                    continue
             extended = await self._extend() if self._turns else True
 
     async def _extend(self) -> bool:
@@ -326,6 +337,9 @@ class Worker:
     def _extended(self, turn: _Turn, lease: ws.Lease, since: float) -> None:
         """Count the time left from before the call, and stop a margin before it is over."""
         ttl = lease.ttl.ToMicroseconds() / 1_000_000
+        if ttl / EXTENSIONS < self._extend_interval:
+            self._extend_interval = ttl / EXTENSIONS
+            self._shorter.set()
         turn.expires_at = since + ttl - min(1.0, ttl / 5)
         if turn.watchdog is not None:
             turn.watchdog.cancel()
@@ -359,7 +373,12 @@ class Worker:
             },
         )
         try:
-            with trace.use_span(span), bind(run_id=run.run_id, turn=public.turn):
+            with (
+                trace.use_span(span),
+                bind(run_id=run.run_id, turn=public.turn),
+                failpoints.at(_place(run, public.turn)),
+            ):
+                failpoint("worker.turn.leased")
                 outcome = await self._handle(turn)
                 span.set_attribute("conveyor.outcome", type(outcome).__name__.lower())
                 if isinstance(outcome, Fail) and not public.cancelled.is_set():
@@ -482,6 +501,12 @@ class Worker:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(next(pauses)):
                     await turn.public.lost.wait()
+
+
+def _place(run: run_pb2.Run, turn: int) -> str:
+    if not failpoints.ARMED:
+        return ""
+    return failpoints.place_of(run.spec.label or run.spec.session_key, turn)
 
 
 async def _call(handler: Handler, turn: LeasedTurn) -> Outcome:

@@ -17,6 +17,7 @@ from agent_svc.models.base import CallFailed, Model, ModelReply
 from svckit.backoff import full_jitter
 from svckit.clock import Clock
 from svckit.errors import TurnFailed
+from svckit.failpoints import failpoint
 
 TRIES = 3
 FIRST_PAUSE = 0.25
@@ -67,7 +68,10 @@ async def ask(
             try:
                 await model.prepare()
                 reservation_id = await take(model)
-                return Asked(await model.ask(prompt, on_text), model, reservation_id)
+                failpoint("agent.model.unsent")
+                reply = await model.ask(prompt, on_text)
+                failpoint("agent.model.answered")
+                return Asked(reply, model, reservation_id)
             except CallFailed as failure:
                 number += 1
                 await on_failure(FailedCall(model, failure, number, reservation_id))

@@ -66,7 +66,10 @@ class Transcripts:
         The first attempt stores `start.began`, filled in with what the session looks like; later
         attempts get what the first one stored. Raises `LeaseLost` when a newer lease has written.
         """
-        return await self._db.run(lambda db: _begin(db, start, now_us))
+        failpoint("agent.begin.before")
+        transcript = await self._db.run(lambda db: _begin(db, start, now_us))
+        failpoint("agent.begin.stored")
+        return transcript
 
     async def add_steps(
         self,

@@ -15,6 +15,7 @@ import grpc
 from grpc import aio
 from opentelemetry import propagate, trace
 
+from svckit import failpoints
 from svckit.grpc import deadline, methods
 from svckit.grpc.status import from_rpc_error
 
@@ -90,6 +91,9 @@ class _Calls:
         for key, value in carrier.items():
             metadata.add(key, value)
         details = details._replace(metadata=metadata, timeout=deadline.tightest(timeout))
+        place = failpoints.present()
+        if place:
+            failpoints.failpoint(_point(method, "unsent"))
         try:
             started = await continuation(details, request)
         except BaseException:
@@ -99,7 +103,15 @@ class _Calls:
         if span is not None:
             ends = span  # narrowed for the closure
             started.add_done_callback(lambda _: _end_span(ends, started))
+        if place:
+            # The answer is here, and whoever waits for it does not know yet.
+            answered = _point(method, "answered")
+            started.add_done_callback(lambda _: failpoints.failpoint(answered, place))
         return started
+
+
+def _point(method: str, moment: str) -> str:
+    return f"call.{method.rpartition('/')[2]}.{moment}"
 
 
 def _end_span(span: trace.Span, done: Any) -> None:

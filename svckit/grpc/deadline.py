@@ -18,6 +18,8 @@ from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
+from svckit import failpoints
+
 T = TypeVar("T")
 
 
@@ -62,4 +64,6 @@ def tightest(*timeouts: float | None) -> float | None:
 
 def spawn(work: Coroutine[Any, Any, T], *, name: str) -> asyncio.Task[T]:
     """Create a task that inherits nothing from the request that creates it. Keep the result."""
-    return asyncio.create_task(work, name=name, context=contextvars.Context())
+    context = contextvars.Context()
+    failpoints.take_along(context)
+    return asyncio.create_task(work, name=name, context=context)

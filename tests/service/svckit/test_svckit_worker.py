@@ -253,6 +253,17 @@ async def test_a_lease_that_cannot_be_extended_is_given_up_before_it_ends() -> N
     assert not scheduler.calls("FailRun")
 
 
+async def test_leases_shorter_than_the_pause_between_extensions_are_kept_alive() -> None:
+    """With `[runs] lease_seconds = 1` every turn of more than 0.8 s used to lose its lease."""
+    scheduler, handler = FakeScheduler(ttl=0.4), Recorder()
+    async with working(scheduler, handler, extend_interval=60.0):
+        scheduler.offer("a")
+        await eventually(lambda: len(scheduler.calls("ExtendLeases")) >= 6)
+        handler.go.set()
+        await eventually(lambda: scheduler.calls("CompleteRuns"))
+    assert handler.stopped == []
+
+
 async def test_an_extension_that_crosses_the_end_of_a_turn_does_not_stop_it(
     caplog: pytest.LogCaptureFixture,
 ) -> None:

@@ -17,10 +17,30 @@ for n in range(5):
 """
 
 
-def run(directory: Path | None) -> subprocess.CompletedProcess[str]:
+PLACES = """
+import asyncio, contextvars
+import svckit.failpoints as f
+from svckit.grpc.deadline import spawn
+
+async def main():
+    for place in ("one", "two"):
+        with f.at(f.place_of("agent:main:web:" + place, 1)):
+            f.failpoint("here.and.now")
+            await spawn(later(place), name="later")
+    f.failpoint("here.and.now")
+
+async def later(place):
+    f.failpoint("and.then")
+    print(place, flush=True)
+
+asyncio.run(main())
+"""
+
+
+def run(directory: Path | None, program: str = PROGRAM) -> subprocess.CompletedProcess[str]:
     environ = {"CONVEYOR_FAILPOINTS": str(directory)} if directory else {}
     return subprocess.run(
-        [sys.executable, "-c", PROGRAM],
+        [sys.executable, "-c", program],
         capture_output=True,
         text=True,
         check=False,
@@ -41,6 +61,21 @@ def test_a_point_can_be_slow(tmp_path: Path) -> None:
     began = time.monotonic()
     assert run(tmp_path).returncode == 0
     assert time.monotonic() - began >= 0.5
+
+
+def test_a_point_can_be_armed_for_one_place(tmp_path: Path) -> None:
+    (tmp_path / "and.then@two.1").write_text("kill 1")
+    died = run(tmp_path, PLACES)
+    assert died.returncode == -9
+    assert died.stdout.split() == ["one"]
+
+
+def test_what_was_passed_at_a_place_is_noted_when_asked_for(tmp_path: Path) -> None:
+    (tmp_path / "passed").touch()
+    (tmp_path / "here.and.now@two.1").write_text("kill 1")
+    assert run(tmp_path, PLACES).returncode == -9
+    passed = [line.split()[1] for line in (tmp_path / "passed").read_text().splitlines()]
+    assert passed == ["here.and.now@one.1", "and.then@one.1", "here.and.now@two.1"]
 
 
 def test_without_the_variable_a_point_is_nothing() -> None:
