@@ -54,7 +54,7 @@ GROUP_LIMIT = 2000
 
 
 class _Command(Generic[T]):
-    __slots__ = ("apply", "event_ids", "future", "requests", "runs", "sessions")
+    __slots__ = ("apply", "event_ids", "future", "questions", "requests", "runs", "sessions")
 
     def __init__(
         self,
@@ -64,6 +64,7 @@ class _Command(Generic[T]):
         runs: Sequence[str],
         sessions: Sequence[str],
         event_ids: Sequence[tuple[str, str]],
+        questions: Sequence[str],
     ) -> None:
         self.apply = apply
         self.future = future
@@ -71,6 +72,7 @@ class _Command(Generic[T]):
         self.runs = runs
         self.sessions = sessions
         self.event_ids = event_ids
+        self.questions = questions
 
 
 class _Poll:
@@ -173,19 +175,23 @@ class Engine:
         runs: Sequence[str] = (),
         sessions: Sequence[str] = (),
         event_ids: Sequence[tuple[str, str]] = (),
+        questions: Sequence[str] = (),
     ) -> T:
         """Applies a command, and answers once what it changed, or has seen, is stored.
 
         The other arguments name what the command needs to know from the store: request ids, ended
-        runs, sessions and event ids. What `apply` returns must not be a live record. Raises what
-        `apply` raises, `StoreUnavailable`, and `ShuttingDown` once the engine is closed.
+        runs, sessions, event ids and closed questions. What `apply` returns must not be a live
+        record. Raises what `apply` raises, `StoreUnavailable`, and `ShuttingDown` once the engine
+        is closed.
         """
         if self._closed:
             raise ShuttingDown("the scheduler stops")
         if not self._available:
             raise StoreUnavailable("the store takes no writes now; nothing was changed")
         future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        self._pending.append(_Command(apply, future, requests, runs, sessions, event_ids))
+        self._pending.append(
+            _Command(apply, future, requests, runs, sessions, event_ids, questions)
+        )
         self._wake.set()
         return await future
 
@@ -351,9 +357,10 @@ class Engine:
         runs = [r for c in group for r in c.runs if r not in kernel.runs]
         sessions = [s for c in group for s in c.sessions if s not in kernel.sessions]
         event_ids = [e for c in group for e in c.event_ids]
-        if not (requests or runs or sessions or event_ids):
+        questions = [q for c in group for q in c.questions if kernel.questions.get(q) is None]
+        if not (requests or runs or sessions or event_ids or questions):
             return
-        known = await self.store.lookup(requests, runs, sessions, event_ids)
+        known = await self.store.lookup(requests, runs, sessions, event_ids, questions)
         kernel.take_in(
             known.requests,
             known.runs.values(),
@@ -362,6 +369,7 @@ class Engine:
                 for key, (head, previous) in known.sessions.items()
             ),
             known.event_ids,
+            known.questions,
         )
 
     async def _batch(self, changes: Changes, now: int) -> Batch:
@@ -381,6 +389,8 @@ class Engine:
                 key: None if fact is None else msgspec.json.encode(fact)
                 for key, fact in changes.facts.items()
             },
+            questions=list(changes.questions.values()),
+            question_data=changes.question_data,
             token=changes.token,
         )
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from conveyor.common.v1 import content_pb2
+from conveyor.common.v1 import content_pb2, question_pb2
 from conveyor.events.v1 import event_pb2
 from conveyor.scheduler.v1 import announcement_pb2, run_pb2
 from scheduler_svc.domain import emits
 from scheduler_svc.domain.emits import Emit
+from scheduler_svc.domain.questions import QuestionState
 from scheduler_svc.rpc import convert
 from scheduler_svc.store.base import EventRow, StoredRun
 
@@ -21,6 +22,8 @@ def event_row(emit: Emit, children: Mapping[str, StoredRun]) -> EventRow:
     if isinstance(payload, emits.Appended):
         event.ParseFromString(payload.event)
         event_id = payload.event_id
+        if isinstance(payload, emits.Asked):
+            convert.fill_question(event.question_asked.question, payload.question)
     else:
         event.event_id = f"s-{emit.sequence}"
         _fill(event, emit, children)
@@ -96,6 +99,21 @@ def _fill(event: event_pb2.Event, emit: Emit, children: Mapping[str, StoredRun])
             event.usage_reported.requested_model = requested
             event.usage_reported.effective_model = effective
             event.usage_reported.usage.CopyFrom(convert.usage(used))
+        case emits.QuestionClosed() as closed:
+            event.question_closed.CopyFrom(
+                event_pb2.QuestionClosed(
+                    state=question_pb2.QuestionState.ValueType(int(closed.state)),
+                    title=closed.title,
+                    number=closed.number,
+                    option_name=closed.option_name,
+                    answer=convert.answer(
+                        closed.question_id,
+                        closed.option_id,
+                        closed.responder,
+                        0 if closed.state is QuestionState.CANCELLED else emit.time,
+                    ),
+                )
+            )
         case emits.Appended():
             raise AssertionError("handled by the caller")
 

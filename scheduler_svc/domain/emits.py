@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import msgspec
 
+from scheduler_svc.domain.questions import Question, QuestionState
 from scheduler_svc.domain.records import Failure, ResumeReason, RunState, Usage, Wait
 
 
@@ -87,6 +88,25 @@ class Appended(msgspec.Struct, frozen=True):
     event: bytes
 
 
+class Asked(Appended, frozen=True):
+    """A question that the worker asks. `data` is the serialised `Question`."""
+
+    question: Question
+    data: bytes
+
+
+class QuestionClosed(msgspec.Struct, frozen=True):
+    """A question was closed. Without an option: it was rejected, or its run ended first."""
+
+    question_id: str
+    state: QuestionState
+    title: str
+    number: int
+    option_id: str = ""
+    option_name: str = ""
+    responder: str = ""
+
+
 Payload = (
     StateChanged
     | InputAccepted
@@ -96,6 +116,8 @@ Payload = (
     | Steered
     | Noted
     | UsageReported
+    | QuestionClosed
+    | Asked
     | Appended
 )
 

@@ -91,7 +91,9 @@ class _Start(NamedTuple):
 def estimate(k: Kernel, run: Run, now: int, *, near: int = NEAR) -> Estimate:
     """When and behind whom a run should start. Costs O(slots + min(line, `near`))."""
     if run.state is not RunState.QUEUED:
-        return Estimate()
+        # One that a message was steered to: nothing wakes it but what it waits for.
+        waits = run.wait is not None and run.wait.kind is not WaitKind.CHILDREN
+        return Estimate(session_wait=run.wait if waits else None)
     session, lane = k.sessions[run.session_key], k.lanes[run.lane]
     holder = k.runs.get(session.holder) if session.holder != run.run_id else None
     session_ahead = session.ahead_of(run)

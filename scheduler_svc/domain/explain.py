@@ -100,6 +100,13 @@ class WaitingForChildren(msgspec.Struct, frozen=True):
     wait: Wait
 
 
+class WaitingForApproval(msgspec.Struct, frozen=True):
+    """A person has to answer one of these open questions. The first default is taken at `until`."""
+
+    question_ids: list[str]
+    until: int
+
+
 class WaitingForLimit(msgspec.Struct, frozen=True):
     """A limit has to pass. `provider` is empty for a limit of the worker itself."""
 
@@ -130,6 +137,7 @@ Kind = (
     | LaneBusy
     | NoWorker
     | WaitingForChildren
+    | WaitingForApproval
     | WaitingForLimit
     | Stopping
     | Ended
@@ -211,6 +219,8 @@ def _waiting(k: Kernel, run: Run, now: int) -> Reason:
     assert wait is not None
     if wait.kind is WaitKind.LIMIT:
         return _limit(k, wait, now)
+    if wait.kind is WaitKind.APPROVAL:
+        return _approval(k, wait, now)
     live = [child for child in wait.run_ids if child in run.live]
     settled = len(wait.run_ids) - len(live)
     also = f"; {count(settled, 'other')} already done" if settled else ""
@@ -224,6 +234,19 @@ def _waiting(k: Kernel, run: Run, now: int) -> Reason:
         ),
         f"It waits for {count(len(live), 'sub-agent')}{also}.",
     )
+
+
+def _approval(k: Kernel, wait: Wait, now: int) -> Reason:
+    found = (k.questions.get(question_id) for question_id in wait.question_ids)
+    asked = [question for question in found if question is not None]
+    first = min(asked, key=lambda question: question.expire_time)
+    ids, until = [question.question_id for question in asked], first.expire_time
+    left = f"{span(until - now)} left"
+    if len(asked) == 1:
+        text = f"It waits for an answer: {first.title} ({left})."
+    else:
+        text = f"It waits for answers to {len(asked)} questions, first: {first.title} ({left})."
+    return Reason(WaitingForApproval(ids, until), text)
 
 
 def _limit(k: Kernel, wait: Wait, now: int) -> Reason:
@@ -248,6 +271,8 @@ def _behind(k: Kernel, run: Run) -> Reason | None:
     if first.wait is not None and first.wait.kind is WaitKind.CHILDREN:
         live = sum(child in first.live for child in first.wait.run_ids)
         what = f"An earlier message of the session waits for {count(live, 'sub-agent')}"
+    elif first.wait is not None and first.wait.kind is WaitKind.APPROVAL:
+        what = "An earlier message of the session is waiting for your approval"
     elif first.wait is not None:
         what = "An earlier message of the session waits for a limit"
     elif first.lease is not None:

@@ -1,9 +1,10 @@
 """The state that all decisions are made on, and its small verbs.
 
 Who does what: the use-case modules (`admission`, `leasing`, `turns`, `settling`, `steering`,
-`sweeping`) decide; they change runs only through the verbs here, which keep three things true after
-every call: each session has at most one run in the ready queues and it is the one whose turn it is,
-a run holds a slot exactly while it holds a lease, and everything that changed is in `changes`.
+`asking`, `sweeping`) decide; they change runs only through the verbs here, which keep three things
+true after every call: each session has at most one run in the ready queues and it is the one whose
+turn it is, a run holds a slot exactly while it holds a lease, and everything that changed is in
+`changes`.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import msgspec
 from scheduler_svc.domain.emits import Emit, Payload, StateChanged
 from scheduler_svc.domain.lanes import GlobalLane, Session
 from scheduler_svc.domain.limits import Limits, ProviderRates
+from scheduler_svc.domain.questions import OpenQuestions, Question
 from scheduler_svc.domain.records import (
     SECOND,
     Failure,
@@ -45,6 +47,7 @@ class Timer(enum.IntEnum):
     WAIT = 6
     YIELD = 7
     WALL_BUDGET = 8
+    QUESTION = 9
 
 
 class Config(msgspec.Struct, frozen=True):
@@ -86,6 +89,9 @@ class Changes(msgspec.Struct):
     # Small records that outlive a restart, by kind and key; `None` removes one. Whoever owns a kind
     # finds it again in `Snapshot.facts`.
     facts: dict[tuple[str, str], msgspec.Struct | None] = {}
+    # Questions that were asked or closed; of the former, what was asked (serialised `Question`).
+    questions: dict[str, Question] = {}
+    question_data: dict[str, bytes] = {}
     # The greatest fencing token given out; 0 when none was.
     token: int = 0
 
@@ -98,6 +104,7 @@ class Changes(msgspec.Struct):
             or self.lanes
             or self.steers
             or self.facts
+            or self.questions
             or self.results
             or self.token
         )
@@ -128,10 +135,12 @@ class Kernel:
         # Global lane -> time, and when its executing turns should end in order, as seen then.
         self.lane_ends: dict[str, tuple[int, list[int]]] = {}
         self.limits = Limits(config.providers)
-        # Read from the store for the commands at hand: known request ids, ended runs, and the
-        # sequences of known event ids.
+        self.questions = OpenQuestions()
+        # Read from the store for the commands at hand: known request ids, ended runs, closed
+        # questions, and the sequences of known event ids.
         self.requests: dict[str, KnownRequest] = {}
         self.ended: dict[str, Run] = {}
+        self.closed_questions: dict[str, Question] = {}
         self.event_ids: dict[tuple[str, str], int] = {}
         self.next_order = 1
         self.next_token = 1
@@ -331,8 +340,8 @@ class Kernel:
     def at(self, time: int, timer: Timer, run: Run, stamp: int = 0) -> None:
         """Asks for a look at the run at a time.
 
-        `stamp` is the fencing token of the lease, or the turn of the wait, that the look is about;
-        once it is over the look is dropped.
+        `stamp` is the fencing token of the lease, the turn of the wait, or the order of the
+        question, that the look is about; once it is over the look is dropped.
         """
         if len(self._timers) >= self._timers_at_most:
             self._drop_stale_timers()
@@ -362,6 +371,8 @@ class Kernel:
                 return run.lease is not None and run.lease.token == stamp
             case Timer.WAIT | Timer.YIELD:
                 return run.wait is not None and run.turn == stamp
+            case Timer.QUESTION:
+                return self.questions.at(stamp) is not None
             case _:
                 return True
 
@@ -382,6 +393,7 @@ class Kernel:
         self._maybe_idle.clear()
         self.requests.clear()
         self.ended.clear()
+        self.closed_questions.clear()
         self.event_ids.clear()
         return changes
 
@@ -391,10 +403,12 @@ class Kernel:
         ended: Iterable[Run],
         sessions: Iterable[Session],
         event_ids: Mapping[tuple[str, str], int],
+        questions: Mapping[str, Question],
     ) -> None:
         """Takes in what the store knows about the commands at hand, until the next commit."""
         self.requests.update(requests)
         self.event_ids.update(event_ids)
+        self.closed_questions.update(questions)
         for run in ended:
             if run.run_id not in self.runs:
                 self.ended[run.run_id] = run

@@ -13,6 +13,7 @@ import msgspec
 from scheduler_svc.domain import budgets, reserving, settling
 from scheduler_svc.domain.kernel import Kernel, Timer
 from scheduler_svc.domain.records import (
+    Answer,
     Failure,
     Lease,
     PreviousRun,
@@ -31,6 +32,7 @@ class Leased(msgspec.Struct, frozen=True):
     lease: Lease
     resumption: Resumption | None
     steered: list[bytes]
+    answers: list[Answer]
     previous: list[PreviousRun]
     # The reserved model call that the run resumed for.
     grant: Grant | None = None
@@ -46,6 +48,7 @@ class LeaseStatus(msgspec.Struct, frozen=True):
     cancel_requested: bool = False
     cancel_reason: str = ""
     steered: list[bytes] = []
+    answers: list[Answer] = []
 
     @property
     def lost(self) -> bool:
@@ -159,17 +162,20 @@ def _lease(k: Kernel, run: Run, worker: str, incarnation: int, now: int) -> Leas
         grant=reserving.resumed(k, run, now),
         capped=budgets.capped(k, run),
         steered=offers(k, run),
+        answers=list(run.answers),
         previous=list(session.previous),
     )
 
 
 def _tell(run: Run) -> None:
-    """Fixes what the new turn is told: every end that no earlier turn was told, awaited or not."""
+    """Fixes what the new turn is told: every end, and every closed question, that no earlier turn
+    was told, awaited or not."""
     if run.resumption is not None:
         awaited = run.resumption.wait.run_ids if run.resumption.wait else []
         run.resumption.told = run.untold
         run.resumption.live = [child for child in awaited if child in run.live]
         run.resumption.lane_released = run.lane_released
+        run.resumption.answers, run.answers = run.answers, []
         run.told, run.untold = run.told + run.untold, []
     run.lane_released = False
 
@@ -178,6 +184,7 @@ def copy(run: Run) -> Run:
     """A record that later commands of the same batch do not change where readers look."""
     taken = msgspec.structs.replace(run)
     taken.live, taken.untold, taken.told = list(run.live), list(run.untold), list(run.told)
+    taken.asked = list(run.asked)
     taken.usage = msgspec.structs.replace(run.usage)
     taken.tree_usage = msgspec.structs.replace(run.tree_usage)
     taken.lease = copy_lease(run.lease) if run.lease else None
@@ -223,6 +230,7 @@ def extend(
                 cancel_requested=run.stopping,
                 cancel_reason=run.cancel_reason,
                 steered=offers(k, run),
+                answers=list(run.answers),
             )
         )
     return statuses

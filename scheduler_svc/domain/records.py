@@ -65,6 +65,7 @@ class WaitKind(enum.StrEnum):
     """What a suspended run waits for."""
 
     CHILDREN = "children"
+    APPROVAL = "approval"
     LIMIT = "limit"
 
 
@@ -157,6 +158,8 @@ class Wait(msgspec.Struct, omit_defaults=True):
     # Children: the awaited ones, settled or not.
     run_ids: list[str] = []
     mode: AnnounceMode = AnnounceMode.ALL
+    # Approval: the questions of which one has to be closed.
+    question_ids: list[str] = []
     # Limit: its name, for people, and the reservation when it is a provider's.
     name: str = ""
     reservation: str = ""
@@ -168,6 +171,22 @@ class Wait(msgspec.Struct, omit_defaults=True):
     interim: bytes = b""
 
 
+class Answer(msgspec.Struct, frozen=True, omit_defaults=True):
+    """How a question of a run was closed: answered, or, without a responder, expired.
+
+    `request_id` is what workers know it by among steered input.
+    """
+
+    question_id: str
+    request_id: str
+    # Empty when it expired without a default.
+    option_id: str = ""
+    responder: str = ""
+    time: int = 0
+    # Serialised `TraceContext` of the span that answered.
+    trace: bytes = b""
+
+
 class Resumption(msgspec.Struct, omit_defaults=True):
     """What a resumed turn starts with: the same for every attempt of the turn."""
 
@@ -177,6 +196,8 @@ class Resumption(msgspec.Struct, omit_defaults=True):
     told: list[str] = []
     # Awaited children that were still live at the first lease.
     live: list[str] = []
+    # Closed questions that no earlier turn was told. Fixed at the first lease.
+    answers: list[Answer] = []
     lane_released: bool = False
 
 
@@ -273,6 +294,9 @@ class Run(msgspec.Struct, kw_only=True, omit_defaults=True):
     told_previous: int = 0
     # `request_id` of the steered messages that no turn has named as taken.
     steered: list[str] = []
+    # Ids of its open questions, oldest first, and the closed ones that no turn was told.
+    asked: list[str] = []
+    answers: list[Answer] = []
 
     # -- Children --------------------------------------------------------------------------------
     # Not terminal; terminal but untold to a turn; told. In the order of acceptance or settling.

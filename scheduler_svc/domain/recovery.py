@@ -12,6 +12,7 @@ import msgspec
 from scheduler_svc.domain import reserving
 from scheduler_svc.domain.kernel import Config, Kernel, Timer
 from scheduler_svc.domain.lanes import Session
+from scheduler_svc.domain.questions import Question
 from scheduler_svc.domain.records import Lease, PreviousRun, Run, RunState, SteerOffer
 from scheduler_svc.domain.turntimes import TurnRecord
 
@@ -28,6 +29,8 @@ class Snapshot(msgspec.Struct):
     steers: dict[tuple[str, str], SteerOffer] = {}
     # (kind, key) -> JSON of the record.
     facts: dict[tuple[str, str], bytes] = {}
+    # Open ones, oldest first.
+    questions: list[Question] = []
     last_order: int = 0
     last_token: int = 0
     last_position: int = 0
@@ -49,6 +52,9 @@ def rebuild(config: Config, snapshot: Snapshot, now: int) -> Kernel:
             k.turn_times.take_in(msgspec.json.decode(data, type=TurnRecord))
     for run in snapshot.runs:
         _take_in(k, run, snapshot.sessions, snapshot.last_time, now)
+    for question in snapshot.questions:
+        k.questions.add(question)
+        k.at(question.expire_time, Timer.QUESTION, k.runs[question.run_id], question.order)
     reserving.rebuild(k, snapshot.facts, now)
     for name, limit in snapshot.limits.items():
         if name in k.lanes:  # also one that only its runs still know

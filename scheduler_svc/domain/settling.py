@@ -6,7 +6,7 @@ ended; then it takes its own end state. So no run is terminal while a descendant
 
 from __future__ import annotations
 
-from scheduler_svc.domain import budgets, reserving, steering, waiting
+from scheduler_svc.domain import asking, budgets, reserving, steering, waiting
 from scheduler_svc.domain.emits import ChildAnnounced, Noted
 from scheduler_svc.domain.kernel import Kernel
 from scheduler_svc.domain.lanes import Session
@@ -24,6 +24,7 @@ def succeed(k: Kernel, run: Run, now: int) -> None:
 def fail(k: Kernel, run: Run, failure: Failure, now: int) -> None:
     """An executing run fails for good: what is live below it is cancelled, then it ends."""
     run.ending = Ending(RunState.FAILED, failure)
+    asking.cancel_open(k, run, now)
     for child_id in list(run.live):
         _stop(k, k.runs[child_id], _cancelled("the parent run failed", "ancestor"), now)
     stopped(k, run, now)
@@ -85,6 +86,7 @@ def _stop(k: Kernel, run: Run, ending: Ending, now: int) -> int:
     # Marked before the children end, so that their ends do not wake it.
     run.ending, run.cancel_reason = ending, ending.failure.message
     k.touch(run)
+    asking.cancel_open(k, run, now)
     count = 1
     below = _cancelled(ending.failure.message, "ancestor")
     for child_id in list(run.live):
@@ -117,6 +119,7 @@ def _cancelled(reason: str, cause: str) -> Ending:
 
 def _finish(k: Kernel, run: Run, state: RunState, failure: Failure | None, now: int) -> None:
     steering.miss(k, run, now)
+    asking.cancel_open(k, run, now)
     session = k.sessions[run.session_key]
     if run.turn:
         session.previous.append(PreviousRun(run.run_id, state, run.closed_turn))

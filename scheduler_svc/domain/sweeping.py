@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from scheduler_svc.domain import leasing, reserving, settling, waiting
+from scheduler_svc.domain import asking, leasing, reserving, settling, waiting
 from scheduler_svc.domain.kernel import Kernel, Timer
 from scheduler_svc.domain.records import ResumeReason, Run, RunState
 
@@ -35,5 +35,7 @@ def _look(k: Kernel, timer: Timer, run: Run, stamp: int, now: int) -> None:
             k.refresh(k.sessions[run.session_key], now)
         case Timer.WAIT:
             waiting.resume(k, run, ResumeReason.TIMED_OUT, now)
+        case Timer.QUESTION:
+            asking.expire(k, run, stamp, now)
         case Timer.YIELD:
             waiting.yield_now(k, run, now)

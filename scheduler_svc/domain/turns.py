@@ -6,8 +6,8 @@ cancellation was asked for, each confirms it.
 
 from __future__ import annotations
 
-from scheduler_svc.domain import leasing, reserving, settling, steering, waiting
-from scheduler_svc.domain.emits import Appended, Replied
+from scheduler_svc.domain import asking, leasing, reserving, settling, steering, waiting
+from scheduler_svc.domain.emits import Appended, Asked, Replied
 from scheduler_svc.domain.kernel import Kernel
 from scheduler_svc.domain.records import (
     AnnounceMode,
@@ -46,7 +46,7 @@ def complete(
         return repeated
     run = leasing.leased_run(k, run_id, token)
     run.spent = SpentLease(token, digest)
-    steering.take(k, run, taken, now)
+    _take(k, run, taken, now)
     if result is not None:
         run.has_result = True
         k.changes.results[run_id] = result
@@ -95,11 +95,11 @@ def suspend(
     run = leasing.leased_run(k, run_id, token)
     _check_wait(k, run, wait, hold_lane)
     run.spent = SpentLease(token, digest)
-    steering.take(k, run, taken, now)
+    _take(k, run, taken, now)
     if run.stopping:
         settling.stopped(k, run, now)
         return run
-    if wait.kind is WaitKind.CHILDREN:  # one that waits for a limit has not done its work yet
+    if wait.kind is WaitKind.CHILDREN:  # one that waits otherwise has not done its work yet
         _measure(k, run, now, waits=True)
     _close(k, run)
     if wait.kind is WaitKind.CHILDREN and not wait.run_ids:
@@ -112,10 +112,12 @@ def suspend(
         # Granted meanwhile. One that is not known any more the worker reserves anew.
         waiting.resume(k, run, ResumeReason.LIMIT_GRANTED, now, wait=wait)
     elif waiting.satisfied(run, wait) or (run.steered and wait.kind is WaitKind.CHILDREN):
-        settled = waiting.satisfied(run, wait)
+        reason = ResumeReason.STEERED
+        if waiting.satisfied(run, wait):
+            approval = wait.kind is WaitKind.APPROVAL
+            reason = ResumeReason.ANSWERED if approval else ResumeReason.CHILDREN_SETTLED
         if not hold_lane:
             k.leave_line(run)
-        reason = ResumeReason.CHILDREN_SETTLED if settled else ResumeReason.STEERED
         waiting.resume(k, run, reason, now, wait=wait)
     else:
         waiting.suspend(k, run, wait, hold_lane=hold_lane, now=now)
@@ -130,8 +132,11 @@ def _check_wait(k: Kernel, run: Run, wait: Wait, hold_lane: bool) -> None:
     for child in wait.run_ids:
         if child not in own:
             raise invalid_field("condition.children.run_ids", f"{child!r} is no child of the run")
+    asking.check_wait(k, run, wait)
     if wait.kind is not WaitKind.CHILDREN and not hold_lane:
-        raise invalid_field("hold_session_lane", "must be true for a wait for a limit")
+        raise invalid_field("hold_session_lane", "must be true for a wait for answers or a limit")
+    if wait.yield_time and wait.kind is WaitKind.APPROVAL:
+        raise invalid_field("yield_after", "is not for a wait for answers; leave it unset")
     if wait.yield_time and (run.depth > 0 or not run.delivers_later):
         raise invalid_field(
             "yield_after", "only a root run whose route delivers later may yield; leave it unset"
@@ -157,14 +162,14 @@ def fail(
     run = leasing.leased_run(k, run_id, token)
     run.spent = SpentLease(token, digest)
     if run.stopping:
-        steering.take(k, run, taken, now)
+        _take(k, run, taken, now)
         settling.stopped(k, run, now)
     elif retryable and run.attempt < run.retry.max_attempts:
         pause = max(run.retry.backoff(run.attempt), retry_after)
         leasing.retry(k, run, pause, failure, failure.message, now)
     else:
         _close(k, run)
-        steering.take(k, run, taken, now)
+        _take(k, run, taken, now)
         if retryable and run.retry.max_attempts > 1:
             failure = leasing.exhausted(run, failure)
         settling.fail(k, run, failure, now)
@@ -183,20 +188,36 @@ def release(k: Kernel, run_id: str, token: int, digest: str, now: int) -> Run:
 
 
 def append(k: Kernel, run_id: str, token: int, events: list[Appended], now: int) -> int:
-    """Writes a worker's events, each `event_id` once. Returns the sequence of the last of them.
+    """Writes a worker's events, each `event_id` once, and stores the questions among them. Returns
+    the sequence of the last event.
 
-    Raises `LeaseLost`. The caller has put the ids that the session's log holds into
-    `Kernel.event_ids`.
+    Raises `LeaseLost`, or `InvalidField` for a question; then nothing was written. The caller has
+    put the ids that the session's log holds into `Kernel.event_ids`.
     """
     run = leasing.leased_run(k, run_id, token)
+    asked: dict[str, Asked] = {}
+    for event in events:
+        if isinstance(event, Asked) and (run.session_key, event.event_id) not in k.event_ids:
+            asked.setdefault(event.event_id, event)
+    asking.check(k, run, list(asked.values()))
     last = 0
     for event in events:
         key = (run.session_key, event.event_id)
         if key not in k.event_ids:
-            k.emit(run, event, now, by_worker=True)
+            if isinstance(event, Asked):
+                asking.ask(k, run, event, now)
+            else:
+                k.emit(run, event, now, by_worker=True)
             k.event_ids[key] = k.sessions[run.session_key].head
         last = k.event_ids[key]
+    if run.stopping:  # nobody should answer any more
+        asking.cancel_open(k, run, now)
     return last
+
+
+def _take(k: Kernel, run: Run, request_ids: list[str], now: int) -> None:
+    steering.take(k, run, request_ids, now)
+    asking.take(run, request_ids)
 
 
 def _repeated(k: Kernel, run_id: str, token: int, digest: str) -> Run | None:

@@ -56,7 +56,10 @@ def resume(
 
 
 def satisfied(run: Run, wait: Wait) -> bool:
-    """True when a wait for children is over: none awaited is live, or (each) one has settled."""
+    """True when a wait is over: for children, none awaited is live, or (each) one has settled; for
+    answers, one question is closed."""
+    if wait.kind is WaitKind.APPROVAL:
+        return any(question_id not in run.asked for question_id in wait.question_ids)
     if wait.kind is not WaitKind.CHILDREN:
         return False
     live = [child for child in wait.run_ids if child in run.live]
@@ -67,7 +70,10 @@ def satisfied(run: Run, wait: Wait) -> bool:
 
 def child_settled(k: Kernel, parent: Run, now: int) -> None:
     """Looks whether a child's end wakes its parent."""
-    if parent.state is RunState.SUSPENDED and parent.wait and satisfied(parent, parent.wait):
+    wait = parent.wait
+    if parent.state is not RunState.SUSPENDED or wait is None or wait.kind is not WaitKind.CHILDREN:
+        return
+    if satisfied(parent, wait):
         resume(k, parent, ResumeReason.CHILDREN_SETTLED, now)
 
 

@@ -115,6 +115,12 @@ def _reason(reason: explain.Reason) -> explain_pb2.RunReason:
                     expire_time=convert.timestamp(waiting.wait.expire_time),
                 )
             )
+        case explain.WaitingForApproval(question_ids, until):
+            message.waiting_for_approval.CopyFrom(
+                explain_pb2.WaitingForApproval(
+                    question_ids=question_ids, expire_time=convert.timestamp(until)
+                )
+            )
         case explain.WaitingForLimit(provider, limit, until):
             message.waiting_for_limit.CopyFrom(
                 explain_pb2.WaitingForLimit(

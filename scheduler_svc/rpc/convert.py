@@ -6,7 +6,7 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 from google.rpc import status_pb2
 
-from conveyor.common.v1 import usage_pb2
+from conveyor.common.v1 import question_pb2, usage_pb2
 from conveyor.scheduler.v1 import (
     announcement_pb2,
     flow_service_pb2,
@@ -17,7 +17,9 @@ from conveyor.scheduler.v1 import (
 from conveyor.scheduler.v1 import worker_service_pb2 as worker_pb2
 from scheduler_svc.domain.lanes import GlobalLane
 from scheduler_svc.domain.leasing import LeaseStatus
+from scheduler_svc.domain.questions import Question, QuestionState
 from scheduler_svc.domain.records import (
+    Answer,
     Failure,
     Lease,
     PreviousRun,
@@ -29,7 +31,7 @@ from scheduler_svc.domain.records import (
     WaitKind,
 )
 from scheduler_svc.domain.reserving import Grant
-from scheduler_svc.store.base import FlowFigures, StoredRun
+from scheduler_svc.store.base import FlowFigures, StoredQuestion, StoredRun
 from svckit.errors import BY_REASON, Internal
 from svckit.grpc import status as grpc_status
 
@@ -91,6 +93,8 @@ def wait_condition(wait: Wait) -> run_pb2.WaitCondition:
                 run_ids=wait.run_ids, mode=run_pb2.AnnounceMode.ValueType(int(wait.mode))
             )
         )
+    if wait.kind is WaitKind.APPROVAL:
+        return run_pb2.WaitCondition(approval=run_pb2.ApprovalWait(question_ids=wait.question_ids))
     limit = run_pb2.LimitWait(name=wait.name)
     if wait.reservation:
         limit.reservation_id = wait.reservation
@@ -223,15 +227,65 @@ def lease_id(run_id: str, token: int) -> str:
     return f"{run_id}:{token}"
 
 
-def steered(offers: list[bytes], room: int) -> list[run_pb2.RunInput]:
-    """Steered input, oldest first, as much as fits into `room` bytes. The rest is offered later."""
+def steered(offers: list[bytes], answers: list[Answer], room: int) -> list[run_pb2.RunInput]:
+    """Steered input and answers, oldest first, as much as fits into `room` bytes. The rest is
+    offered later."""
+    given = [answer_input(value) for value in answers]
+    inputs = [*map(run_pb2.RunInput.FromString, offers), *given] if offers else given
+    if offers and given:
+        inputs.sort(key=lambda entry: entry.create_time.ToMicroseconds())
     found = []
-    for data in offers:
-        room -= len(data)
+    for entry in inputs:
+        room -= entry.ByteSize()
         if room < 0:
             break
-        found.append(run_pb2.RunInput.FromString(data))
+        found.append(entry)
     return found
+
+
+def answer(question_id: str, option_id: str, responder: str, time: int) -> question_pb2.Answer:
+    """How a question was closed."""
+    return question_pb2.Answer(
+        question_id=question_id,
+        option_id=option_id,
+        responder=responder,
+        answer_time=timestamp(time),
+    )
+
+
+def answer_input(value: Answer) -> run_pb2.RunInput:
+    """An answer as input of a turn."""
+    entry = run_pb2.RunInput(
+        request_id=value.request_id,
+        answer=answer(value.question_id, value.option_id, value.responder, value.time),
+        create_time=timestamp(value.time),
+    )
+    if value.trace:
+        entry.trace.ParseFromString(value.trace)
+    return entry
+
+
+def fill_question(message: question_pb2.Question, asked: Question) -> None:
+    """Fills in what the scheduler gave to a question when it was stored."""
+    message.session_key, message.customer_key = asked.session_key, asked.customer_key
+    message.run_id, message.flow_id = asked.run_id, asked.flow_id
+    message.root_session_key, message.number = asked.root_session_key, asked.number
+    message.timeout.FromMicroseconds(asked.timeout)
+    message.state = question_pb2.QUESTION_STATE_OPEN
+    message.create_time.FromMicroseconds(asked.create_time)
+    message.expire_time.FromMicroseconds(asked.expire_time)
+
+
+def question(stored: StoredQuestion) -> question_pb2.Question:
+    """A question as it is now."""
+    message, now = question_pb2.Question.FromString(stored.data), stored.question
+    fill_question(message, now)
+    message.state = question_pb2.QuestionState.ValueType(int(now.state))
+    if now.state in (QuestionState.ANSWERED, QuestionState.EXPIRED):
+        message.answer.CopyFrom(
+            answer(now.question_id, now.option_id, now.responder, now.close_time)
+        )
+    return message
 
 
 def lease_status(value: LeaseStatus, now: int, room: int) -> worker_pb2.LeaseStatus:
@@ -242,7 +296,7 @@ def lease_status(value: LeaseStatus, now: int, room: int) -> worker_pb2.LeaseSta
         lease=lease(value.lease, value.run, now),
         cancel_requested=value.cancel_requested,
         cancel_reason=value.cancel_reason,
-        steered=steered(value.steered, room),
+        steered=steered(value.steered, value.answers, room),
     )
 
 
@@ -300,6 +354,10 @@ def resumption(
         reason=announcement_pb2.ResumeReason.ValueType(int(value.reason)),
         condition=wait_condition(value.wait) if value.wait else None,
         children=[child_result(c.run, c.payload, c.result, most) for c in named],
+        answers=[
+            answer(told.question_id, told.option_id, told.responder, told.time)
+            for told in value.answers
+        ],
         lane_released=value.lane_released,
         grant=reserve_grant(grant) if grant is not None else None,
     )

@@ -12,10 +12,10 @@ from scheduler_svc.domain import emits, leasing, turns
 from scheduler_svc.domain.kernel import Kernel
 from scheduler_svc.engine import Engine
 from scheduler_svc.hub import Watcher
-from scheduler_svc.rpc import CallContext, answers, validate
+from scheduler_svc.rpc import CallContext, answers, questions, validate
 from scheduler_svc.rpc.pages import position, token_after
 from scheduler_svc.store.base import EventQuery, EventRow
-from svckit.errors import EventsCompacted, NotImplementedYet, invalid_field
+from svckit.errors import EventsCompacted, invalid_field
 
 PROGRESS_SECONDS = 15.0
 READ_EVENTS = 200
@@ -28,6 +28,7 @@ _BY_WORKERS = frozenset(
         "message_completed",
         "tool_call_started",
         "tool_call_ended",
+        "question_asked",
         "guard_intervened",
         "harness_updated",
         "note_added",
@@ -70,7 +71,8 @@ class EventLogServicer(pb_grpc.EventLogServiceServicer):
         last = 0
         if events:
             ids = [(session_key, event.event_id) for event in events]
-            last = await self._engine.submit(append, runs=[run_id], event_ids=ids)
+            asked = [e.question.question_id for e in events if isinstance(e, emits.Asked)]
+            last = await self._engine.submit(append, runs=[run_id], event_ids=ids, questions=asked)
         return pb.AppendEventsResponse(last_sequence=last)
 
     async def ListEvents(
@@ -270,10 +272,6 @@ def _checked(event: event_pb2.Event, index: int) -> emits.Appended:
     where = f"events[{index}]"
     validate.text(event.event_id, f"{where}.event_id", 64)
     kind = event.WhichOneof("payload")
-    if kind == "question_asked":
-        raise NotImplementedYet(
-            "questions are not in this release", metadata={"feature": "questions"}
-        )
     if kind not in _BY_WORKERS:
         raise invalid_field(f"{where}.payload", "is written by the scheduler, or is missing")
     if (
@@ -283,6 +281,8 @@ def _checked(event: event_pb2.Event, index: int) -> emits.Appended:
         raise invalid_field(f"{where}.message_completed.kind", "must be INTERNAL for a worker")
     if event.event_id.startswith("s-"):
         raise invalid_field(f"{where}.event_id", "must not start with s-, which the scheduler uses")
+    if kind == "question_asked":
+        return questions.asked(event, where)
     return emits.Appended(event.event_id, event.SerializeToString())
 
 

@@ -10,13 +10,20 @@ from scheduler_svc.domain.kernel import Kernel
 from scheduler_svc.domain.records import Run
 from scheduler_svc.engine import Engine
 from scheduler_svc.forecast.desk import Desk
-from scheduler_svc.rpc import OF_THE_CALL, CallContext, answers, convert, side_by_side, validate
+from scheduler_svc.rpc import (
+    OF_THE_CALL,
+    CallContext,
+    answers,
+    convert,
+    questions,
+    side_by_side,
+    validate,
+)
 from scheduler_svc.rpc.forecast import forecast
 from scheduler_svc.rpc.pages import position, run_query, runs_page, token_after
 from svckit import tracecontext
 from svckit.errors import (
     LaneNotFound,
-    NotImplementedYet,
     RunNotFound,
     ServiceError,
     invalid_field,
@@ -130,9 +137,9 @@ class SchedulerServicer(pb_grpc.SchedulerServiceServicer):
     ) -> pb.SteerRunResponse:
         """See the contract."""
         if request.HasField("answer"):
-            raise NotImplementedYet(
-                "questions are not in this release", metadata={"feature": "questions"}
-            )
+            asked = await questions.answer(self._engine, request)
+            run = await self._run(asked.run_id, brief=True)
+            return pb.SteerRunResponse(run=run, question=asked)
         validate.text(request.run_id, "run_id", 64)
         validate.text(request.request_id, "request_id", 128)
         validate.user_message(request.message, "message")
@@ -234,7 +241,7 @@ class SchedulerServicer(pb_grpc.SchedulerServiceServicer):
         self, request: pb.ListQuestionsRequest, context: CallContext
     ) -> pb.ListQuestionsResponse:
         """See the contract."""
-        raise _not_yet("ListQuestions")
+        return await questions.list_page(self._engine.store, request)
 
 
 async def cancel(engine: Engine, run_id: str, reason: str) -> int:
@@ -256,10 +263,6 @@ async def cancel(engine: Engine, run_id: str, reason: str) -> int:
 
 def _not_found(run_id: str) -> RunNotFound:
     return RunNotFound(f"no run has the id {run_id!r}", metadata={"runId": run_id})
-
-
-def _not_yet(feature: str) -> NotImplementedYet:
-    return NotImplementedYet(f"{feature} is not in this release", metadata={"feature": feature})
 
 
 def _lanes(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from google.rpc import error_details_pb2, status_pb2
@@ -13,6 +13,7 @@ from conveyor.scheduler.v1 import worker_service_pb2_grpc as pb_grpc
 from scheduler_svc.domain import leasing, turns
 from scheduler_svc.domain.kernel import Kernel
 from scheduler_svc.domain.leasing import Leased
+from scheduler_svc.domain.questions import MOST_OPEN
 from scheduler_svc.domain.records import AnnounceMode, Failure, Run, Wait, WaitKind
 from scheduler_svc.engine import Engine
 from scheduler_svc.rpc import OF_THE_CALL, CallContext, convert, side_by_side, validate
@@ -82,6 +83,8 @@ class WorkerServicer(pb_grpc.WorkerServiceServicer):
         payload = own.payload if own else await self._engine.payload(run.run_id)
         message = convert.run_message(run, payload or b"", own.result if own else None)
         links = [entry.trace for entry in message.inputs[1:] if entry.trace.traceparent]
+        told = item.resumption.answers if item.resumption else []
+        links += [convert.answer_input(given).trace for given in told if given.trace]
         leased = pb.LeasedRun(
             run=message,
             lease=convert.lease(item.lease, run, self._engine.now()),
@@ -92,7 +95,8 @@ class WorkerServicer(pb_grpc.WorkerServiceServicer):
             previous_runs=[convert.previous_run(previous) for previous in item.previous],
             links=links,
         )
-        leased.steered.extend(convert.steered(item.steered, RESPONSE_BYTES - leased.ByteSize()))
+        room = RESPONSE_BYTES - leased.ByteSize()
+        leased.steered.extend(convert.steered(item.steered, item.answers, room))
         return leased
 
     async def ExtendLeases(
@@ -148,7 +152,8 @@ class WorkerServicer(pb_grpc.WorkerServiceServicer):
                 now=now,
             )
 
-        return pb.SuspendRunResponse(run=await self._ended(end, apply))
+        asked = request.condition.approval.question_ids
+        return pb.SuspendRunResponse(run=await self._ended(end, apply, asked))
 
     async def CompleteRuns(
         self, request: pb.CompleteRunsRequest, context: CallContext
@@ -223,10 +228,15 @@ class WorkerServicer(pb_grpc.WorkerServiceServicer):
         run = await self._ended(end, lambda k, now: turns.release(k, *end, now))
         return pb.ReleaseRunResponse(run=run)
 
-    async def _ended(self, end: _TurnEnd, apply: Callable[[Kernel, int], Run]) -> run_pb2.Run:
+    async def _ended(
+        self,
+        end: _TurnEnd,
+        apply: Callable[[Kernel, int], Run],
+        questions: Sequence[str] = (),
+    ) -> run_pb2.Run:
         """Applies the end of a turn, and answers with the run as it was right after it."""
         run = await self._engine.submit(
-            lambda k, now: leasing.copy(apply(k, now)), runs=[end.run_id]
+            lambda k, now: leasing.copy(apply(k, now)), runs=[end.run_id], questions=questions
         )
         payload = await self._engine.payload(run.run_id)
         if payload is None:
@@ -276,9 +286,12 @@ def _wait(request: pb.SuspendRunRequest) -> Wait:
                 kind=WaitKind.LIMIT, name=limit.name[:128], reservation=limit.reservation_id
             )
         case "approval":
-            raise NotImplementedYet(
-                "waits for an approval are not in this release", metadata={"feature": "questions"}
-            )
+            ids = list(request.condition.approval.question_ids)
+            if not 1 <= len(ids) <= MOST_OPEN:
+                raise invalid_field(
+                    "condition.approval.question_ids", f"must hold 1 to {MOST_OPEN} questions"
+                )
+            return Wait(kind=WaitKind.APPROVAL, question_ids=ids)
         case _:
             raise invalid_field("condition", "is required")
 

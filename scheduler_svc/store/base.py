@@ -13,6 +13,7 @@ from typing import Protocol
 import msgspec
 
 from scheduler_svc.domain.kernel import KnownRequest
+from scheduler_svc.domain.questions import Question, QuestionState
 from scheduler_svc.domain.records import PreviousRun, Run, RunState, SteerOffer
 from scheduler_svc.domain.recovery import Snapshot
 
@@ -49,6 +50,9 @@ class Batch(msgspec.Struct):
     steers: dict[tuple[str, str], SteerOffer | None] = {}
     # (kind, key) -> JSON; `None` removes it.
     facts: dict[tuple[str, str], bytes | None] = {}
+    # Questions that were asked or closed; of the former, the serialised `Question`.
+    questions: list[Question] = []
+    question_data: dict[str, bytes] = {}
     token: int = 0
 
 
@@ -60,6 +64,25 @@ class Known(msgspec.Struct):
     sessions: dict[str, tuple[int, list[PreviousRun]]] = {}
     # (session key, event id) -> sequence.
     event_ids: dict[tuple[str, str], int] = {}
+    questions: dict[str, Question] = {}
+
+
+class StoredQuestion(msgspec.Struct):
+    """A question as stored. `data` is the serialised `Question`, as it was asked."""
+
+    question: Question
+    data: bytes
+
+
+class QuestionQuery(msgspec.Struct, frozen=True):
+    """Chooses questions; what is empty chooses all."""
+
+    states: frozenset[QuestionState] = frozenset()
+    question_id: str = ""
+    run_id: str = ""
+    session_key: str = ""
+    root_session_key: str = ""
+    customer_key: str = ""
 
 
 class StoredRun(msgspec.Struct):
@@ -128,6 +151,7 @@ class LaneStore(Protocol):
         runs: Sequence[str],
         sessions: Sequence[str],
         event_ids: Sequence[tuple[str, str]],
+        questions: Sequence[str] = (),
     ) -> Known:
         """What is known of these; what is unknown is left out."""
         ...
@@ -151,13 +175,20 @@ class LaneStore(Protocol):
         """Events in the order of their positions."""
         ...
 
+    async def list_questions(
+        self, query: QuestionQuery, *, before: int, limit: int
+    ) -> list[StoredQuestion]:
+        """Questions, newest first, below the order `before` (0: from the newest)."""
+        ...
+
     async def session_head(self, session_key: str) -> int | None:
         """Newest sequence of a session; `None` for a session never seen."""
         ...
 
     async def prune(self, *, requests_before: int, ended_before: int) -> int:
-        """Removes what retention no longer keeps: request ids, ended flows, and events as prefixes
-        of their sessions. Returns how many rows went."""
+        """Removes what retention no longer keeps: request ids, and questions that were closed when
+        such an id was used; ended flows, and events as prefixes of their sessions. Returns how many
+        rows went."""
         ...
 
     async def oldest(self, session_key: str) -> int:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import msgspec
 
 from scheduler_svc.domain.kernel import KnownRequest
+from scheduler_svc.domain.questions import Question
 from scheduler_svc.domain.records import TERMINAL, PreviousRun, Run, SteerOffer
 from scheduler_svc.domain.recovery import Snapshot
 from scheduler_svc.store.base import (
@@ -15,13 +16,19 @@ from scheduler_svc.store.base import (
     EventRow,
     FlowFigures,
     Known,
+    QuestionQuery,
     RunQuery,
+    StoredQuestion,
     StoredRun,
 )
 
 
 def _copy(run: Run) -> Run:
     return msgspec.json.decode(msgspec.json.encode(run), type=Run)
+
+
+def _copy_question(question: Question) -> Question:
+    return msgspec.json.decode(msgspec.json.encode(question), type=Question)
 
 
 class MemoryStore:
@@ -37,6 +44,8 @@ class MemoryStore:
         self._limits: dict[str, int] = {}
         self._steers: dict[tuple[str, str], SteerOffer] = {}
         self._facts: dict[tuple[str, str], bytes] = {}
+        # In the order in which they were asked.
+        self._questions: dict[str, StoredQuestion] = {}
         self._compacted: dict[str, int] = {}
         self._token = 0
         self._position = 0
@@ -57,6 +66,9 @@ class MemoryStore:
             limits=dict(self._limits),
             steers=dict(self._steers),
             facts=dict(self._facts),
+            questions=[
+                _copy_question(q.question) for q in self._questions.values() if q.question.open
+            ],
             last_order=max((run.order for run in self._runs.values()), default=0),
             last_token=self._token,
             last_position=self._position,
@@ -88,6 +100,10 @@ class MemoryStore:
                 self._facts.pop(key_pair, None)
             else:
                 self._facts[key_pair] = fact
+        for question in batch.questions:
+            asked = self._questions.get(question.question_id)
+            data = asked.data if asked else batch.question_data[question.question_id]
+            self._questions[question.question_id] = StoredQuestion(_copy_question(question), data)
         self._token = max(self._token, batch.token)
         if batch.events:
             self._position = batch.events[-1].position
@@ -98,6 +114,7 @@ class MemoryStore:
         runs: Sequence[str],
         sessions: Sequence[str],
         event_ids: Sequence[tuple[str, str]],
+        questions: Sequence[str] = (),
     ) -> Known:
         """See `LaneStore`."""
         wanted = set(event_ids)
@@ -113,6 +130,11 @@ class MemoryStore:
                 (e.session_key, e.event_id): e.sequence
                 for e in (self._events if wanted else ())
                 if e.event_id is not None and (e.session_key, e.event_id) in wanted
+            },
+            questions={
+                q: _copy_question(self._questions[q].question)
+                for q in questions
+                if q in self._questions
             },
         )
 
@@ -159,6 +181,17 @@ class MemoryStore:
         )
         return [event for event, _ in zip(found, range(limit), strict=False)]
 
+    async def list_questions(
+        self, query: QuestionQuery, *, before: int, limit: int
+    ) -> list[StoredQuestion]:
+        """See `LaneStore`."""
+        found = (
+            StoredQuestion(_copy_question(stored.question), stored.data)
+            for stored in reversed(self._questions.values())
+            if (not before or stored.question.order < before) and _chosen(stored.question, query)
+        )
+        return [stored for stored, _ in zip(found, range(limit), strict=False)]
+
     async def session_head(self, session_key: str) -> int | None:
         """See `LaneStore`."""
         found = self._sessions.get(session_key)
@@ -169,6 +202,13 @@ class MemoryStore:
         old = [r for r, (_, time) in self._requests.items() if time < requests_before]
         for request_id in old:
             del self._requests[request_id]
+        closed_before = [
+            q.question.question_id
+            for q in self._questions.values()
+            if not q.question.open and q.question.close_time < requests_before
+        ]
+        for question_id in closed_before:
+            del self._questions[question_id]
         live_flows = {
             r.flow_id
             for r in self._runs.values()
@@ -190,7 +230,7 @@ class MemoryStore:
                 kept.append(event)
         removed = len(self._events) - len(kept)
         self._events = kept
-        return len(old) + len(gone) + removed
+        return len(old) + len(closed_before) + len(gone) + removed
 
     async def oldest(self, session_key: str) -> int:
         """See `LaneStore`."""
@@ -199,6 +239,17 @@ class MemoryStore:
 
 def _order(run: Run) -> int:
     return run.order
+
+
+def _chosen(question: Question, query: QuestionQuery) -> bool:
+    return (
+        (not query.states or question.state in query.states)
+        and (not query.question_id or question.question_id == query.question_id)
+        and (not query.run_id or question.run_id == query.run_id)
+        and (not query.session_key or question.session_key == query.session_key)
+        and (not query.root_session_key or question.root_session_key == query.root_session_key)
+        and (not query.customer_key or question.customer_key == query.customer_key)
+    )
 
 
 def _matches(run: Run, query: RunQuery) -> bool:

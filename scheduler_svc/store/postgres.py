@@ -20,6 +20,7 @@ import asyncpg
 import msgspec
 
 from scheduler_svc.domain.kernel import KnownRequest
+from scheduler_svc.domain.questions import Question
 from scheduler_svc.domain.records import PreviousRun, Run, RunState, SteerOffer
 from scheduler_svc.domain.recovery import Snapshot
 from scheduler_svc.store import postgres_prune
@@ -31,7 +32,9 @@ from scheduler_svc.store.base import (
     FlowFigures,
     Known,
     Leader,
+    QuestionQuery,
     RunQuery,
+    StoredQuestion,
     StoredRun,
 )
 from scheduler_svc.store.postgres_link import (
@@ -50,6 +53,7 @@ log = logging.getLogger(__name__)
 
 _record = msgspec.json.Decoder(Run)
 _previous = msgspec.json.Decoder(list[PreviousRun])
+_question = msgspec.json.Decoder(Question)
 _offer = msgspec.json.Decoder(SteerOffer)
 
 # The epoch of a process that does not lead.
@@ -263,6 +267,12 @@ RETURNING epoch
                     (kind, key): value.encode()
                     for kind, key, value in await db.fetch("SELECT kind, key, value FROM facts")
                 },
+                questions=[
+                    _question.decode(row[0])
+                    for row in await db.fetch(
+                        "SELECT record FROM questions WHERE state = 1 ORDER BY ord"
+                    )
+                ],
                 last_order=await db.fetchval("SELECT coalesce(max(ord), 0) FROM records"),
                 last_token=meta.get("token", 0),
                 last_position=max(
@@ -277,6 +287,7 @@ RETURNING epoch
         runs: Sequence[str],
         sessions: Sequence[str],
         event_ids: Sequence[tuple[str, str]],
+        questions: Sequence[str] = (),
     ) -> Known:
         """See `LaneStore`. One round trip, over the connection that writes: it is free between
         commits, keeps its plans, and a pool takes as long to give and get back one as to ask."""
@@ -289,6 +300,7 @@ RETURNING epoch
                 clean(sessions),
                 clean([key for key, _ in event_ids]),
                 clean([event_id for _, event_id in event_ids]),
+                clean(questions),
             )
         for kind, key, number, text, data in rows:
             if kind == 0:
@@ -297,6 +309,8 @@ RETURNING epoch
                 known.runs[key] = _record.decode(text)
             elif kind == 2:
                 known.sessions[key] = (number, _previous.decode(text))
+            elif kind == 4:
+                known.questions[key] = _question.decode(text)
             else:
                 known.event_ids[key, text] = number
         return known
@@ -359,6 +373,21 @@ RETURNING epoch
         )
         return [EventRow(*row) for row in rows]
 
+    async def list_questions(
+        self, query: QuestionQuery, *, before: int, limit: int
+    ) -> list[StoredQuestion]:
+        """See `LaneStore`."""
+        where, values = _question_filter(query)
+        if before:
+            values.append(before)
+            where = [*where, f"ord < ${len(values)}"]
+        text = "SELECT record, data FROM questions"
+        if where:
+            text += " WHERE " + " AND ".join(where)
+        text += f" ORDER BY ord DESC LIMIT ${len(values) + 1}"
+        rows = await self._fetch(text, *values, limit)
+        return [StoredQuestion(_question.decode(record), data) for record, data in rows]
+
     async def session_head(self, session_key: str) -> int | None:
         """See `LaneStore`."""
         rows = await self._fetch(
@@ -420,6 +449,23 @@ def _run_filter(query: RunQuery) -> tuple[list[str], list[Any]]:
         where.append("descendants > 0")
     if query.since:
         add("create_time >= ?", query.since)
+    return where, values
+
+
+def _question_filter(query: QuestionQuery) -> tuple[list[str], list[Any]]:
+    where: list[str] = []
+    values: list[Any] = []
+    for column in ("question_id", "run_id", "session_key", "root_session_key", "customer_key"):
+        if value := getattr(query, column):
+            values += clean([value])
+            where.append(f"{column} = ${len(values)}")
+    if query.states:  # as constants, so that the index of open ones is seen to fit
+        states = sorted(query.states)
+        where.append(
+            f"state = {int(states[0])}"
+            if len(states) == 1
+            else f"state IN ({', '.join(str(int(s)) for s in states)})"
+        )
     return where, values
 
 

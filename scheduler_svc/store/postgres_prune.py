@@ -46,6 +46,12 @@ WITH gone AS (DELETE FROM requests WHERE request_id IN
   (SELECT request_id FROM requests WHERE time < $1 ORDER BY time LIMIT $2) RETURNING 1)
 SELECT count(*) FROM gone
 """
+_REMOVE_QUESTIONS = """
+WITH gone AS (DELETE FROM questions WHERE ord IN
+  (SELECT ord FROM questions WHERE state > 1 AND close_time < $1 ORDER BY close_time LIMIT $2)
+  RETURNING 1)
+SELECT count(*) FROM gone
+"""
 
 
 def parts(
@@ -55,6 +61,9 @@ def parts(
 
     async def requests(db: asyncpg.Connection) -> int:
         return int(await db.fetchval(_REMOVE_REQUESTS, requests_before, PRUNED_REQUESTS))
+
+    async def questions(db: asyncpg.Connection) -> int:
+        return int(await db.fetchval(_REMOVE_QUESTIONS, requests_before, PRUNED_REQUESTS))
 
     async def flows(db: asyncpg.Connection) -> int:
         found = [row[0] for row in await db.fetch(_FLOWS, ended_before, PRUNED_FLOWS)]
@@ -71,4 +80,5 @@ def parts(
         return len(gone) + int(removed)
 
     yield requests
+    yield questions
     yield flows

@@ -118,7 +118,31 @@ CREATE TABLE facts (
 CREATE TABLE compacted (session_key TEXT PRIMARY KEY, sequence BIGINT NOT NULL);
 """
 
-STEPS = (_FIRST,)
+_QUESTIONS = """
+-- Questions to people. `ord` is the position of the event that asked. `record` is the JSON of the
+-- whole of `questions.Question`, `data` the serialised `Question` as asked; the other columns are
+-- what lists filter by.
+CREATE TABLE questions (
+  ord BIGINT PRIMARY KEY,
+  question_id TEXT NOT NULL UNIQUE,
+  run_id TEXT NOT NULL,
+  session_key TEXT NOT NULL,
+  root_session_key TEXT NOT NULL,
+  customer_key TEXT NOT NULL,
+  state SMALLINT NOT NULL,
+  close_time BIGINT NOT NULL,
+  record TEXT NOT NULL,
+  data BYTEA NOT NULL
+) WITH (fillfactor = 80);
+CREATE INDEX questions_open ON questions (ord) WHERE state = 1;
+CREATE INDEX questions_closed ON questions (close_time) WHERE state > 1;
+CREATE INDEX questions_run ON questions (run_id, ord);
+CREATE INDEX questions_session ON questions (session_key, ord);
+CREATE INDEX questions_root ON questions (root_session_key, ord);
+CREATE INDEX questions_customer ON questions (customer_key, ord);
+"""
+
+STEPS = (_FIRST, _QUESTIONS)
 SCHEMA_VERSION = len(STEPS)
 
 # True while `$1` is the epoch; and then no other can begin before the transaction has ended.
@@ -139,6 +163,8 @@ UNION ALL
 SELECT 3, session_key, sequence, event_id, NULL
 FROM events JOIN unnest($4::text[], $5::text[]) AS wanted (session_key, event_id)
 USING (session_key, event_id)
+UNION ALL
+SELECT 4, question_id, 0, record, NULL FROM questions WHERE question_id = ANY($6::text[])
 """
 
 SELECT_EVENTS = """
@@ -210,6 +236,16 @@ ON CONFLICT (kind, key) DO UPDATE SET value = excluded.value""",
     "no_facts": """
 DELETE FROM facts USING unnest(?::text[], ?::text[]) AS gone (kind, key)
 WHERE facts.kind = gone.kind AND facts.key = gone.key AND :ours""",
+    "questions": """
+INSERT INTO questions (ord, question_id, run_id, session_key, root_session_key, customer_key, state,
+  close_time, record, data)
+SELECT * FROM unnest(?::bigint[], ?::text[], ?::text[], ?::text[], ?::text[], ?::text[],
+  ?::smallint[], ?::bigint[], ?::text[], ?::bytea[]) AS new WHERE :ours""",
+    "closed_questions": """
+UPDATE questions SET state = new.state, close_time = new.close_time, record = new.record
+FROM unnest(?::text[], ?::smallint[], ?::bigint[], ?::text[])
+AS new (question_id, state, close_time, record)
+WHERE questions.question_id = new.question_id AND :ours""",
     "token": """
 INSERT INTO meta SELECT 'token', ?::bigint WHERE :ours
 ON CONFLICT (key) DO UPDATE SET value = greatest(meta.value, excluded.value)""",
@@ -274,6 +310,28 @@ def commit_of(batch: Batch) -> tuple[tuple[str, ...], list[Any]]:
     _set_or_remove(
         parts, "facts", [(k, None if f is None else f.decode()) for k, f in facts.items()]
     )
+    asked = batch.question_data
+    if asked:
+        parts["questions"] = _columns(
+            (
+                q.order,
+                q.question_id,
+                q.run_id,
+                q.session_key,
+                q.root_session_key,
+                q.customer_key,
+                int(q.state),
+                q.close_time,
+                _encode(q).decode(),
+                asked[q.question_id],
+            )
+            for q in batch.questions
+            if q.question_id in asked
+        )
+    if closed := [q for q in batch.questions if q.question_id not in asked]:
+        parts["closed_questions"] = _columns(
+            (q.question_id, int(q.state), q.close_time, _encode(q).decode()) for q in closed
+        )
     if batch.token:
         parts["token"] = [batch.token]
     return tuple(parts), [value for values in parts.values() for value in values]

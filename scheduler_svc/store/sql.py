@@ -79,7 +79,31 @@ CREATE INDEX runs_customer ON runs (customer_key, ord);
 CREATE INDEX runs_unfinished_lane ON runs (lane, ord) WHERE state < 5;
 """
 
-STEPS = (_FIRST, _FACTS)
+_QUESTIONS = """
+-- Questions to people. `ord` is the position of the event that asked. `record` holds the whole of
+-- `questions.Question`, `data` the serialised `Question` as asked; the other columns are what lists
+-- filter by.
+CREATE TABLE questions (
+  ord INTEGER PRIMARY KEY,
+  question_id TEXT NOT NULL UNIQUE,
+  run_id TEXT NOT NULL,
+  session_key TEXT NOT NULL,
+  root_session_key TEXT NOT NULL,
+  customer_key TEXT NOT NULL,
+  state INTEGER NOT NULL,
+  close_time INTEGER NOT NULL,
+  record TEXT NOT NULL,
+  data BLOB NOT NULL
+);
+CREATE INDEX questions_open ON questions (ord) WHERE state = 1;
+CREATE INDEX questions_closed ON questions (close_time) WHERE state > 1;
+CREATE INDEX questions_run ON questions (run_id, ord);
+CREATE INDEX questions_session ON questions (session_key, ord);
+CREATE INDEX questions_root ON questions (root_session_key, ord);
+CREATE INDEX questions_customer ON questions (customer_key, ord);
+"""
+
+STEPS = (_FIRST, _FACTS, _QUESTIONS)
 SCHEMA_VERSION = len(STEPS)
 
 UPSERT_RUN = """
@@ -101,6 +125,16 @@ VALUES (?, ?, ?, ?, ?, ?, ?, ?)
 UPSERT_SESSION = """
 INSERT INTO sessions (session_key, head, previous) VALUES (?, ?, ?)
 ON CONFLICT (session_key) DO UPDATE SET head = excluded.head, previous = excluded.previous
+"""
+
+INSERT_QUESTION = """
+INSERT INTO questions (ord, question_id, run_id, session_key, root_session_key, customer_key, state,
+                       close_time, record, data)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+"""
+
+CLOSE_QUESTION = """
+UPDATE questions SET state = ?, close_time = ?, record = ? WHERE question_id = ?
 """
 
 # Whole flows go together, and only when their last run ended before the time: the root ends last.

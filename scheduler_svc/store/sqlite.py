@@ -24,6 +24,7 @@ import apsw
 import msgspec
 
 from scheduler_svc.domain.kernel import KnownRequest
+from scheduler_svc.domain.questions import Question
 from scheduler_svc.domain.records import PreviousRun, Run, RunState, SteerOffer
 from scheduler_svc.domain.recovery import Snapshot
 from scheduler_svc.store import sql
@@ -33,7 +34,9 @@ from scheduler_svc.store.base import (
     EventRow,
     FlowFigures,
     Known,
+    QuestionQuery,
     RunQuery,
+    StoredQuestion,
     StoredRun,
 )
 from svckit.errors import StartError, StoreUnavailable
@@ -44,6 +47,7 @@ T = TypeVar("T")
 _record = msgspec.json.Decoder(Run)
 _previous = msgspec.json.Decoder(list[PreviousRun])
 _offer = msgspec.json.Decoder(SteerOffer)
+_question = msgspec.json.Decoder(Question)
 _encode = msgspec.json.Encoder().encode
 
 # More runs than this are read beside the commits, like lists.
@@ -200,8 +204,12 @@ class SqliteStore:
 
         def requests(db: apsw.Connection) -> int:
             with db:
+                before = db.total_changes()
                 db.execute("DELETE FROM requests WHERE time < ?", (requests_before,))
-            return int(db.changes())
+                db.execute(
+                    "DELETE FROM questions WHERE state > 1 AND close_time < ?", (requests_before,)
+                )
+            return db.total_changes() - before
 
         removed = await self._run(requests)
         while count := await self._run(lambda db: _prune_flows(db, ended_before)):
@@ -235,6 +243,12 @@ class SqliteStore:
                     (kind, key): value.encode()
                     for kind, key, value in db.execute("SELECT kind, key, value FROM facts")
                 },
+                questions=[
+                    _question.decode(row[0])
+                    for row in db.execute(
+                        "SELECT record FROM questions WHERE state = 1 ORDER BY ord"
+                    )
+                ],
                 last_order=db.execute("SELECT coalesce(max(ord), 0) FROM runs").get,
                 last_token=db.execute("SELECT value FROM meta WHERE key = 'token'").get or 0,
                 last_position=max(
@@ -251,6 +265,7 @@ class SqliteStore:
         runs: Sequence[str],
         sessions: Sequence[str],
         event_ids: Sequence[tuple[str, str]],
+        questions: Sequence[str] = (),
     ) -> Known:
         """See `LaneStore`."""
 
@@ -274,6 +289,10 @@ class SqliteStore:
                 ).get
                 if sequence is not None:
                     known.event_ids[key, event_id] = sequence
+            for question_id, record in _in(
+                db, "SELECT question_id, record FROM questions WHERE question_id", questions
+            ):
+                known.questions[question_id] = _question.decode(record)
             return known
 
         async with self._using:
@@ -352,6 +371,24 @@ class SqliteStore:
         text = f"{sql.SELECT_EVENTS} WHERE {' AND '.join(where)} ORDER BY {order} LIMIT ?"
         return await self._read(
             lambda db: [EventRow(*row) for row in db.execute(text, (*values, limit))]
+        )
+
+    async def list_questions(
+        self, query: QuestionQuery, *, before: int, limit: int
+    ) -> list[StoredQuestion]:
+        """See `LaneStore`."""
+        where, values = _question_filter(query)
+        if before:
+            where, values = [*where, "ord < ?"], [*values, before]
+        text = "SELECT record, data FROM questions"
+        if where:
+            text += " WHERE " + " AND ".join(where)
+        text += " ORDER BY ord DESC LIMIT ?"
+        return await self._read(
+            lambda db: [
+                StoredQuestion(_question.decode(record), data)
+                for record, data in db.execute(text, (*values, limit))
+            ]
         )
 
     async def session_head(self, session_key: str) -> int | None:
@@ -468,8 +505,42 @@ def _write(db: apsw.Connection, batch: Batch) -> None:
             db.execute("DELETE FROM facts WHERE kind = ? AND key = ?", key_pair)
             if fact is not None:
                 db.execute("INSERT INTO facts VALUES (?, ?, ?)", (*key_pair, fact.decode()))
+        _write_questions(db, batch)
         if batch.token:
             db.execute("INSERT OR REPLACE INTO meta VALUES ('token', ?)", (batch.token,))
+
+
+def _write_questions(db: apsw.Connection, batch: Batch) -> None:
+    asked = batch.question_data
+    _many(
+        db,
+        sql.INSERT_QUESTION,
+        [
+            (
+                q.order,
+                q.question_id,
+                q.run_id,
+                q.session_key,
+                q.root_session_key,
+                q.customer_key,
+                int(q.state),
+                q.close_time,
+                _encode(q).decode(),
+                asked[q.question_id],
+            )
+            for q in batch.questions
+            if q.question_id in asked
+        ],
+    )
+    _many(
+        db,
+        sql.CLOSE_QUESTION,
+        [
+            (int(q.state), q.close_time, _encode(q).decode(), q.question_id)
+            for q in batch.questions
+            if q.question_id not in asked
+        ],
+    )
 
 
 def _commit(db: apsw.Connection) -> None:
@@ -575,6 +646,23 @@ def _run_filter(query: RunQuery) -> tuple[list[str], list[Any]]:
     if query.since:
         where.append("create_time >= ?")
         values.append(query.since)
+    return where, values
+
+
+def _question_filter(query: QuestionQuery) -> tuple[list[str], list[Any]]:
+    where: list[str] = []
+    values: list[Any] = []
+    for column in ("question_id", "run_id", "session_key", "root_session_key", "customer_key"):
+        if value := getattr(query, column):
+            where.append(f"{column} = ?")
+            values.append(value)
+    if query.states:  # as constants, so that the index of open ones is seen to fit
+        states = sorted(query.states)
+        where.append(
+            f"state = {int(states[0])}"
+            if len(states) == 1
+            else f"state IN ({', '.join(str(int(s)) for s in states)})"
+        )
     return where, values
 
 

@@ -213,7 +213,7 @@ class Budgets(RuleBasedStateMachine):
             used = 0
         known = reservation in self.k.limits.reservations
         run = self.k.runs.get(run_id) or self.ended[run_id]
-        self.k.take_in({}, self.path(run), [], {})
+        self.k.take_in({}, self.path(run), [], {}, {})
         usage = Usage(model_calls=1, input_tokens=used)
 
         def apply() -> None:

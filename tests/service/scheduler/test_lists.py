@@ -104,16 +104,3 @@ async def test_lanes_show_who_waits(s: Driver) -> None:
     with pytest.raises(aio.AioRpcError) as caught:
         await s.scheduler.UpdateLane(pb.UpdateLaneRequest(name="nope", limit=1))
     assert from_rpc_error(caught.value).reason == "LANE_NOT_FOUND"
-
-
-@pytest.mark.parametrize(
-    ("method", "request_"),
-    [
-        ("ListQuestions", pb.ListQuestionsRequest()),
-    ],
-)
-async def test_what_is_not_there_yet_says_so(s: Driver, method: str, request_: object) -> None:
-    with pytest.raises(aio.AioRpcError) as caught:
-        await getattr(s.scheduler, method)(request_)
-    error = from_rpc_error(caught.value)
-    assert (error.reason, error.metadata["feature"]) == ("NOT_IMPLEMENTED", method)

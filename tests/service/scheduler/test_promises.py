@@ -252,18 +252,6 @@ async def test_an_announcement_names_the_childs_trace_after_a_restart(tmp_path: 
         assert announced[0].child_announced.announcement.result.trace_id == "a" * 32
 
 
-async def test_what_a_release_without_questions_says_to_a_worker_that_asks(s: Driver) -> None:
-    await s.send("a")
-    leased = await s.lease_one()
-    event = event_pb2.Event(event_id="q", question_asked=event_pb2.QuestionAsked())
-    with pytest.raises(aio.AioRpcError) as caught:
-        await s.events.AppendEvents(
-            events.AppendEventsRequest(lease_id=leased.lease.lease_id, events=[event])
-        )
-    error = from_rpc_error(caught.value)
-    assert (error.reason, error.metadata) == ("NOT_IMPLEMENTED", {"feature": "questions"})
-
-
 async def test_a_preferred_worker_is_refused_rather_than_ignored(s: Driver) -> None:
     item = s.item("a", "x", preferred_worker="acp-0")
     error = from_proto(await s.refused(item))
