@@ -25,6 +25,7 @@ are in [call it from anything](../how-to/call-it-from-anything.md).
 - **Idempotency.** `Idempotency-Key` (or `request_id` in the body) makes repeating safe: the same key and body
   do it once. Without one each request is a new one.
 - **Session keys** in paths are percent-encoded where they hold `/`, `?`, `#` or `%`.
+- **Question ids** hold a `/`, which may stand in the path as it is, or as `%2F`.
 - **Events** (`…/events`) are server-sent events, one `WatchSessionResponse` each, named after its kind:
   `event`, `delta`, `lane_position`, `progress`, and `failure` with an error before the stream ends. The id is a
   resume token; `Last-Event-ID`, which browsers send by themselves, or `?resume_token=` goes on after it.
@@ -55,7 +56,7 @@ def render() -> str:
         if not isinstance(route, APIRoute):
             continue
         for method in sorted(route.methods or ()):
-            shown = route.path.replace("{rest:path}", "…")
+            shown = route.path.replace("{rest:path}", "…").replace(":path}", "}")
             if (method, route.path) in later:
                 call = f"`{features[method, route.path]}`, not yet"
             else:
