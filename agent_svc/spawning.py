@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from google.protobuf import any_pb2
 from google.rpc import status_pb2
@@ -25,6 +25,7 @@ from conveyor.common.v1 import content_pb2
 from conveyor.scheduler.v1 import run_pb2
 from conveyor.scheduler.v1 import scheduler_service_pb2 as sched
 from svckit import tracecontext
+from svckit.caps import caps_of
 from svckit.errors import (
     AgentNotFound,
     LeaseLost,
@@ -118,7 +119,7 @@ class Spawner:
     def _item(self, parent: Parent, tool_call: s.ToolCall, args: t.SpawnArgs) -> sched.EnqueueItem:
         caps = run_pb2.Budget()
         if args.runtime == "acp":
-            task, key = self._acp_task(args)
+            task, key = self._acp_task(parent, args)
         else:
             task, key = self._agent_task(parent, args)
             caps = self._caps(parent, args)
@@ -133,10 +134,11 @@ class Spawner:
         spec.run_timeout.FromMilliseconds(round(limit * 1000))
         if args.timeout_seconds is not None:
             spec.wall_timeout.FromMilliseconds(round(args.timeout_seconds * 1000))
-        if args.budget is not None and args.budget.max_tokens is not None:
-            spec.budget.max_tokens = args.budget.max_tokens
-        if args.budget is not None and args.budget.max_cost_usd is not None:
-            spec.budget.max_cost_micros_usd = round(args.budget.max_cost_usd * 1_000_000)
+        asked = args.budget or t.SpawnBudget()
+        if asked.max_tokens is not None:
+            _lower(spec.budget, "max_tokens", asked.max_tokens)
+        if asked.max_cost_usd is not None:
+            _lower(spec.budget, "max_cost_micros_usd", round(asked.max_cost_usd * 1_000_000))
         run_id = parent.run.run_id
         return sched.EnqueueItem(
             spec=spec,
@@ -148,15 +150,23 @@ class Spawner:
         )
 
     def _caps(self, parent: Parent, args: t.SpawnArgs) -> run_pb2.Budget:
-        """Depth and descendants are the whole tree's, as the agent at its root is configured; how
-        many children it may have at a time is the child's own agent's."""
+        """Depth and descendants are the whole tree's, as the agent at its root is configured; a
+        lower depth of the child's own agent holds too. How many children it may have at a time is
+        the child's own agent's, and so is what it may spend, within what is left above."""
         above = parent.run.spec.budget
         agent = self._agents.get(args.agent_id or parent.agent.agent_id)
-        caps = run_pb2.Budget(max_children=agent.settings.subagents.max_children_per_agent)
+        own = agent.settings.subagents
+        caps = caps_of(own)
         if above.HasField("max_depth"):
-            caps.max_depth = above.max_depth
+            if "max_spawn_depth" not in own.model_fields_set:
+                caps.ClearField("max_depth")
+            _lower(caps, "max_depth", above.max_depth)
         if above.HasField("max_descendants"):
             caps.max_descendants = above.max_descendants
+        if agent.agent_id == parent.agent.agent_id:
+            # The same caps are in force above, for both together.
+            for name in ("max_tokens", "max_cost_micros_usd", "max_wall_time", "reply_reserve"):
+                caps.ClearField(name)
         return caps
 
     # Both return the task, and what its turns are compared with when times are estimated.
@@ -178,17 +188,20 @@ class Spawner:
             model=model,
             context_mode=(task_pb.CONTEXT_MODE_FORK if fork else task_pb.CONTEXT_MODE_ISOLATED),
             fork_session_key=parent.run.spec.session_key if fork else "",
-            allowed_tools=t.ceiling_of(parent.agent.settings.tools, parent.task.allowed_tools),
+            allowed_tools=t.ceiling_of(
+                parent.agent.settings.subagents.tools or parent.agent.settings.tools,
+                parent.task.allowed_tools,
+            ),
         )
         packed = any_pb2.Any()
         packed.Pack(task)
         return packed, f"{agent_id}/{model or agent.settings.model}"
 
-    def _acp_task(self, args: t.SpawnArgs) -> tuple[any_pb2.Any, str]:
+    def _acp_task(self, parent: Parent, args: t.SpawnArgs) -> tuple[any_pb2.Any, str]:
         task = acp_task_pb.AcpTask(
             new_session=session_pb2.AcpSessionSpec(
                 harness_id=args.agent_id,
-                cwd=args.cwd,
+                cwd=args.cwd or str(parent.agent.workspace or ""),
                 mode=session_pb2.ACP_SESSION_MODE_ONESHOT,
                 label=t.label_of(args),
                 model=args.model,
@@ -197,6 +210,14 @@ class Spawner:
         packed = any_pb2.Any()
         packed.Pack(task)
         return packed, f"{args.agent_id}/{args.model}"
+
+
+_Counted = Literal["max_depth", "max_tokens", "max_cost_micros_usd"]
+
+
+def _lower(caps: run_pb2.Budget, name: _Counted, value: int) -> None:
+    if not caps.HasField(name) or value < getattr(caps, name):
+        setattr(caps, name, value)
 
 
 def _refused(

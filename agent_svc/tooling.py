@@ -110,9 +110,10 @@ class Tooling:
 
     def _list_agents(self, work: Work) -> str:
         lines = []
-        for agent_id in work.rules.spawnable:
+        for agent_id, about in work.rules.spawnable.items():
             agent = self._agents.get(agent_id)
-            lines.append(f"{agent_id}: model {agent.settings.model}")
+            line = f"{agent_id}: {about}" if about else agent_id
+            lines.append(f"{line} (model {agent.settings.model})")
         return "\n".join(lines) or "No agent may be spawned."
 
     async def spawn(self, work: Work, calls: tuple[s.ToolCall, ...]) -> None:

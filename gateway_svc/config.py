@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Container
 
-from conveyor.scheduler.v1 import lane_pb2, run_pb2
+from conveyor.scheduler.v1 import lane_pb2
 from gateway_svc.domain.commands import MODES
 from gateway_svc.domain.deliveries import AnnounceStyle
 from gateway_svc.domain.routing import AgentRules, ChannelRules, RouteRule, RoutingRules
+from svckit.caps import caps_of
 from svckit.errors import StartError
 from svckit.settings import Settings
-from svckit.settings_model import DEFAULT_AGENT, SubagentSettings
+from svckit.settings_model import DEFAULT_AGENT
 
 _OVERFLOW_RULES = {
     "reject": lane_pb2.OVERFLOW_RULE_REJECT,
@@ -29,7 +30,7 @@ def routing_rules(settings: Settings) -> RoutingRules:
             continue
         agents[agent_id] = AgentRules(
             queue_mode=MODES[agent.queue_mode],
-            caps=_caps(agent.subagents),
+            caps=caps_of(agent.subagents),
             model=agent.model,
         )
     return RoutingRules(
@@ -86,21 +87,3 @@ def refuse_unsupported(settings: Settings, served: Container[str] = ()) -> None:
             raise StartError(
                 f"channels.{name}.kind: this release has no channel of kind {channel.kind!r} yet"
             )
-
-
-def _caps(subagents: SubagentSettings) -> run_pb2.Budget:
-    caps = run_pb2.Budget(
-        max_depth=subagents.max_spawn_depth,
-        max_children=subagents.max_children_per_agent,
-        max_descendants=subagents.max_descendants,
-    )
-    budget = subagents.budget
-    if budget.max_tokens is not None:
-        caps.max_tokens = budget.max_tokens
-    if budget.max_cost_usd is not None:
-        caps.max_cost_micros_usd = round(budget.max_cost_usd * 1_000_000)
-    if budget.max_wall_seconds is not None:
-        caps.max_wall_time.FromNanoseconds(round(budget.max_wall_seconds * 1_000_000_000))
-    if budget.reply_reserve is not None:
-        caps.reply_reserve = budget.reply_reserve
-    return caps

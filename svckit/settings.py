@@ -86,6 +86,12 @@ class Settings(BaseSettings):
         known = self.agents.ids()
         used = [(f"routes.{i}.agent", route.agent) for i, route in enumerate(self.routes)]
         used += [(f"channels.{c}.agent", ch.agent) for c, ch in self.channels.items() if ch.agent]
+        used += [
+            (f"agents.list.{owner}.allow_agents", agent_id)
+            for owner, agent in self.agents.list.items()
+            for agent_id in agent.allow_agents
+            if agent_id != "*"
+        ]
         for key, agent_id in used:
             if agent_id not in known:
                 raise ValueError(f"{key}: no agent {agent_id!r}; known: {', '.join(known)}")

@@ -205,7 +205,10 @@ class BudgetSettings(Table):
 
 
 class SubagentSettings(Table):
-    """`[agents.….subagents]`: what an agent's spawns may do."""
+    """`[agents.….subagents]`: what an agent's spawns may do.
+
+    `tools`: what its sub-agents may use at most, empty for what it may use itself.
+    """
 
     wait: bool = True
     max_spawn_depth: int = Field(default=1, ge=0, le=16)
@@ -213,6 +216,7 @@ class SubagentSettings(Table):
     max_descendants: int = Field(default=50, ge=0, le=10_000)
     max_concurrent: int | None = Field(default=None, ge=0, le=100_000)
     model: str = ""
+    tools: Texts = ()
     run_timeout_seconds: Seconds = 900
     yield_after_seconds: Seconds = 20
     archive_after_minutes: float = Field(default=60, ge=0)
@@ -232,14 +236,24 @@ class AgentDefaults(Table):
 class AgentSettings(AgentDefaults):
     """`[agents.list.<id>]`: one agent. Read it through `AgentsSettings.get`, which fills it in.
 
-    `tools`: names of the tools it may use, empty for all. `allow_agents`: ids it may spawn, `*` for
-    any, empty for itself only. `workspace`: directory that its tools and harnesses work in.
+    `description`: what it is good for, for the agents that may spawn it. `prompt_file`: a file with
+    the prompt, instead of `prompt`. `tools`: names of the tools it may use, empty for all.
+    `allow_agents`: ids it may spawn, `*` for any, empty for itself only. `workspace`: directory
+    that its tools and harnesses work in.
     """
 
+    description: str = Field(default="", max_length=500)
     prompt: str = ""
+    prompt_file: str = ""
     tools: Texts = ()
     allow_agents: Texts = ()
     workspace: str = ""
+
+    @model_validator(mode="after")
+    def _one_prompt(self) -> Self:
+        if self.prompt and self.prompt_file:
+            raise ValueError("needs prompt or prompt_file, not both")
+        return self
 
 
 DEFAULT_AGENT = "main"

@@ -5,8 +5,8 @@ A tool is named by itself or, in the configuration, with others by a pattern tha
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from typing import Literal, TypeVar
 
 import msgspec
@@ -70,8 +70,8 @@ class ToolRules:
     agent_tools: Collection[str] = ()
     # Ceiling given by the parent, likewise; empty means none.
     ceiling: Collection[str] = ()
-    # Agents that may be spawned.
-    spawnable: Sequence[str] = ()
+    # Agents that may be spawned, and what each is good for.
+    spawnable: Mapping[str, str] = field(default_factory=dict)
     wait_default: bool = True
 
     @property
@@ -199,7 +199,7 @@ def _spawn_schema(rules: ToolRules) -> ToolSchema:
                 },
                 "agent_id": {
                     "type": "string",
-                    "description": "Agent to use (see agents_list); for runtime acp, the harness.",
+                    "description": _agents_text(rules.spawnable),
                 },
                 "runtime": {
                     "type": "string",
@@ -229,6 +229,15 @@ def _spawn_schema(rules: ToolRules) -> ToolSchema:
             "required": ["task"],
         },
     )
+
+
+def _agents_text(spawnable: Mapping[str, str]) -> str:
+    """Say which agents there are: a model that must ask for them first seldom does."""
+    text = "Agent to use (see agents_list); for runtime acp, the harness."
+    if len(spawnable) < 2 and not any(spawnable.values()):
+        return text
+    known = "; ".join(f"{name}: {about}" if about else name for name, about in spawnable.items())
+    return f"{text} Agents: {known}."
 
 
 _YIELD_SCHEMA = ToolSchema(

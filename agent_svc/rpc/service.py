@@ -57,7 +57,8 @@ class AgentServicer(pb_grpc.AgentServiceServicer):
                 model=agent.settings.model,
                 fallback_models=agent.settings.fallback_models,
                 tools=agent.tools(self._offered),
-                spawnable_agent_ids=agent.spawnable,
+                spawnable_agent_ids=list(agent.spawnable),
+                description=agent.settings.description,
             )
             for agent in found
         ]

@@ -88,7 +88,7 @@ def agents(context: typer.Context, json: Json = False) -> None:
                 out.print_json(found)
                 return
             out.print_table(
-                ("AGENT", "MODEL", "FALLBACKS", "TOOLS", "MAY SPAWN"),
+                ("AGENT", "MODEL", "FALLBACKS", "TOOLS", "MAY SPAWN", "ABOUT"),
                 (
                     (
                         out.plain(a.agent_id),
@@ -96,6 +96,7 @@ def agents(context: typer.Context, json: Json = False) -> None:
                         out.plain(", ".join(a.fallback_models)) or "-",
                         out.plain(", ".join(a.tools)) or "-",
                         out.plain(", ".join(a.spawnable_agent_ids)) or "-",
+                        out.plain(a.description) or "-",
                     )
                     for a in found.agents
                 ),

@@ -62,6 +62,7 @@ MEANING = {
     "agents.defaults.subagents.max_descendants": "Most runs below a root, ended ones included",
     "agents.defaults.subagents.max_concurrent": "Another name for `lanes.subagent.limit`",
     "agents.defaults.subagents.model": "Model of sub-agents. Empty means the agent's own",
+    "agents.defaults.subagents.tools": "Tools its sub-agents may use at most, for example `*`. Empty means those it may use itself",
     "agents.defaults.subagents.run_timeout_seconds": "Longest executing time of a sub-agent",
     "agents.defaults.subagents.yield_after_seconds": "After this long a waiting conversation is told so, "
     "and freed when another message is there. 0 means never",
@@ -71,10 +72,12 @@ MEANING = {
     "agents.defaults.subagents.budget.max_cost_usd": "Cost of a flow. Calls of models without a known price do not count",
     "agents.defaults.subagents.budget.max_wall_seconds": "Time of a flow from its first start, waiting included",
     "agents.defaults.subagents.budget.reply_reserve": "Share of tokens and cost that sub-agents leave for the root's answer; 0.1 unless set",
+    "agents.list.<id>.description": "What it is good for: shown to people, and to agents that may spawn it",
     "agents.list.<id>.prompt": "System prompt, in front of what the suite adds",
+    "agents.list.<id>.prompt_file": "File with the system prompt, UTF-8, read at start; instead of `prompt`",
     "agents.list.<id>.tools": "Tools it may use. Empty means all",
     "agents.list.<id>.allow_agents": "Agents it may spawn, `*` for any. Empty means itself only",
-    "agents.list.<id>.workspace": "Directory of its tools and harnesses *(not yet)*",
+    "agents.list.<id>.workspace": "Directory of its tools and harnesses, made at start. Relative to where the suite is started",
     "providers.<id>.kind": "Which protocol it speaks. `openai` is every OpenAI-compatible server; "
     "`google` *(not yet)*",
     "providers.<id>.base_url": "Where it is. Empty means the vendor's own address",

@@ -142,7 +142,7 @@ async def test_two_spawns_and_another_tool_in_one_reply(
     )
     await scheduler.answer(scheduler.leased("go", turn=2, resumption=resumption))
     tools = provider.requests[-1].texts("tool")
-    assert ["aa" in tools[0], tools[1] == "main: model fake:big", "bb" in tools[2]] == [True] * 3
+    assert ["aa" in tools[0], tools[1] == "main (model fake:big)", "bb" in tools[2]] == [True] * 3
 
 
 async def test_a_yield_followed_by_another_message(

@@ -26,7 +26,7 @@ from conveyor.agent.v1 import probe_pb2 as conveyor_dot_agent_dot_v1_dot_probe__
 from conveyor.common.v1 import content_pb2 as conveyor_dot_common_dot_v1_dot_content__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%conveyor/agent/v1/agent_service.proto\x12\x11\x63onveyor.agent.v1\x1a\x1d\x63onveyor/agent/v1/probe.proto\x1a conveyor/common/v1/content.proto\"\x83\x01\n\x05\x41gent\x12\x10\n\x08\x61gent_id\x18\x01 \x01(\t\x12\x14\n\x0c\x64isplay_name\x18\x02 \x01(\t\x12\r\n\x05model\x18\x03 \x01(\t\x12\x17\n\x0f\x66\x61llback_models\x18\x04 \x03(\t\x12\r\n\x05tools\x18\x05 \x03(\t\x12\x1b\n\x13spawnable_agent_ids\x18\x06 \x03(\t\"\x82\x01\n\x05Model\x12\r\n\x05model\x18\x01 \x01(\t\x12\x10\n\x08\x62\x61se_url\x18\x02 \x01(\t\x12\x16\n\x0e\x63ontext_tokens\x18\x03 \x01(\x03\x12\x11\n\tagent_ids\x18\x04 \x03(\t\x12-\n\x05probe\x18\x05 \x01(\x0b\x32\x1e.conveyor.agent.v1.ProbeReport\":\n\x11ListAgentsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"W\n\x12ListAgentsResponse\x12(\n\x06\x61gents\x18\x01 \x03(\x0b\x32\x18.conveyor.agent.v1.Agent\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"f\n\x13ListMessagesRequest\x12\x13\n\x0bsession_key\x18\x01 \x01(\t\x12\x13\n\x0bsince_reset\x18\x02 \x01(\x08\x12\x11\n\tpage_size\x18\x03 \x01(\x05\x12\x12\n\npage_token\x18\x04 \x01(\t\"^\n\x14ListMessagesResponse\x12-\n\x08messages\x18\x01 \x03(\x0b\x32\x1b.conveyor.common.v1.Message\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\">\n\x13ResetSessionRequest\x12\x13\n\x0bsession_key\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"A\n\x14ResetSessionResponse\x12\r\n\x05\x65poch\x18\x01 \x01(\x03\x12\x1a\n\x12\x66orgotten_messages\x18\x02 \x01(\x05\"d\n\x11ProbeModelRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12+\n\x05tiers\x18\x02 \x03(\x0e\x32\x1c.conveyor.agent.v1.ProbeTier\x12\x13\n\x0brepetitions\x18\x03 \x01(\x05\"\x83\x01\n\x12ProbeModelResponse\x12\x30\n\x06result\x18\x01 \x01(\x0b\x32\x1e.conveyor.agent.v1.ProbeResultH\x00\x12\x30\n\x06report\x18\x02 \x01(\x0b\x32\x1e.conveyor.agent.v1.ProbeReportH\x00\x42\t\n\x07message\":\n\x11ListModelsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"W\n\x12ListModelsResponse\x12(\n\x06models\x18\x01 \x03(\x0b\x32\x18.conveyor.agent.v1.Model\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t2\xe3\x03\n\x0c\x41gentService\x12Y\n\nListAgents\x12$.conveyor.agent.v1.ListAgentsRequest\x1a%.conveyor.agent.v1.ListAgentsResponse\x12_\n\x0cListMessages\x12&.conveyor.agent.v1.ListMessagesRequest\x1a\'.conveyor.agent.v1.ListMessagesResponse\x12_\n\x0cResetSession\x12&.conveyor.agent.v1.ResetSessionRequest\x1a\'.conveyor.agent.v1.ResetSessionResponse\x12[\n\nProbeModel\x12$.conveyor.agent.v1.ProbeModelRequest\x1a%.conveyor.agent.v1.ProbeModelResponse0\x01\x12Y\n\nListModels\x12$.conveyor.agent.v1.ListModelsRequest\x1a%.conveyor.agent.v1.ListModelsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%conveyor/agent/v1/agent_service.proto\x12\x11\x63onveyor.agent.v1\x1a\x1d\x63onveyor/agent/v1/probe.proto\x1a conveyor/common/v1/content.proto\"\x98\x01\n\x05\x41gent\x12\x10\n\x08\x61gent_id\x18\x01 \x01(\t\x12\x14\n\x0c\x64isplay_name\x18\x02 \x01(\t\x12\r\n\x05model\x18\x03 \x01(\t\x12\x17\n\x0f\x66\x61llback_models\x18\x04 \x03(\t\x12\r\n\x05tools\x18\x05 \x03(\t\x12\x1b\n\x13spawnable_agent_ids\x18\x06 \x03(\t\x12\x13\n\x0b\x64\x65scription\x18\x07 \x01(\t\"\x82\x01\n\x05Model\x12\r\n\x05model\x18\x01 \x01(\t\x12\x10\n\x08\x62\x61se_url\x18\x02 \x01(\t\x12\x16\n\x0e\x63ontext_tokens\x18\x03 \x01(\x03\x12\x11\n\tagent_ids\x18\x04 \x03(\t\x12-\n\x05probe\x18\x05 \x01(\x0b\x32\x1e.conveyor.agent.v1.ProbeReport\":\n\x11ListAgentsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"W\n\x12ListAgentsResponse\x12(\n\x06\x61gents\x18\x01 \x03(\x0b\x32\x18.conveyor.agent.v1.Agent\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"f\n\x13ListMessagesRequest\x12\x13\n\x0bsession_key\x18\x01 \x01(\t\x12\x13\n\x0bsince_reset\x18\x02 \x01(\x08\x12\x11\n\tpage_size\x18\x03 \x01(\x05\x12\x12\n\npage_token\x18\x04 \x01(\t\"^\n\x14ListMessagesResponse\x12-\n\x08messages\x18\x01 \x03(\x0b\x32\x1b.conveyor.common.v1.Message\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\">\n\x13ResetSessionRequest\x12\x13\n\x0bsession_key\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"A\n\x14ResetSessionResponse\x12\r\n\x05\x65poch\x18\x01 \x01(\x03\x12\x1a\n\x12\x66orgotten_messages\x18\x02 \x01(\x05\"d\n\x11ProbeModelRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12+\n\x05tiers\x18\x02 \x03(\x0e\x32\x1c.conveyor.agent.v1.ProbeTier\x12\x13\n\x0brepetitions\x18\x03 \x01(\x05\"\x83\x01\n\x12ProbeModelResponse\x12\x30\n\x06result\x18\x01 \x01(\x0b\x32\x1e.conveyor.agent.v1.ProbeResultH\x00\x12\x30\n\x06report\x18\x02 \x01(\x0b\x32\x1e.conveyor.agent.v1.ProbeReportH\x00\x42\t\n\x07message\":\n\x11ListModelsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"W\n\x12ListModelsResponse\x12(\n\x06models\x18\x01 \x03(\x0b\x32\x18.conveyor.agent.v1.Model\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t2\xe3\x03\n\x0c\x41gentService\x12Y\n\nListAgents\x12$.conveyor.agent.v1.ListAgentsRequest\x1a%.conveyor.agent.v1.ListAgentsResponse\x12_\n\x0cListMessages\x12&.conveyor.agent.v1.ListMessagesRequest\x1a\'.conveyor.agent.v1.ListMessagesResponse\x12_\n\x0cResetSession\x12&.conveyor.agent.v1.ResetSessionRequest\x1a\'.conveyor.agent.v1.ResetSessionResponse\x12[\n\nProbeModel\x12$.conveyor.agent.v1.ProbeModelRequest\x1a%.conveyor.agent.v1.ProbeModelResponse0\x01\x12Y\n\nListModels\x12$.conveyor.agent.v1.ListModelsRequest\x1a%.conveyor.agent.v1.ListModelsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,29 +34,29 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'conveyor.agent.v1.agent_ser
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_AGENT']._serialized_start=126
-  _globals['_AGENT']._serialized_end=257
-  _globals['_MODEL']._serialized_start=260
-  _globals['_MODEL']._serialized_end=390
-  _globals['_LISTAGENTSREQUEST']._serialized_start=392
-  _globals['_LISTAGENTSREQUEST']._serialized_end=450
-  _globals['_LISTAGENTSRESPONSE']._serialized_start=452
-  _globals['_LISTAGENTSRESPONSE']._serialized_end=539
-  _globals['_LISTMESSAGESREQUEST']._serialized_start=541
-  _globals['_LISTMESSAGESREQUEST']._serialized_end=643
-  _globals['_LISTMESSAGESRESPONSE']._serialized_start=645
-  _globals['_LISTMESSAGESRESPONSE']._serialized_end=739
-  _globals['_RESETSESSIONREQUEST']._serialized_start=741
-  _globals['_RESETSESSIONREQUEST']._serialized_end=803
-  _globals['_RESETSESSIONRESPONSE']._serialized_start=805
-  _globals['_RESETSESSIONRESPONSE']._serialized_end=870
-  _globals['_PROBEMODELREQUEST']._serialized_start=872
-  _globals['_PROBEMODELREQUEST']._serialized_end=972
-  _globals['_PROBEMODELRESPONSE']._serialized_start=975
-  _globals['_PROBEMODELRESPONSE']._serialized_end=1106
-  _globals['_LISTMODELSREQUEST']._serialized_start=1108
-  _globals['_LISTMODELSREQUEST']._serialized_end=1166
-  _globals['_LISTMODELSRESPONSE']._serialized_start=1168
-  _globals['_LISTMODELSRESPONSE']._serialized_end=1255
-  _globals['_AGENTSERVICE']._serialized_start=1258
-  _globals['_AGENTSERVICE']._serialized_end=1741
+  _globals['_AGENT']._serialized_end=278
+  _globals['_MODEL']._serialized_start=281
+  _globals['_MODEL']._serialized_end=411
+  _globals['_LISTAGENTSREQUEST']._serialized_start=413
+  _globals['_LISTAGENTSREQUEST']._serialized_end=471
+  _globals['_LISTAGENTSRESPONSE']._serialized_start=473
+  _globals['_LISTAGENTSRESPONSE']._serialized_end=560
+  _globals['_LISTMESSAGESREQUEST']._serialized_start=562
+  _globals['_LISTMESSAGESREQUEST']._serialized_end=664
+  _globals['_LISTMESSAGESRESPONSE']._serialized_start=666
+  _globals['_LISTMESSAGESRESPONSE']._serialized_end=760
+  _globals['_RESETSESSIONREQUEST']._serialized_start=762
+  _globals['_RESETSESSIONREQUEST']._serialized_end=824
+  _globals['_RESETSESSIONRESPONSE']._serialized_start=826
+  _globals['_RESETSESSIONRESPONSE']._serialized_end=891
+  _globals['_PROBEMODELREQUEST']._serialized_start=893
+  _globals['_PROBEMODELREQUEST']._serialized_end=993
+  _globals['_PROBEMODELRESPONSE']._serialized_start=996
+  _globals['_PROBEMODELRESPONSE']._serialized_end=1127
+  _globals['_LISTMODELSREQUEST']._serialized_start=1129
+  _globals['_LISTMODELSREQUEST']._serialized_end=1187
+  _globals['_LISTMODELSRESPONSE']._serialized_start=1189
+  _globals['_LISTMODELSRESPONSE']._serialized_end=1276
+  _globals['_AGENTSERVICE']._serialized_start=1279
+  _globals['_AGENTSERVICE']._serialized_end=1762
 # @@protoc_insertion_point(module_scope)

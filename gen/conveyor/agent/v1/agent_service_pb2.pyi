@@ -32,12 +32,15 @@ class Agent(_message.Message):
     FALLBACK_MODELS_FIELD_NUMBER: _builtins.int
     TOOLS_FIELD_NUMBER: _builtins.int
     SPAWNABLE_AGENT_IDS_FIELD_NUMBER: _builtins.int
+    DESCRIPTION_FIELD_NUMBER: _builtins.int
     agent_id: _builtins.str
     """Stable id."""
     display_name: _builtins.str
     """For people."""
     model: _builtins.str
     """Default model, as `provider:model`."""
+    description: _builtins.str
+    """What it is good for, for people and for the agents that may spawn it. May be empty."""
     @_builtins.property
     def fallback_models(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Models to try when that one fails, in order."""
@@ -61,10 +64,11 @@ class Agent(_message.Message):
         fallback_models: _abc.Iterable[_builtins.str] | None = ...,
         tools: _abc.Iterable[_builtins.str] | None = ...,
         spawnable_agent_ids: _abc.Iterable[_builtins.str] | None = ...,
+        description: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "display_name", b"display_name", "fallback_models", b"fallback_models", "model", b"model", "spawnable_agent_ids", b"spawnable_agent_ids", "tools", b"tools"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "description", b"description", "display_name", b"display_name", "fallback_models", b"fallback_models", "model", b"model", "spawnable_agent_ids", b"spawnable_agent_ids", "tools", b"tools"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
