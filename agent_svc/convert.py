@@ -104,6 +104,10 @@ def began_from_proto(resumption: ann.Resumption | None) -> s.Began:
         reason=_REASONS.get(resumption.reason, "children_settled"),
         lane_released=resumption.lane_released,
         told=tuple(_told(child) for child in resumption.children),
+        answers=tuple(
+            s.Answer(answer.question_id, answer.option_id, answer.responder)
+            for answer in resumption.answers
+        ),
     )
 
 

@@ -7,11 +7,17 @@ repeated.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
+from agent_svc.domain import approval
 from agent_svc.domain import steps as s
 from agent_svc.domain.tools import SPAWN, YIELD
+
+INTERRUPTED = (
+    "Interrupted: the service stopped while this ran. It may or may not have happened, and it was "
+    "not repeated. Find out before you try again."
+)
 
 
 @dataclass(frozen=True)
@@ -26,6 +32,27 @@ class RunTool:
     """Run one tool and store its result."""
 
     call: s.ToolCall
+
+
+@dataclass(frozen=True)
+class AnswerCall:
+    """Store this as the result of a call that is not run: denied, or interrupted by a crash."""
+
+    result: s.Returned
+
+
+@dataclass(frozen=True)
+class AskPeople:
+    """Ask whether these calls of one reply may run, and store each."""
+
+    calls: tuple[s.ToolCall, ...]
+
+
+@dataclass(frozen=True)
+class WaitForAnswers:
+    """The turn waits for an answer to one of these questions and keeps its session lane."""
+
+    question_ids: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -71,6 +98,9 @@ class StepsExhausted:
 Action = (
     CallModel
     | RunTool
+    | AnswerCall
+    | AskPeople
+    | WaitForAnswers
     | SpawnChildren
     | EndWithReply
     | WaitForChildren
@@ -79,27 +109,31 @@ Action = (
 )
 
 
-def next_action(steps: Sequence[s.Step], turn: int, max_calls: int) -> Action:
-    """Decide what comes next in `turn`. `max_calls` bounds the model calls of one turn."""
+def next_action(
+    steps: Sequence[s.Step], turn: int, max_calls: int, asks: Collection[str] = ()
+) -> Action:
+    """Decide what comes next in `turn`.
+
+    `max_calls` bounds the model calls of one turn; `asks` names the tools that need a person's word
+    before each call.
+    """
     mine = [step for step in steps if step.turn == turn]
-    replies = [step.record for step in mine if isinstance(step.record, s.Replied)]
+    replies = [step for step in steps if isinstance(step.record, s.Replied) and step.turn <= turn]
     if not replies:
         return CallModel(s.next_number(steps, turn))
-    last = replies[-1]
-    if not last.calls:
+    last = replies[-1].record
+    assert isinstance(last, s.Replied)
+    here = replies[-1].turn == turn
+    if here and not last.calls:
         return EndWithReply(last)
-    answered = _answered(mine)
-    todo = [call for call in last.calls if call.id not in answered]
-    # Other tools run before children start, and a yield is judged when the children are known.
-    for call in todo:
-        if call.name not in (SPAWN, YIELD):
-            return RunTool(call)
-    spawns = tuple(call for call in todo if call.name == SPAWN)
-    if spawns:
-        return SpawnChildren(spawns)
-    if todo:
-        return RunTool(todo[0])
     called = {call.id for call in last.calls}
+    answered = _answered(steps)
+    todo = [call for call in last.calls if call.id not in answered]
+    # A turn that waited for answers leaves calls to the next, which goes on with them.
+    if not here and not todo and not called & _answered(mine):
+        return CallModel(s.next_number(steps, turn))
+    if todo:
+        return _next_call(steps, todo, asks)
     records = [step.record for step in mine]
     for record in records:
         if isinstance(record, s.Yielded) and record.call_id in called:
@@ -112,13 +146,58 @@ def next_action(steps: Sequence[s.Step], turn: int, max_calls: int) -> Action:
     return CallModel(s.next_number(steps, turn))
 
 
+def _next_call(
+    steps: Sequence[s.Step], todo: Sequence[s.ToolCall], asks: Collection[str]
+) -> Action:
+    """Decide what comes next for the calls of a reply that have no result yet.
+
+    What may run runs first; then people are asked about all the rest at once, while no child is at
+    work. Children start when nothing waits for a person, and a yield is judged when the children
+    are known.
+    """
+    begun = {step.record.call_id for step in steps if isinstance(step.record, s.Calling)}
+    asked = {
+        step.record.call_id: step.record.question_id
+        for step in steps
+        if isinstance(step.record, s.Asked)
+    }
+    verdicts = approval.verdicts(steps)
+    spawns: list[s.ToolCall] = []
+    unasked: list[s.ToolCall] = []
+    waiting: list[str] = []
+    for call in todo:
+        if call.id in begun:
+            return AnswerCall(s.Returned(call.id, INTERRUPTED, failed=True))
+        verdict = verdicts.get(call.id)
+        if verdict is not None and not verdict.allowed:
+            return AnswerCall(s.Returned(call.id, verdict.refusal, failed=True))
+        if verdict is None and call.id in asked:
+            waiting.append(asked[call.id])
+        elif verdict is None and call.name in asks and call.name != YIELD:
+            unasked.append(call)
+        elif call.name == SPAWN:
+            spawns.append(call)
+        elif call.name != YIELD:
+            return RunTool(call)
+    room = approval.MOST_QUESTIONS - len(waiting)
+    if unasked and room > 0:
+        return AskPeople(tuple(unasked[:room]))
+    if waiting:
+        return WaitForAnswers(tuple(waiting))
+    return SpawnChildren(tuple(spawns)) if spawns else RunTool(todo[0])
+
+
 def _asked(steps: Sequence[s.Step], turn: int) -> int:
-    """Replies of the turn, and of those before it that ended only to wait for a limit."""
+    """Replies of the turn, and of those before it that ended only to wait for somebody's word or
+    for a limit.
+    """
     count = 0
     while turn > 0:
         mine = [step.record for step in steps if step.turn == turn]
         count += sum(isinstance(record, s.Replied) for record in mine)
-        if not any(isinstance(r, s.Began) and r.reason == "limit_granted" for r in mine):
+        if not any(
+            isinstance(r, s.Began) and r.reason in ("limit_granted", "answered") for r in mine
+        ):
             break
         turn -= 1
     return count

@@ -4,6 +4,8 @@ The history holds finished exchanges only; a run's steps are seen by that run al
 other runs added while this run was away stand between its turns, where they happened. Every tool
 call is answered right behind the reply that made it: with its result; with the end of the child it
 started; or, when the run goes on before that child has ended, with the news that it still runs.
+Calls that a turn left to the next, because a person was asked first, are answered by what the next
+one stored, and its news follow them.
 """
 
 from __future__ import annotations
@@ -69,30 +71,41 @@ def render(
     """
     messages: list[PromptMessage] = []
     open_calls: list[tuple[s.ToolCall, ToolAnswer | None]] = []
+    # What turns had to say that only went on with the calls of the one before.
+    held: list[PromptMessage] = []
+    answers = _answers([step.record for step in steps if step.turn <= run.turn])
     seen = 0
     for number in range(1, run.turn + 1):
         records = [step.record for step in steps if step.turn == number]
         if not records or not isinstance(records[0], s.Began):
             continue
         began = records[0]
-        used = list(_close(open_calls, began))
-        messages.extend(answer for answer, _ in used)
-        in_answers = {run_id for _, run_id in used}
-        messages.extend(_exchanges(history, run.run_id, after=seen, until=began.mark))
+        goes_on = _leaves_open(open_calls, steps, number)
+        in_answers: set[str] = set()
+        if not goes_on:
+            used = list(_close(open_calls, began))
+            messages.extend(answer for answer, _ in used)
+            in_answers = {run_id for _, run_id in used}
+            messages.extend(held)
+            held = []
+        intro = held if goes_on else messages
+        intro.extend(_exchanges(history, run.run_id, after=seen, until=began.mark))
         seen = max(seen, began.mark)
         if began.working:
             lines = "; ".join(began.working)
-            messages.append(runtime_line(f"Still being worked on from earlier messages: {lines}."))
+            intro.append(runtime_line(f"Still being worked on from earlier messages: {lines}."))
         if number == 1:
-            messages.extend(_say(item) for item in run.inputs)
+            intro.extend(_say(item) for item in run.inputs)
         else:
             news = _news(began, in_answers, run, steps, number)
-            messages.extend([runtime_line(news)] if news else [])
-        turn_messages, open_calls = _turn(records[1:])
-        messages.extend(turn_messages)
+            intro.extend([runtime_line(news)] if news else [])
+        if not goes_on:
+            turn_messages, open_calls = _turn(records[1:], answers)
+            messages.extend(turn_messages)
     # Nothing should be left open here. If a future kind of step forgets to answer, the model is
     # told so: a provider would refuse the whole conversation from then on.
     messages.extend(answer or _interrupted(call) for call, answer in open_calls)
+    messages.extend(held)
     return Prompt(system, messages, tools)
 
 
@@ -123,15 +136,28 @@ def _exchanges(
                 yield Answered(exchange.reply.text)
 
 
+def _leaves_open(
+    open_calls: Sequence[tuple[s.ToolCall, ToolAnswer | None]],
+    steps: Sequence[s.Step],
+    turn: int,
+) -> bool:
+    """Tell whether `turn` began before all calls were run: it goes on with them."""
+    run_before = {
+        step.record.call_id
+        for step in steps
+        if step.turn < turn and isinstance(step.record, s.Returned | s.Spawned | s.Yielded)
+    }
+    return any(answer is None and call.id not in run_before for call, answer in open_calls)
+
+
 def _turn(
-    records: Sequence[s.Record],
+    records: Sequence[s.Record], answers: dict[str, ToolAnswer]
 ) -> tuple[list[PromptMessage], list[tuple[s.ToolCall, ToolAnswer | None]]]:
     """Write the steps of one turn. The calls of its last reply are handed back, for the turn that
     follows knows what became of the children they started.
     """
     messages: list[PromptMessage] = []
     pending: list[tuple[s.ToolCall, ToolAnswer | None]] = []
-    answers = _answers(records)
     for record in records:
         if isinstance(record, s.Replied | s.Steered) and pending:
             messages.extend(answer or _interrupted(call) for call, answer in pending)
@@ -148,7 +174,7 @@ def _turn(
 
 
 def _answers(records: Sequence[s.Record]) -> dict[str, ToolAnswer]:
-    """Answers that are known within the turn: all but those of awaited children."""
+    """Answers that steps hold: all but those of awaited children."""
     names = {
         call.id: call.name
         for record in records

@@ -65,6 +65,14 @@ class ToldChild(msgspec.Struct, frozen=True, omit_defaults=True):
         return self.status in ("succeeded", "failed", "cancelled", "expired")
 
 
+class Answer(msgspec.Struct, frozen=True, omit_defaults=True):
+    """How a question was closed. `responder` is empty when nobody answered in time."""
+
+    question_id: str
+    option_id: str = ""
+    responder: str = ""
+
+
 class Began(msgspec.Struct, frozen=True, omit_defaults=True, tag="began"):
     """A turn began. Frozen by its first attempt."""
 
@@ -77,6 +85,8 @@ class Began(msgspec.Struct, frozen=True, omit_defaults=True, tag="began"):
     working: tuple[str, ...] = ()
     # True when the customer began a new conversation after this run was accepted.
     reset_since: bool = False
+    # Answers to questions of the run, closed since its last turn.
+    answers: tuple[Answer, ...] = ()
 
 
 class Replied(msgspec.Struct, frozen=True, omit_defaults=True, tag="replied"):
@@ -117,6 +127,19 @@ class Yielded(msgspec.Struct, frozen=True, omit_defaults=True, tag="yielded"):
     message: str
 
 
+class Calling(msgspec.Struct, frozen=True, omit_defaults=True, tag="calling"):
+    """A tool that may not be run twice is about to run. Without a result it was interrupted."""
+
+    call_id: str
+
+
+class Asked(msgspec.Struct, frozen=True, omit_defaults=True, tag="asked"):
+    """A person is asked whether a tool call may run."""
+
+    call_id: str
+    question_id: str
+
+
 class Steered(msgspec.Struct, frozen=True, omit_defaults=True, tag="steered"):
     """The turn took a message that was steered to it."""
 
@@ -124,7 +147,7 @@ class Steered(msgspec.Struct, frozen=True, omit_defaults=True, tag="steered"):
     message: Message
 
 
-Record = Began | Replied | Returned | Spawned | Yielded | Steered
+Record = Began | Replied | Returned | Spawned | Yielded | Steered | Calling | Asked
 
 
 class Step(msgspec.Struct, frozen=True):

@@ -196,15 +196,30 @@ def test_no_prompt_ever_has_an_unanswered_call(data: st.DataObject) -> None:
     def add(turn: int, record: s.Record) -> None:
         steps.append(s.Step(turn, s.next_number(steps, turn), record))
 
+    waiting: tuple[str, ...] = ()
     for turn in range(1, data.draw(st.integers(2, 5))):
-        reason = data.draw(st.sampled_from(["children_settled", "steered", "timed_out"]))
-        began = s.Began(reason if turn > 1 else "first", told=tuple(ended))
-        released = turn > 1 and data.draw(st.booleans())
-        began = s.Began(began.reason, turn, released, began.told)
-        ended = []
+        if waiting:
+            # A wait for people keeps the session lane and ends with an answer.
+            reason, released = "answered", False
+        else:
+            reason = data.draw(st.sampled_from(["children_settled", "steered", "timed_out"]))
+            released = turn > 1 and data.draw(st.booleans())
+        some = data.draw(st.lists(st.sampled_from(waiting), min_size=1)) if waiting else []
+        said = tuple(
+            s.Answer(question, data.draw(st.sampled_from(["allow", "deny"])), "ann")
+            for question in dict.fromkeys(some)
+        )
+        began = s.Began(
+            reason if turn > 1 else "first",  # type: ignore[arg-type]
+            turn,
+            released,
+            tuple(ended),
+            answers=said,
+        )
+        ended, waiting = [], ()
         add(turn, began)
         while True:
-            action = plan.next_action(steps, turn, 3)
+            action = plan.next_action(steps, turn, 3, ["x__ask"])
             if isinstance(action, plan.CallModel):
                 if data.draw(st.booleans()):
                     count += 1
@@ -214,7 +229,10 @@ def test_no_prompt_ever_has_an_unanswered_call(data: st.DataObject) -> None:
                 tools = data.draw(
                     st.lists(
                         st.sampled_from(
-                            ["sessions_spawn", "sessions_spawn", "sessions_yield", "agents_list"]
+                            [
+                                *("sessions_spawn", "sessions_spawn", "x__ask", "x__ask"),
+                                *("sessions_yield", "agents_list"),
+                            ]
                         ),
                         max_size=4,
                     )
@@ -230,7 +248,14 @@ def test_no_prompt_ever_has_an_unanswered_call(data: st.DataObject) -> None:
                     add(turn, s.Yielded(action.call.id, "later"))
                 else:
                     add(turn, s.Returned(action.call.id, "x"))
+            elif isinstance(action, plan.AskPeople):
+                for call in action.calls:
+                    add(turn, s.Asked(call.id, f"R/{call.id}"))
+            elif isinstance(action, plan.AnswerCall):
+                add(turn, action.result)
             else:
+                if isinstance(action, plan.WaitForAnswers):
+                    waiting = action.question_ids
                 break
         for run_id in data.draw(st.lists(st.sampled_from(sorted(live) or [""]), unique=True)):
             if run_id:
@@ -246,3 +271,24 @@ def test_attachments_travel_with_the_message() -> None:
     assert isinstance(said, Said)
     assert said.text == "look"
     assert said.attachments == (Part(media_type="image/png", data=b"x"),)
+
+
+def test_calls_that_waited_for_a_person_are_answered_before_what_else_happened() -> None:
+    answer = reply(1, 2, "", "files__write", "sessions_spawn")
+    write, spawn = answer.calls
+    first = numbered(1, BEGAN, answer, s.Asked(write.id, "R/1.2.1"))
+    other = told("OLD", "0.0.0", "old work")
+    began = s.Began("answered", 1, told=(other,), answers=(s.Answer("R/1.2.1", "allow", "ann"),))
+    child = s.Spawned(spawn.id, "C", "k", "C", wait=True)
+    second = numbered(2, began, s.Calling(write.id), s.Returned(write.id, "written"), child)
+    third = numbered(3, s.Began("children_settled", 1, told=(told("C", spawn.id, "cc"),)))
+    prompt = prompt_of(first + second + third, turn=3, history=[exchange(1, "q", "a")])
+    assert unanswered(prompt.messages) == []
+    kinds = [type(m).__name__ for m in prompt.messages]
+    assert kinds == ["Said", "Answered", "ToolAnswer", "ToolAnswer", "Said", "Answered", "Said"]
+    answers = [m for m in prompt.messages if isinstance(m, ToolAnswer)]
+    assert answers[0].content == "written"
+    assert "cc" in answers[1].content
+    news = prompt.messages[-1]
+    assert isinstance(news, Said)
+    assert "old work" in news.text
