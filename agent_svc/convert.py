@@ -7,11 +7,12 @@ from collections.abc import Iterable
 import msgspec
 from google.protobuf import struct_pb2
 
+from agent_svc.domain import approval
 from agent_svc.domain import steps as s
-from agent_svc.domain.content import Input, Message, Part, Role
+from agent_svc.domain.content import Input, Message, Part, Role, excerpt
 from agent_svc.domain.reconcile import EndState
 from conveyor.agent.v1 import task_pb2 as task_pb
-from conveyor.common.v1 import content_pb2, usage_pb2
+from conveyor.common.v1 import content_pb2, question_pb2, usage_pb2
 from conveyor.scheduler.v1 import announcement_pb2 as ann
 from conveyor.scheduler.v1 import run_pb2
 
@@ -20,6 +21,7 @@ MESSAGE_BYTES = 1024 * 1024
 EVENT_BYTES = 8 * 1024
 # Each level of JSON is three of the message, and parsers of messages stop at a hundred.
 EVENT_DEPTH = 20
+TITLE_CHARS = 256
 
 _ROLES: dict[content_pb2.Role.ValueType, Role] = {
     content_pb2.ROLE_USER: "user",
@@ -40,6 +42,12 @@ END_STATES: dict[int, EndState] = {
     run_pb2.RUN_STATE_FAILED: "failed",
     run_pb2.RUN_STATE_CANCELLED: "cancelled",
     run_pb2.RUN_STATE_EXPIRED: "expired",
+}
+_OPTION_KINDS = {
+    "allow_once": question_pb2.QUESTION_OPTION_KIND_ALLOW_ONCE,
+    "allow_always": question_pb2.QUESTION_OPTION_KIND_ALLOW_ALWAYS,
+    "reject_once": question_pb2.QUESTION_OPTION_KIND_REJECT_ONCE,
+    "reject_always": question_pb2.QUESTION_OPTION_KIND_REJECT_ALWAYS,
 }
 _STOP_REASONS = {
     "end_turn": task_pb.STOP_REASON_END_TURN,
@@ -120,6 +128,30 @@ def result_details(steps: Iterable[s.Step], last: s.Replied) -> task_pb.AgentRes
         requested_model=last.requested_model,
         effective_model=last.effective_model,
     )
+
+
+def question(
+    run_id: str, call: s.ToolCall, kind: str, timeout_seconds: float
+) -> question_pb2.Question:
+    """Write the question whether a tool call may run."""
+    asks = f"Use {call.name}"
+    if call.arguments.strip() not in ("", "{}"):
+        asks += f" with {call.arguments}"
+    out = question_pb2.Question(
+        question_id=approval.question_id(run_id, call.id),
+        title=excerpt(asks, TITLE_CHARS),
+        tool_kind=kind,
+        arguments=arguments_struct(call.arguments),
+        options=[
+            question_pb2.QuestionOption(
+                option_id=option.option_id, name=option.name, kind=_OPTION_KINDS[option.kind]
+            )
+            for option in approval.OPTIONS
+        ],
+        default_option_id=approval.DEFAULT_OPTION,
+    )
+    out.timeout.FromMilliseconds(round(timeout_seconds * 1000))
+    return out
 
 
 def usage_to_proto(usage: s.Usage) -> usage_pb2.Usage:

@@ -29,9 +29,12 @@ class Ending:
         self._steps = steps
 
     def outcome(
-        self, action: plan.EndWithReply | plan.WaitForChildren | plan.GiveLaneBack
+        self,
+        action: plan.EndWithReply | plan.WaitForChildren | plan.GiveLaneBack | plan.WaitForAnswers,
     ) -> Outcome:
         """Say how the turn ends."""
+        if isinstance(action, plan.WaitForAnswers):
+            return self._wait_for_answers(action)
         if isinstance(action, plan.EndWithReply):
             return self._reply(action.reply)
         if isinstance(action, plan.WaitForChildren):
@@ -61,6 +64,16 @@ class Ending:
             request.yield_after.FromMilliseconds(round(seconds * 1000))
             request.interim_reply.CopyFrom(self._interim(action))
         return Suspend(request)
+
+    def _wait_for_answers(self, action: plan.WaitForAnswers) -> Suspend:
+        wait = run_pb2.ApprovalWait(question_ids=action.question_ids)
+        return Suspend(
+            ws.SuspendRunRequest(
+                condition=run_pb2.WaitCondition(approval=wait),
+                hold_session_lane=True,
+                taken_request_ids=self._taken(),
+            )
+        )
 
     def _yield(self, action: plan.GiveLaneBack) -> Suspend:
         request = self._suspend(action.children, self._announce())

@@ -17,6 +17,7 @@ from google.rpc import status_pb2
 from agent_svc import convert
 from agent_svc.domain import steps as s
 from agent_svc.toolsets import Note
+from conveyor.common.v1 import question_pb2
 from conveyor.events.v1 import event_log_service_pb2 as log_pb
 from conveyor.events.v1 import event_pb2
 from svckit import tracecontext
@@ -158,6 +159,15 @@ def call_ended(
         ended.output.add(text=convert.cut(output, convert.EVENT_BYTES))
     return event_pb2.Event(
         event_id=f"{run_id}-{call_id}-ended", trace=tracecontext.current(), tool_call_ended=ended
+    )
+
+
+def question_asked(run_id: str, call_id: str, question: question_pb2.Question) -> event_pb2.Event:
+    """The run asks a question about a tool call."""
+    return event_pb2.Event(
+        event_id=f"{run_id}-{call_id}-asked",
+        trace=tracecontext.current(),
+        question_asked=event_pb2.QuestionAsked(question=question),
     )
 
 

@@ -1,40 +1,33 @@
 """Runs the tools of a turn: each result is stored, and told in the event log.
 
 Sub-agents, yields and the list of agents are at home here; every other tool belongs to a toolset.
-All of them may be repeated after a crash: a child is found again by its request id, the others
-only read.
+Those at home may be repeated after a crash: a child is found again by its request id, the others
+only read. Before any other tool that is not idempotent runs, that it is about to is stored, so that
+it is never run twice.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from google.rpc import status_pb2
 from opentelemetry import trace
 
 from agent_svc import spans
 from agent_svc.agents import Agents
-from agent_svc.domain import results
+from agent_svc.domain import approval, results
 from agent_svc.domain import steps as s
 from agent_svc.domain import tools as t
 from agent_svc.domain.content import excerpt
-from agent_svc.domain.prompt import ToolSchema
 from agent_svc.eventwriter import call_ended, call_started
+from agent_svc.permitting import Offered
 from agent_svc.spawning import Parent, Spawner
 from agent_svc.toolsets import Offering, Toolset
 from agent_svc.work import Work
 from svckit.errors import TurnFailed
+from svckit.failpoints import failpoint
 from svckit.grpc.status import to_proto
-
-
-@dataclass(frozen=True)
-class Offered:
-    """The tools of one run, and which toolset runs those that are not at home in `Tooling`."""
-
-    schemas: tuple[ToolSchema, ...]
-    owners: dict[str, Toolset]
 
 
 class Tooling:
@@ -55,7 +48,8 @@ class Tooling:
     async def offer(self, who: Offering) -> Offered:
         """Ask every toolset, all at once, and keep what the run's rules allow.
 
-        Of two tools with one name the first counts.
+        Of two tools with one name the first counts. Those that the configuration denies are not
+        offered.
         """
         asked = [own for own in self._toolsets if who.rules.may_delegate or not own.delegates]
         found = await asyncio.gather(*(toolset.offer(who) for toolset in asked))
@@ -66,24 +60,49 @@ class Tooling:
                 if tool.name not in tools and who.rules.allows(tool.name):
                     tools[tool.name] = tool
                     owners[tool.name] = toolset
-        return Offered(tuple(tools.values()), owners)
+        overrides = who.agent.settings.approvals
+        rules = {
+            tool.name: approval.rule_of(tool.name, tool.policy.approval, overrides)
+            for tool in tools.values()
+        }
+        denied = {name for name, rule in rules.items() if rule == "deny"}
+        return Offered(
+            schemas=tuple(tool for tool in tools.values() if tool.name not in denied),
+            owners=owners,
+            asks=frozenset(name for name, rule in rules.items() if rule == "ask"),
+            refused=who.missing | {name: f"The tool {name!r} may not be used." for name in denied},
+        )
 
     async def run(self, work: Work, call: s.ToolCall) -> None:
         """Run one tool that starts no child."""
         await work.events.write(call_started(work.run_id, call))
         with spans.tool(self._tracer, (call,)):
-            owner = work.owners.get(call.name)
-            record = self._result_of(work, call) if owner is None else await owner.run(work, call)
+            record = await self._run(work, call)
             await work.add(record)
             ended = call_ended(work.run_id, call.id, shown_of(record) or "", error_of(record))
             await work.events.write(ended)
 
+    async def answer(self, work: Work, result: s.Returned) -> None:
+        """Store the result of a call that is not run."""
+        await work.add(result)
+        ended = call_ended(work.run_id, result.call_id, result.content, error_of(result))
+        await work.events.write(ended)
+
+    async def _run(self, work: Work, call: s.ToolCall) -> s.Returned | s.Yielded:
+        tool = next((tool for tool in work.tools if tool.name == call.name), None)
+        if tool is None:
+            return s.Returned(call.id, _absent(work, call.name), failed=True)
+        owner = work.owners.get(call.name)
+        if owner is None:
+            return self._result_of(work, call)
+        if not tool.policy.idempotent:
+            await work.add(s.Calling(call.id))
+            failpoint("agent.tool.calling")
+        returned = await owner.run(work, call)
+        failpoint("agent.tool.returned")
+        return returned
+
     def _result_of(self, work: Work, call: s.ToolCall) -> s.Returned | s.Yielded:
-        if call.name not in {tool.name for tool in work.tools}:
-            have = ", ".join(tool.name for tool in work.tools) or "none"
-            return s.Returned(
-                call.id, f"There is no tool {call.name!r} here. Tools: {have}.", failed=True
-            )
         if call.name == t.AGENTS:
             return s.Returned(call.id, self._list_agents(work))
         try:
@@ -121,6 +140,7 @@ class Tooling:
         await work.events.write(*(call_started(work.run_id, call) for call in calls))
         if not any(tool.name == t.SPAWN for tool in work.tools):
             why = "Sub-agents cannot be started at this depth: do the work yourself."
+            why = work.refused.get(t.SPAWN, why)
             refused = [s.Returned(call.id, why, failed=True) for call in calls]
             await work.add(*refused)
             await work.events.write(
@@ -141,6 +161,15 @@ class Tooling:
                     if (shown := shown_of(outcome.record)) is not None
                 )
             )
+
+
+def _absent(work: Work, name: str) -> str:
+    """What the model is told about a tool that is not offered."""
+    for pattern, why in work.refused.items():
+        if t.matches(name, [pattern]):
+            return why
+    have = ", ".join(tool.name for tool in work.tools) or "none"
+    return f"There is no tool {name!r} here. Tools: {have}."
 
 
 def error_of(record: s.Record) -> status_pb2.Status | None:

@@ -35,12 +35,17 @@ class Note:
 
 @dataclass(frozen=True)
 class Offering:
-    """The run that tools are offered to. A toolset adds to `notes` what people should learn."""
+    """The run that tools are offered to.
+
+    A toolset adds to `notes` what people should learn, and to `missing` what the model is told when
+    it calls a tool that is not to be had now, by name or by a pattern that ends in `*`.
+    """
 
     run: run_pb2.Run
     agent: Agent
     rules: ToolRules
     notes: list[Note] = field(default_factory=list)
+    missing: dict[str, str] = field(default_factory=dict)
 
 
 class Toolset(Protocol):
@@ -59,13 +64,13 @@ class Toolset(Protocol):
     async def offer(self, who: Offering) -> Sequence[ToolSchema]:
         """Describe the tools for one run.
 
-        Those that the run's rules do not allow are left out by the caller. Never raises: what is
-        out of order offers nothing and says why in a note.
+        Those that the run's rules do not allow, or a person denied, are left out by the caller.
+        Never raises: what is out of order offers nothing and says why in a note.
         """
         ...
 
     async def run(self, work: Work, call: s.ToolCall) -> s.Returned:
-        """Run one call of a tool that was offered.
+        """Run one call of a tool that was offered, and that was allowed if it had to be.
 
         What goes wrong is the failed result. Only `LeaseLost` and cancellation are raised.
         """

@@ -2,7 +2,7 @@
 
 Every outcome is a stored step before anything builds on it, so an attempt that takes over after a
 crash goes on where the last one stopped. What was in flight at the crash is repeated: a model call,
-or a tool, all of which are safe to repeat.
+or a tool that is safe to repeat; of any other tool the model is told that it was interrupted.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from agent_svc.ending import Ending
 from agent_svc.eventwriter import EventWriter, call_ended, call_started, noted, said_between
 from agent_svc.models.base import Model
 from agent_svc.models.catalog import Catalog
+from agent_svc.permitting import Permits
 from agent_svc.reserving import Reserver
 from agent_svc.spawning import Spawner
 from agent_svc.store.history import TurnStart
@@ -69,6 +70,7 @@ class TurnRunner:
         self._agents = agents
         self._catalog = catalog
         self._tools = Tooling(agents, spawner, tracer, toolsets)
+        self._permits = Permits(store, clock)
         self._caller = Caller(reserver, usage, clock, tracer)
         self._event_log = event_log
         self._clock = clock
@@ -139,7 +141,9 @@ class TurnRunner:
             self._clock.now_us(),
         )
         offering = Offering(run, agent, rules)
-        offered = await self._tools.offer(offering)
+        offered = await self._permits.apply(
+            await self._tools.offer(offering), run, transcript.steps, turn.turn
+        )
         await events.write(*(noted(run.run_id, turn.turn, note) for note in offering.notes))
         tools = offered.schemas
         return Work(
@@ -150,6 +154,8 @@ class TurnRunner:
             tools=tools,
             rules=rules,
             owners=offered.owners,
+            asks=offered.asks,
+            refused=offered.refused,
             facts=RunFacts(run.run_id, turn.turn, inputs),
             steps=transcript.steps,
             history=transcript.history,
@@ -192,6 +198,8 @@ class TurnRunner:
                 if record.calls and record.text:
                     found.append(said_between(work.run_id, step.turn, step.step, record.text))
                 await self._report(work, step.step, record)
+            elif isinstance(record, s.Asked) and record.call_id in calls:
+                await self._permits.tell(work, [calls[record.call_id]])
             elif isinstance(record, s.Returned | s.Spawned | s.Yielded):
                 if record.call_id in calls:
                     found.append(call_started(work.run_id, calls[record.call_id]))
@@ -205,7 +213,7 @@ class TurnRunner:
             if work.turn.cancelled.is_set():
                 why = work.turn.cancel_reason or "the run was cancelled"
                 return Fail(RunCancelled(why, metadata={"cause": "request"}), retryable=False)
-            action = plan.next_action(work.steps, work.number, self._max_model_calls)
+            action = plan.next_action(work.steps, work.number, self._max_model_calls, work.asks)
             # An answer that was paid for is delivered; only what would cost more is not begun.
             if work.over_budget is not None and not isinstance(action, plan.EndWithReply):
                 return Fail(work.over_budget, retryable=False, taken=work.taken())
@@ -219,7 +227,13 @@ class TurnRunner:
                     if ended is not None:
                         return ended
                 case plan.RunTool(call):
+                    if work.turn.draining.is_set():
+                        return Release("draining")
                     await self._tools.run(work, call)
+                case plan.AnswerCall(result):
+                    await self._tools.answer(work, result)
+                case plan.AskPeople(calls):
+                    await self._permits.ask(work, calls)
                 case plan.SpawnChildren(calls):
                     await self._tools.spawn(work, calls)
                 case plan.StepsExhausted(limit):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from agent_svc.agents import Agent
@@ -10,10 +10,10 @@ from agent_svc.domain import steps as s
 from agent_svc.domain import tools as t
 from agent_svc.domain.prompt import ToolSchema
 from agent_svc.domain.render import Exchange, RunFacts
-from agent_svc.eventwriter import EventWriter
+from agent_svc.eventwriter import EventWriter, noted
 from agent_svc.models.base import Model
 from agent_svc.store.transcripts import Transcripts
-from agent_svc.toolsets import Toolset
+from agent_svc.toolsets import Note, Toolset
 from conveyor.agent.v1 import task_pb2 as task_pb
 from svckit.clock import Clock
 from svckit.errors import ServiceError
@@ -39,6 +39,10 @@ class Work:
     clock: Clock
     # Which toolset runs a tool, by the tool's name.
     owners: Mapping[str, Toolset] = field(default_factory=dict)
+    # Tools that need a person's word before each call.
+    asks: Collection[str] = ()
+    # What the model is told about tools that it may not use, by name or pattern.
+    refused: Mapping[str, str] = field(default_factory=dict)
     # Set when a report said that a budget is used up.
     over_budget: ServiceError | None = field(default=None)
 
@@ -51,6 +55,10 @@ class Work:
     def number(self) -> int:
         """The turn, counted from 1."""
         return self.turn.turn
+
+    async def note(self, note: Note) -> None:
+        """Tell people something. Raises `LeaseLost`."""
+        await self.events.write(noted(self.run_id, self.number, note))
 
     async def add(self, *records: s.Record) -> int:
         """Store the next steps of the turn; returns the number of the first. Raises `LeaseLost`."""

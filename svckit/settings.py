@@ -53,7 +53,7 @@ class Settings(BaseSettings):
     customers: dict[str, m.CustomerSettings] = {}
     agents: m.AgentsSettings = m.AgentsSettings()
     providers: dict[m.Name, m.ProviderSettings] = {}
-    mcp: dict[m.Name, m.McpSettings] = {}
+    mcp: dict[m.ToolServerId, m.McpSettings] = {}
     acp: m.AcpSettings = m.AcpSettings()
     gateway: m.GatewaySettings = m.GatewaySettings()
     channels: dict[m.Name, m.ChannelSettings] = {}

@@ -23,6 +23,7 @@ from pydantic import (
 from svckit.postgres import PostgresAddress
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}")
+_TOOL_SERVER = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}")
 
 
 def _host_port(value: str) -> str:
@@ -55,6 +56,13 @@ def _list_of_text(value: object) -> object:
     return [word.strip() for word in value.split(",") if word.strip()]
 
 
+def _tool_server(value: str) -> str:
+    # It begins the names of the server's tools, which providers allow 64 characters of a few kinds.
+    if not _TOOL_SERVER.fullmatch(value) or "__" in value:
+        raise ValueError("must be 1 to 32 characters of a-z, 0-9, '_' and '-', without '__'")
+    return value
+
+
 def _name(value: str) -> str:
     if not _NAME.fullmatch(value):
         raise ValueError("must be 1 to 64 characters of a-z, 0-9, '_', '.' and '-'")
@@ -71,7 +79,10 @@ Texts = Annotated[tuple[str, ...], BeforeValidator(_list_of_text)]
 """A list of texts; in the environment JSON, or words between commas."""
 Name = Annotated[str, AfterValidator(_name)]
 """An id that names a table."""
+ToolServerId = Annotated[str, AfterValidator(_tool_server)]
+"""An id that names a table and begins the names of tools."""
 QueueMode = Literal["followup", "collect", "steer", "interrupt"]
+Approval = Literal["allow", "ask", "deny"]
 PermissionMode = Literal["approve-reads", "approve-all", "deny-all", "ask"]
 Scope = Literal["read", "send", "control", "admin"]
 Seconds = Annotated[float, Field(ge=0, le=86_400 * 366)]
@@ -225,11 +236,17 @@ class SubagentSettings(Table):
 
 
 class AgentDefaults(Table):
-    """`[agents.defaults]`: what every agent has unless its own table says otherwise."""
+    """`[agents.defaults]`: what every agent has unless its own table says otherwise.
+
+    `approvals`: rule by the name of a tool, or by a pattern that ends in `*`; the longest that fits
+    counts, before the rule of the tool server.
+    """
 
     model: str = Field(default="demo", min_length=1)
     queue_mode: QueueMode = "followup"
     fallback_models: Texts = ()
+    approvals: dict[str, Approval] = {}
+    approval_timeout_seconds: float = Field(default=300, ge=10, le=86_400)
     subagents: SubagentSettings = SubagentSettings()
 
 
@@ -332,16 +349,41 @@ class ProviderSettings(Table):
         return self
 
 
+class McpToolSettings(Table):
+    """`[mcp.<id>.tools.<name>]`: one tool of a server. Left out follows the server."""
+
+    approval: Approval | None = None
+    idempotent: bool | None = None
+
+
 class McpSettings(Table):
-    """`[mcp.<id>]`: a tool server, started by `command` or found at `url`."""
+    """`[mcp.<id>]`: a tool server, started by `command` or found at `url`.
+
+    Approval `auto` allows the tools that the server calls read-only and asks for all others. A
+    command sees the variables in `env`, those in `env_from` (its name to the name of ours), and of
+    the others only what any program needs. `headers_env`: header to the variable that holds it.
+    """
 
     command: Texts = ()
     url: str = ""
+    env: dict[str, str] = {}
+    env_from: dict[str, str] = {}
+    headers_env: dict[str, str] = {}
+    approval: Literal["auto", "allow", "ask", "deny"] = "auto"
+    start_timeout_seconds: float = Field(default=15, gt=0, le=600)
+    timeout_seconds: float = Field(default=60, gt=0, le=3600)
+    tools: dict[str, McpToolSettings] = {}
 
     @model_validator(mode="after")
     def _exactly_one(self) -> Self:
         if bool(self.command) == bool(self.url):
             raise ValueError("needs exactly one of command and url")
+        if self.url and not self.url.startswith(("http://", "https://")):
+            raise ValueError("url must start with http:// or https://")
+        if self.url and (self.env or self.env_from):
+            raise ValueError("env and env_from are of a command; a url has headers_env")
+        if self.command and self.headers_env:
+            raise ValueError("headers_env is of a url; a command has env and env_from")
         return self
 
 

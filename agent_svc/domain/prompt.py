@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from agent_svc.domain.approval import Rule
 from agent_svc.domain.content import Part
 from agent_svc.domain.steps import ToolCall
 
@@ -44,12 +45,26 @@ PromptMessage = Said | Answered | ToolAnswer
 
 
 @dataclass(frozen=True)
+class ToolPolicy:
+    """What the runtime has to know of a tool; no model is shown it.
+
+    `idempotent`: a call that a crash interrupted may be made again. `approval`: whether a person is
+    asked before each call. `kind`: what it does, as `Question.tool_kind` names it.
+    """
+
+    idempotent: bool = True
+    approval: Rule = "allow"
+    kind: str = "other"
+
+
+@dataclass(frozen=True)
 class ToolSchema:
     """A tool that the model may call. `parameters` is a JSON schema of an object."""
 
     name: str
     description: str
     parameters: Mapping[str, Any]
+    policy: ToolPolicy = ToolPolicy()
 
 
 @dataclass(frozen=True)

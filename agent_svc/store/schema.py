@@ -88,3 +88,16 @@ exchanges = Table(
     Index("exchanges_session", "session_key", "ordinal"),
     sqlite_autoincrement=True,
 )
+
+# What people said about tools for the rest of a conversation.
+tool_answers = Table(
+    "tool_answers",
+    metadata,
+    Column("session_key", String(256), primary_key=True),
+    # A reset begins a conversation in which nothing has been said yet.
+    Column("epoch", BigInteger, primary_key=True),
+    Column("tool", String(64), primary_key=True),
+    # `allow` or `deny`.
+    Column("rule", String(8), nullable=False),
+    Column("create_us", BigInteger, nullable=False),
+)

@@ -7,18 +7,19 @@ still believes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import msgspec
 import sqlalchemy as sa
 
 from agent_svc.domain import steps as s
+from agent_svc.domain.approval import Rule
 from agent_svc.domain.content import Message
 from agent_svc.domain.reconcile import Standing
 from agent_svc.domain.render import Exchange
 from agent_svc.domain.session_texts import Entry
-from agent_svc.store import history, rows
+from agent_svc.store import history, rows, toolanswers
 from agent_svc.store import schema as t
 from agent_svc.store.history import TurnStart
 from svckit.database import Database
@@ -94,6 +95,16 @@ class Transcripts:
         failpoint("agent.step.before")
         await self._db.run(add)
         failpoint("agent.step.stored")
+
+    async def tool_answers(self, flow_id: str) -> dict[str, Rule]:
+        """What people said about tools for the rest of the conversation of a flow, by tool."""
+        return await self._db.run(lambda db: toolanswers.read(db, flow_id))
+
+    async def remember_tool_answers(
+        self, flow_id: str, rules: Mapping[str, Rule], now_us: int
+    ) -> None:
+        """Store what was said. Repeating it does no harm."""
+        await self._db.run(lambda db: toolanswers.remember(db, flow_id, rules, now_us))
 
     async def open_runs(self, session_key: str) -> list[OpenRun]:
         """Runs of a session whose end this store does not know, in the order they began."""

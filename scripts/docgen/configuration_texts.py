@@ -54,6 +54,8 @@ MEANING = {
     "agents.defaults.queue_mode": "What a message does when the session is busy: `followup` waits its "
     "turn, `collect` shares a turn with others, `steer` joins the work, `interrupt` stops it",
     "agents.defaults.fallback_models": "Models to try when the first cannot be reached",
+    "agents.defaults.approvals": "Tools, or patterns that end in `*`, each with `allow`, `ask` or `deny`: before the rule of the tool server",
+    "agents.defaults.approval_timeout_seconds": "How long a person has to answer before a call is denied",
     "agents.defaults.subagents.wait": "What `sessions_spawn` does when the model does not say: wait for "
     "the child, or go on and be told later",
     "agents.defaults.subagents.max_spawn_depth": "Deepest level of sub-agents. 0 forbids spawning, 1 "
@@ -87,8 +89,16 @@ MEANING = {
     "providers.<id>.rates_per_model": "Whether the two rates hold for each model on its own",
     "providers.<id>.input_price_usd": "US dollars for a million tokens read, instead of the price list; with the next key",
     "providers.<id>.output_price_usd": "US dollars for a million tokens written",
-    "mcp.<id>.command": "Command and arguments *(not yet)*",
-    "mcp.<id>.url": "Address of a server that runs already *(not yet)*",
+    "mcp.<id>.command": "Command and arguments of a server that the agent service starts at its first use",
+    "mcp.<id>.url": "Address of a server that runs already and speaks streamable HTTP",
+    "mcp.<id>.env": "Variables that the command sees, beside what any program needs",
+    "mcp.<id>.env_from": "Variables that the command sees, each with the name of ours that holds its value: for secrets",
+    "mcp.<id>.headers_env": "Headers of every request to `url`, each with the name of the variable that holds its value",
+    "mcp.<id>.approval": "Whether a person is asked before each call. `auto`: not for tools that the server calls read-only",
+    "mcp.<id>.start_timeout_seconds": "How long a server may take to start and to list its tools",
+    "mcp.<id>.timeout_seconds": "How long a call may take",
+    "mcp.<id>.tools.<name>.approval": "As at the server, for one tool. Left out, the server's",
+    "mcp.<id>.tools.<name>.idempotent": "Whether a call that a crash interrupted may be made again. Left out, what the server says of the tool",
     "acp.enabled": "Switches harnesses on",
     "acp.permission_mode": "What a harness may do without asking *(not yet)*",
     "acp.default_harness": "The harness when none is named",
