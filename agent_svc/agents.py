@@ -76,7 +76,12 @@ class Agent:
         return within(every, self.settings.tools) if self.settings.tools else every
 
     def models(self, override: str = "") -> list[str]:
-        """Models to ask, in order: the run's own, or the agent's, then the fallbacks."""
+        """Models to ask, in order: the run's own, or the agent's, then the fallbacks.
+
+        In strict mode nothing stands in for the run's own.
+        """
+        if override and self.settings.strict_model:
+            return [override]
         chosen = override or self.settings.model
         return [chosen, *(name for name in self.settings.fallback_models if name != chosen)]
 

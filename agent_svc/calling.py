@@ -14,6 +14,7 @@ from opentelemetry import trace
 
 from agent_svc import convert, spans
 from agent_svc.domain.prompt import Prompt
+from agent_svc.domain.served import same_model
 from agent_svc.domain.steps import Usage
 from agent_svc.models import asking
 from agent_svc.models.base import CallFailed, ModelReply, full_name
@@ -21,7 +22,13 @@ from agent_svc.reserving import MustWait, Reserver
 from agent_svc.usage import UsageReporter
 from agent_svc.work import Work
 from svckit.clock import Clock
-from svckit.errors import BudgetExceeded, ModelUnavailable, ServiceError, TurnFailed
+from svckit.errors import (
+    BudgetExceeded,
+    ModelRejected,
+    ModelUnavailable,
+    ServiceError,
+    TurnFailed,
+)
 from svckit.logging import get_logger
 from svckit.turn import Fail, Outcome, Suspend
 
@@ -113,7 +120,18 @@ class Caller:
             raise ended
         cost = await self._reserver.cost(asked.model, asked.reply.usage)
         usage = msgspec.structs.replace(asked.reply.usage, cost=cost)
-        bill = Bill(requested, full_name(asked.model), usage, asked.reservation_id)
+        effective = full_name(asked.model)
+        if not same_model(asked.model.name, asked.reply.served):
+            effective = f"{asked.model.provider_id}:{asked.reply.served}"
+        bill = Bill(requested, effective, usage, asked.reservation_id)
+        if work.exact_model and effective != requested:
+            # Paid all the same. Without a fallback to ask it is the provider that chose another.
+            await self.report(work, call, bill)
+            error = ModelRejected(
+                f"{requested} was asked for and {effective} answered; strict_model takes no other",
+                metadata={"providerId": asked.model.provider_id, "model": requested},
+            )
+            raise NoAnswer(Fail(error, retryable=False, taken=work.taken()))
         return Answer(asked.reply, bill)
 
     async def report(self, work: Work, call: str, bill: Bill) -> None:

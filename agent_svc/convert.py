@@ -221,6 +221,8 @@ def _told(child: ann.ChildResult) -> s.ToldChild:
         cost=usage.cost_micros_usd,
         unpriced=usage.unpriced_calls > 0,
         trace_id=child.trace_id,
+        model=child.effective_model,
+        asked_model=child.requested_model,
     )
 
 

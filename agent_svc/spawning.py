@@ -15,8 +15,11 @@ from google.rpc import status_pb2
 
 from agent_svc import convert
 from agent_svc.agents import Agent, Agents
+from agent_svc.domain import forks
 from agent_svc.domain import steps as s
 from agent_svc.domain import tools as t
+from agent_svc.domain.prompt import runtime_line
+from agent_svc.domain.render import Exchange
 from agent_svc.models.catalog import Catalog
 from conveyor.acp.v1 import session_pb2
 from conveyor.acp.v1 import task_pb2 as acp_task_pb
@@ -54,6 +57,7 @@ class Parent:
     lease_id: str
     agent: Agent
     task: task_pb.AgentTask
+    history: Sequence[Exchange] = ()
 
 
 @dataclass(frozen=True)
@@ -87,7 +91,11 @@ class Spawner:
                 items.append((tool_call, args, self._item(parent, tool_call, args)))
             except t.BadArguments as err:
                 outcomes[tool_call.id] = _refused(tool_call, str(err))
-            except (AgentNotFound, ModelNotFound) as err:
+            except ModelNotFound as err:
+                known = self._catalog.known_to(self._agents)
+                why = f"{err.message}. Known models: {known}"
+                outcomes[tool_call.id] = _refused(tool_call, why, to_proto(err))
+            except AgentNotFound as err:
                 outcomes[tool_call.id] = _refused(tool_call, err.message, to_proto(err))
         if items:
             request = sched.EnqueueRunsRequest(items=[item for _, _, item in items])
@@ -112,7 +120,12 @@ class Spawner:
         child = result.accepted.run
         wait = parent.agent.settings.subagents.wait if args.wait is None else args.wait
         record = s.Spawned(
-            tool_call.id, child.run_id, child.spec.session_key, t.label_of(args), wait
+            tool_call.id,
+            child.run_id,
+            child.spec.session_key,
+            t.label_of(args),
+            wait,
+            _not_forked(parent, args),
         )
         return SpawnOutcome(tool_call, record)
 
@@ -140,9 +153,11 @@ class Spawner:
         if asked.max_cost_usd is not None:
             _lower(spec.budget, "max_cost_micros_usd", round(asked.max_cost_usd * 1_000_000))
         run_id = parent.run.run_id
+        note = _not_forked(parent, args)
+        text = f"{args.task}\n\n{runtime_line(note).text}" if note else args.task
         return sched.EnqueueItem(
             spec=spec,
-            message=convert.spoken(f"{run_id}-{tool_call.id}", args.task, content_pb2.ROLE_USER),
+            message=convert.spoken(f"{run_id}-{tool_call.id}", text, content_pb2.ROLE_USER),
             request_id=f"{run_id}/{tool_call.id}",
             parent_lease_id=parent.lease_id,
             tool_call_id=tool_call.id,
@@ -182,7 +197,12 @@ class Spawner:
             model = parent.task.model
         if model:
             self._catalog.get(model)
-        fork = args.context == "fork"
+        if args.context == "fork" and agent_id != parent.agent.agent_id:
+            raise t.BadArguments(
+                "`context` fork hands this conversation over, and only to the same agent: leave "
+                "`agent_id` out, or put what it needs into `task`"
+            )
+        fork = args.context == "fork" and not _not_forked(parent, args)
         task = task_pb.AgentTask(
             agent_id=agent_id,
             model=model,
@@ -218,6 +238,11 @@ _Counted = Literal["max_depth", "max_tokens", "max_cost_micros_usd"]
 def _lower(caps: run_pb2.Budget, name: _Counted, value: int) -> None:
     if not caps.HasField(name) or value < getattr(caps, name):
         setattr(caps, name, value)
+
+
+def _not_forked(parent: Parent, args: t.SpawnArgs) -> str:
+    """Why the child begins without its parent's conversation, though it was to have it."""
+    return forks.too_long(parent.history) if args.context == "fork" else ""
 
 
 def _refused(

@@ -150,7 +150,7 @@ class Tooling:
                 )
             )
             return
-        parent = Parent(work.turn.run, work.turn.lease_id, work.agent, work.task)
+        parent = Parent(work.turn.run, work.turn.lease_id, work.agent, work.task, work.history)
         with spans.tool(self._tracer, calls):
             outcomes = await self._spawner.spawn(parent, calls)
             await work.add(*(outcome.record for outcome in outcomes))

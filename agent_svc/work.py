@@ -52,6 +52,11 @@ class Work:
         return self.turn.run.run_id
 
     @property
+    def exact_model(self) -> bool:
+        """True when the run's own choice of a model must be served by exactly that model."""
+        return self.agent.settings.strict_model and bool(self.task.model)
+
+    @property
     def number(self) -> int:
         """The turn, counted from 1."""
         return self.turn.turn

@@ -245,6 +245,7 @@ class AgentDefaults(Table):
     model: str = Field(default="demo", min_length=1)
     queue_mode: QueueMode = "followup"
     fallback_models: Texts = ()
+    strict_model: bool = False
     approvals: dict[str, Approval] = {}
     approval_timeout_seconds: float = Field(default=300, ge=10, le=86_400)
     subagents: SubagentSettings = SubagentSettings()

@@ -10,7 +10,7 @@ one stored, and its news follow them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal
 
 import msgspec
@@ -75,6 +75,7 @@ def render(
     held: list[PromptMessage] = []
     answers = _answers([step.record for step in steps if step.turn <= run.turn])
     seen = 0
+    notes = {child.call_id: child.note for child in s.spawned(steps) if child.note}
     for number in range(1, run.turn + 1):
         records = [step.record for step in steps if step.turn == number]
         if not records or not isinstance(records[0], s.Began):
@@ -83,7 +84,7 @@ def render(
         goes_on = _leaves_open(open_calls, steps, number)
         in_answers: set[str] = set()
         if not goes_on:
-            used = list(_close(open_calls, began))
+            used = list(_close(open_calls, began, notes))
             messages.extend(answer for answer, _ in used)
             in_answers = {run_id for _, run_id in used}
             messages.extend(held)
@@ -189,6 +190,8 @@ def _answers(records: Sequence[s.Record]) -> dict[str, ToolAnswer]:
             content, failed = "The turn ended and your message was sent.", False
         elif isinstance(record, s.Spawned) and not record.wait:
             content, failed = f"Sub-agent {record.run_id} started. {results.LATER}", False
+            if record.note:
+                content = f"{content} {record.note}"
         else:
             continue
         name = names.get(record.call_id, "")
@@ -197,21 +200,24 @@ def _answers(records: Sequence[s.Record]) -> dict[str, ToolAnswer]:
 
 
 def _close(
-    open_calls: Sequence[tuple[s.ToolCall, ToolAnswer | None]], began: s.Began
+    open_calls: Sequence[tuple[s.ToolCall, ToolAnswer | None]],
+    began: s.Began,
+    notes: Mapping[str, str],
 ) -> Iterator[tuple[ToolAnswer, str]]:
     """Answer what the turn before left open; the second value names the child it tells, if any."""
     told = {child.call_id: child for child in began.told if child.settled}
     for call, answer in open_calls:
+        note = f"{notes[call.id]}\n" if call.id in notes else ""
         if answer is not None:
             yield answer, ""
         elif began.lane_released:
             # Other exchanges follow: the result comes after them, as a message of the runtime.
-            yield ToolAnswer(call.id, call.name, results.LATER), ""
+            yield ToolAnswer(call.id, call.name, note + results.LATER), ""
         elif child := told.get(call.id):
-            failed = child.status != "succeeded"
-            yield ToolAnswer(call.id, call.name, results.show_answer(child), failed), child.run_id
+            text, failed = note + results.show_answer(child), child.status != "succeeded"
+            yield ToolAnswer(call.id, call.name, text, failed), child.run_id
         else:
-            yield ToolAnswer(call.id, call.name, results.STILL_RUNNING), ""
+            yield ToolAnswer(call.id, call.name, note + results.STILL_RUNNING), ""
 
 
 def _news(

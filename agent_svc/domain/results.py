@@ -55,6 +55,10 @@ def show(child: ToldChild) -> str:
         facts["tokens"] = str(child.tokens)
     if child.cost:
         facts["cost_usd"] = ("at least " if child.unpriced else "") + f"{child.cost / 1e6:.6f}"
+    if child.model:
+        facts["model"] = child.model
+    if child.asked_model not in ("", child.model):
+        facts["model_asked_for"] = child.asked_model
     if child.trace_id:
         facts["trace"] = child.trace_id
     if child.truncated:

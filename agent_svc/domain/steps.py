@@ -58,6 +58,9 @@ class ToldChild(msgspec.Struct, frozen=True, omit_defaults=True):
     cost: int = 0
     unpriced: bool = False
     trace_id: str = ""
+    # Which model answered it last, and which one was asked for.
+    model: str = ""
+    asked_model: str = ""
 
     @property
     def settled(self) -> bool:
@@ -118,6 +121,8 @@ class Spawned(msgspec.Struct, frozen=True, omit_defaults=True, tag="spawned"):
     session_key: str
     label: str
     wait: bool
+    # Something the model should know about how it was started.
+    note: str = ""
 
 
 class Yielded(msgspec.Struct, frozen=True, omit_defaults=True, tag="yielded"):

@@ -137,6 +137,8 @@ def read_spawn(arguments: str) -> SpawnArgs:
         raise BadArguments("`task` must say what the sub-agent should do")
     if len(args.task.encode()) > TASK_BYTES:
         raise BadArguments(f"`task` must be at most {TASK_BYTES} bytes of UTF-8")
+    if args.context == "fork" and args.runtime == "acp":
+        raise BadArguments("`context` fork is for runtime subagent: put what it needs into `task`")
     if args.timeout_seconds is not None and not 0 < args.timeout_seconds <= 86_400 * 30:
         raise BadArguments("`timeout_seconds` must be above 0 and at most 2592000")
     budget = args.budget or SpawnBudget()

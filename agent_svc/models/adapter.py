@@ -39,6 +39,8 @@ class Answer:
     cached: int
     written: int
     finish_reason: str
+    # The model that answered, as the provider names it. Empty when it does not say.
+    served: str = ""
 
 
 @dataclass(frozen=True)
@@ -204,6 +206,7 @@ def _take_apart(response: wire.ModelResponse) -> Answer:
         cached=usage.cache_read_tokens,
         written=usage.output_tokens,
         finish_reason=response.finish_reason or "",
+        served=response.model_name or "",
     )
 
 

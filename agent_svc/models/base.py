@@ -21,6 +21,8 @@ class ModelReply:
     calls: tuple[tuple[str, str], ...] = ()
     usage: Usage = field(default_factory=Usage)
     stop_reason: StopReason = "end_turn"
+    # The model that answered, as the provider names it. Empty when it does not say.
+    served: str = ""
 
 
 class CallFailed(Exception):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from urllib.parse import urlsplit, urlunsplit
 
+from agent_svc.agents import Agents
 from agent_svc.models.base import Model
 from agent_svc.models.demo import PLANNERS, DemoModel
 from agent_svc.models.provider import ProviderModel
@@ -42,6 +43,18 @@ class Catalog:
         parts = urlsplit(settings.base_url)
         host = parts.netloc.rpartition("@")[2]
         return urlunsplit((parts.scheme, host, parts.path, "", ""))
+
+    def known_to(self, agents: Agents) -> str:
+        """Name the models that agents use and those that are always there, for people."""
+        used = [
+            name
+            for agent in agents.all()
+            for name in (*agent.models(), agent.settings.subagents.model)
+            if name
+        ]
+        names = ", ".join(dict.fromkeys([*used, *self._demo]))
+        providers = ", ".join(f"{name}:<model>" for name in self._providers if name != "demo")
+        return f"{names}; or any model of a provider, as {providers}" if providers else names
 
     def demo_names(self) -> list[str]:
         """The models that are always there."""

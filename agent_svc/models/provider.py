@@ -65,7 +65,7 @@ class ProviderModel:
             raise self._failed(adapter.judge(err), started) from err
         usage = Usage(read=answer.read, cached=answer.cached, written=answer.written)
         reason = _STOP_REASONS.get(answer.finish_reason, "end_turn")
-        return ModelReply(answer.text, answer.calls, usage, reason)
+        return ModelReply(answer.text, answer.calls, usage, reason, answer.served)
 
     async def close(self) -> None:
         """Close the connections to the provider."""

@@ -324,6 +324,8 @@ def child_result(
         else None,
         trace_id=trace_id(trace),
         error=status_of(child.failure) if child.failure else None,
+        requested_model=child.requested_model,
+        effective_model=child.effective_model,
     )
 
 

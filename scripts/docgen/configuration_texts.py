@@ -54,6 +54,8 @@ MEANING = {
     "agents.defaults.queue_mode": "What a message does when the session is busy: `followup` waits its "
     "turn, `collect` shares a turn with others, `steer` joins the work, `interrupt` stops it",
     "agents.defaults.fallback_models": "Models to try when the first cannot be reached",
+    "agents.defaults.strict_model": "A model chosen for one run must answer itself: no fallback, "
+    "and no other model of the provider",
     "agents.defaults.approvals": "Tools, or patterns that end in `*`, each with `allow`, `ask` or `deny`: before the rule of the tool server",
     "agents.defaults.approval_timeout_seconds": "How long a person has to answer before a call is denied",
     "agents.defaults.subagents.wait": "What `sessions_spawn` does when the model does not say: wait for "

@@ -36,13 +36,17 @@ class ToolCall:
 
 @dataclass(frozen=True)
 class Reply:
-    """What the model says. Several `tool_calls` are parallel. `pause`: seconds between chunks."""
+    """What the model says. Several `tool_calls` are parallel. `pause`: seconds between chunks.
+
+    `model`: which one it says it is; left out, the one that was asked for.
+    """
 
     text: str = ""
     tool_calls: Sequence[ToolCall] = ()
     pause: float = 0.0
     input_tokens: int = 10
     output_tokens: int = 5
+    model: str = ""
 
 
 @dataclass(frozen=True)
@@ -189,6 +193,8 @@ class FakeOpenAI:
         if isinstance(answer, Failure):
             return _error(answer)
         model = str(recorded.body.get("model", "fake"))
+        if isinstance(answer, Reply) and answer.model:
+            model = answer.model
         if recorded.body.get("stream"):
             usage = bool((recorded.body.get("stream_options") or {}).get("include_usage"))
             return StreamingResponse(

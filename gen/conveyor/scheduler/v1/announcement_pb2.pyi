@@ -90,6 +90,8 @@ class ChildResult(_message.Message):
     DURATION_FIELD_NUMBER: _builtins.int
     TRACE_ID_FIELD_NUMBER: _builtins.int
     ERROR_FIELD_NUMBER: _builtins.int
+    REQUESTED_MODEL_FIELD_NUMBER: _builtins.int
+    EFFECTIVE_MODEL_FIELD_NUMBER: _builtins.int
     run_id: _builtins.str
     """The child."""
     session_key: _builtins.str
@@ -106,6 +108,10 @@ class ChildResult(_message.Message):
     """True when `text` was cut. The whole is in the child's event log."""
     trace_id: _builtins.str
     """Trace that holds the child, 32 hexadecimal digits. Empty when not traced."""
+    requested_model: _builtins.str
+    """As `Run.requested_model`."""
+    effective_model: _builtins.str
+    """As `Run.effective_model`."""
     @_builtins.property
     def usage(self) -> _usage_pb2.Usage:
         """Tokens and cost of the child and all its descendants."""
@@ -132,10 +138,12 @@ class ChildResult(_message.Message):
         duration: _duration_pb2.Duration | None = ...,
         trace_id: _builtins.str = ...,
         error: _status_pb2.Status | None = ...,
+        requested_model: _builtins.str = ...,
+        effective_model: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["duration", b"duration", "error", b"error", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["duration", b"duration", "error", b"error", "label", b"label", "run_id", b"run_id", "session_key", b"session_key", "status", b"status", "text", b"text", "text_truncated", b"text_truncated", "tool_call_id", b"tool_call_id", "trace_id", b"trace_id", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["duration", b"duration", "effective_model", b"effective_model", "error", b"error", "label", b"label", "requested_model", b"requested_model", "run_id", b"run_id", "session_key", b"session_key", "status", b"status", "text", b"text", "text_truncated", b"text_truncated", "tool_call_id", b"tool_call_id", "trace_id", b"trace_id", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
