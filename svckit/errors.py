@@ -360,7 +360,7 @@ class ModelUnavailable(ServiceError):
     reason = "MODEL_UNAVAILABLE"
     grpc_code = "UNAVAILABLE"
     http_status = 503
-    metadata_keys = ("providerId", "model")
+    metadata_keys = ("providerId", "model", "cause")
     default_retry_after = 5.0
 
 
@@ -370,7 +370,7 @@ class ModelRejected(ServiceError):
     reason = "MODEL_REJECTED"
     grpc_code = "FAILED_PRECONDITION"
     http_status = 502
-    metadata_keys = ("providerId", "model", "httpStatus")
+    metadata_keys = ("providerId", "model", "httpStatus", "cause")
 
 
 class AcpDisabled(ServiceError):

@@ -95,9 +95,10 @@ class AgentServiceServicer:
     def ProbeModel(self, request, context):
         """Measures how well a model delegates. Streams one result per prompt, then the report, then ends.
 
-        The report is stored per provider, model and base URL when the stream completes; a cancelled
-        call stores nothing. Not idempotent: model calls cost money. Fails with `MODEL_NOT_FOUND`,
-        `MODEL_REJECTED` or `MODEL_UNAVAILABLE`.
+        The report of a probe of all tiers is stored per provider, model and base URL when the stream
+        completes; a cancelled call stores nothing. A provider that fails several times in a row ends
+        the probe, and nothing is stored. Not idempotent: model calls cost money. Fails with
+        `MODEL_NOT_FOUND`, `MODEL_REJECTED` or `MODEL_UNAVAILABLE`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -49,9 +49,10 @@ class AgentServiceStub:
     ProbeModel: _grpc.UnaryStreamMultiCallable[_agent_service_pb2.ProbeModelRequest, _agent_service_pb2.ProbeModelResponse]
     """Measures how well a model delegates. Streams one result per prompt, then the report, then ends.
 
-    The report is stored per provider, model and base URL when the stream completes; a cancelled
-    call stores nothing. Not idempotent: model calls cost money. Fails with `MODEL_NOT_FOUND`,
-    `MODEL_REJECTED` or `MODEL_UNAVAILABLE`.
+    The report of a probe of all tiers is stored per provider, model and base URL when the stream
+    completes; a cancelled call stores nothing. A provider that fails several times in a row ends
+    the probe, and nothing is stored. Not idempotent: model calls cost money. Fails with
+    `MODEL_NOT_FOUND`, `MODEL_REJECTED` or `MODEL_UNAVAILABLE`.
     """
     ListModels: _grpc.UnaryUnaryMultiCallable[_agent_service_pb2.ListModelsRequest, _agent_service_pb2.ListModelsResponse]
     """Lists the configured models with their newest probe report. Read only."""
@@ -77,9 +78,10 @@ class AgentServiceAsyncStub(AgentServiceStub):
     ProbeModel: _aio.UnaryStreamMultiCallable[_agent_service_pb2.ProbeModelRequest, _agent_service_pb2.ProbeModelResponse]  # type: ignore[assignment]
     """Measures how well a model delegates. Streams one result per prompt, then the report, then ends.
 
-    The report is stored per provider, model and base URL when the stream completes; a cancelled
-    call stores nothing. Not idempotent: model calls cost money. Fails with `MODEL_NOT_FOUND`,
-    `MODEL_REJECTED` or `MODEL_UNAVAILABLE`.
+    The report of a probe of all tiers is stored per provider, model and base URL when the stream
+    completes; a cancelled call stores nothing. A provider that fails several times in a row ends
+    the probe, and nothing is stored. Not idempotent: model calls cost money. Fails with
+    `MODEL_NOT_FOUND`, `MODEL_REJECTED` or `MODEL_UNAVAILABLE`.
     """
     ListModels: _aio.UnaryUnaryMultiCallable[_agent_service_pb2.ListModelsRequest, _agent_service_pb2.ListModelsResponse]  # type: ignore[assignment]
     """Lists the configured models with their newest probe report. Read only."""
@@ -126,9 +128,10 @@ class AgentServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_abc.Iterator[_agent_service_pb2.ProbeModelResponse], _abc.AsyncIterator[_agent_service_pb2.ProbeModelResponse]]:
         """Measures how well a model delegates. Streams one result per prompt, then the report, then ends.
 
-        The report is stored per provider, model and base URL when the stream completes; a cancelled
-        call stores nothing. Not idempotent: model calls cost money. Fails with `MODEL_NOT_FOUND`,
-        `MODEL_REJECTED` or `MODEL_UNAVAILABLE`.
+        The report of a probe of all tiers is stored per provider, model and base URL when the stream
+        completes; a cancelled call stores nothing. A provider that fails several times in a row ends
+        the probe, and nothing is stored. Not idempotent: model calls cost money. Fails with
+        `MODEL_NOT_FOUND`, `MODEL_REJECTED` or `MODEL_UNAVAILABLE`.
         """
 
     @_abc_1.abstractmethod

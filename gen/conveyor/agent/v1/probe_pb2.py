@@ -28,23 +28,25 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from google.rpc import status_pb2 as google_dot_rpc_dot_status__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1d\x63onveyor/agent/v1/probe.proto\x12\x11\x63onveyor.agent.v1\x1a\x1e\x63onveyor/common/v1/usage.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\"\xa5\x02\n\x0bProbeResult\x12\x11\n\tprompt_id\x18\x01 \x01(\t\x12*\n\x04tier\x18\x02 \x01(\x0e\x32\x1c.conveyor.agent.v1.ProbeTier\x12\x12\n\nrepetition\x18\x03 \x01(\x05\x12\x30\n\x07outcome\x18\x04 \x01(\x0e\x32\x1f.conveyor.agent.v1.ProbeOutcome\x12\x19\n\x11\x65xpected_children\x18\x05 \x01(\x05\x12\x16\n\x0e\x61sked_children\x18\x06 \x01(\x05\x12*\n\x07latency\x18\x07 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0f\n\x07\x65xcerpt\x18\x08 \x01(\t\x12!\n\x05\x65rror\x18\t \x01(\x0b\x32\x12.google.rpc.Status\"z\n\x0bProbeFigure\x12*\n\x04tier\x18\x01 \x01(\x0e\x32\x1c.conveyor.agent.v1.ProbeTier\x12\x30\n\x07outcome\x18\x02 \x01(\x0e\x32\x1f.conveyor.agent.v1.ProbeOutcome\x12\r\n\x05\x63ount\x18\x03 \x01(\x05\"\xff\x01\n\x0bProbeReport\x12\r\n\x05model\x18\x01 \x01(\t\x12\x10\n\x08\x62\x61se_url\x18\x02 \x01(\t\x12\x30\n\x07verdict\x18\x03 \x01(\x0e\x32\x1f.conveyor.agent.v1.ProbeVerdict\x12/\n\x07\x66igures\x18\x04 \x03(\x0b\x32\x1e.conveyor.agent.v1.ProbeFigure\x12\x12\n\nprompt_set\x18\x05 \x01(\t\x12(\n\x05usage\x18\x06 \x01(\x0b\x32\x19.conveyor.common.v1.Usage\x12.\n\nprobe_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp*o\n\tProbeTier\x12\x1a\n\x16PROBE_TIER_UNSPECIFIED\x10\x00\x12\x16\n\x12PROBE_TIER_NATURAL\x10\x01\x12\x17\n\x13PROBE_TIER_EXPLICIT\x10\x02\x12\x15\n\x11PROBE_TIER_FORCED\x10\x03*\x8e\x02\n\x0cProbeOutcome\x12\x1d\n\x19PROBE_OUTCOME_UNSPECIFIED\x10\x00\x12\x17\n\x13PROBE_OUTCOME_RIGHT\x10\x01\x12\x1d\n\x19PROBE_OUTCOME_WRONG_COUNT\x10\x02\x12\x1e\n\x1aPROBE_OUTCOME_INVALID_CALL\x10\x03\x12\x1e\n\x1aPROBE_OUTCOME_IGNORED_TOOL\x10\x04\x12\"\n\x1ePROBE_OUTCOME_INVENTED_REFUSAL\x10\x05\x12!\n\x1dPROBE_OUTCOME_INVENTED_RESULT\x10\x06\x12 \n\x1cPROBE_OUTCOME_PROVIDER_ERROR\x10\x07*\x8d\x01\n\x0cProbeVerdict\x12\x1d\n\x19PROBE_VERDICT_UNSPECIFIED\x10\x00\x12\x1e\n\x1aPROBE_VERDICT_ORCHESTRATOR\x10\x01\x12!\n\x1dPROBE_VERDICT_NEEDS_INSISTING\x10\x02\x12\x1b\n\x17PROBE_VERDICT_LEAF_ONLY\x10\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1d\x63onveyor/agent/v1/probe.proto\x12\x11\x63onveyor.agent.v1\x1a\x1e\x63onveyor/common/v1/usage.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\"\xa5\x02\n\x0bProbeResult\x12\x11\n\tprompt_id\x18\x01 \x01(\t\x12*\n\x04tier\x18\x02 \x01(\x0e\x32\x1c.conveyor.agent.v1.ProbeTier\x12\x12\n\nrepetition\x18\x03 \x01(\x05\x12\x30\n\x07outcome\x18\x04 \x01(\x0e\x32\x1f.conveyor.agent.v1.ProbeOutcome\x12\x19\n\x11\x65xpected_children\x18\x05 \x01(\x05\x12\x16\n\x0e\x61sked_children\x18\x06 \x01(\x05\x12*\n\x07latency\x18\x07 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0f\n\x07\x65xcerpt\x18\x08 \x01(\t\x12!\n\x05\x65rror\x18\t \x01(\x0b\x32\x12.google.rpc.Status\"z\n\x0bProbeFigure\x12*\n\x04tier\x18\x01 \x01(\x0e\x32\x1c.conveyor.agent.v1.ProbeTier\x12\x30\n\x07outcome\x18\x02 \x01(\x0e\x32\x1f.conveyor.agent.v1.ProbeOutcome\x12\r\n\x05\x63ount\x18\x03 \x01(\x05\"\x91\x01\n\nProbeScore\x12*\n\x04tier\x18\x01 \x01(\x0e\x32\x1c.conveyor.agent.v1.ProbeTier\x12\r\n\x05tries\x18\x02 \x01(\x05\x12\x0c\n\x04good\x18\x03 \x01(\x05\x12\r\n\x05share\x18\x04 \x01(\x01\x12\x0b\n\x03low\x18\x05 \x01(\x01\x12\x0c\n\x04high\x18\x06 \x01(\x01\x12\x10\n\x08required\x18\x07 \x01(\x01\"\xdc\x02\n\x0bProbeReport\x12\r\n\x05model\x18\x01 \x01(\t\x12\x10\n\x08\x62\x61se_url\x18\x02 \x01(\t\x12\x30\n\x07verdict\x18\x03 \x01(\x0e\x32\x1f.conveyor.agent.v1.ProbeVerdict\x12/\n\x07\x66igures\x18\x04 \x03(\x0b\x32\x1e.conveyor.agent.v1.ProbeFigure\x12\x12\n\nprompt_set\x18\x05 \x01(\t\x12(\n\x05usage\x18\x06 \x01(\x0b\x32\x19.conveyor.common.v1.Usage\x12.\n\nprobe_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12-\n\x06scores\x18\x08 \x03(\x0b\x32\x1d.conveyor.agent.v1.ProbeScore\x12\x17\n\x0fprovider_errors\x18\t \x01(\x05\x12\x13\n\x0b\x65xplanation\x18\n \x01(\t*o\n\tProbeTier\x12\x1a\n\x16PROBE_TIER_UNSPECIFIED\x10\x00\x12\x16\n\x12PROBE_TIER_NATURAL\x10\x01\x12\x17\n\x13PROBE_TIER_EXPLICIT\x10\x02\x12\x15\n\x11PROBE_TIER_FORCED\x10\x03*\x8e\x02\n\x0cProbeOutcome\x12\x1d\n\x19PROBE_OUTCOME_UNSPECIFIED\x10\x00\x12\x17\n\x13PROBE_OUTCOME_RIGHT\x10\x01\x12\x1d\n\x19PROBE_OUTCOME_WRONG_COUNT\x10\x02\x12\x1e\n\x1aPROBE_OUTCOME_INVALID_CALL\x10\x03\x12\x1e\n\x1aPROBE_OUTCOME_IGNORED_TOOL\x10\x04\x12\"\n\x1ePROBE_OUTCOME_INVENTED_REFUSAL\x10\x05\x12!\n\x1dPROBE_OUTCOME_INVENTED_RESULT\x10\x06\x12 \n\x1cPROBE_OUTCOME_PROVIDER_ERROR\x10\x07*\x8d\x01\n\x0cProbeVerdict\x12\x1d\n\x19PROBE_VERDICT_UNSPECIFIED\x10\x00\x12\x1e\n\x1aPROBE_VERDICT_ORCHESTRATOR\x10\x01\x12!\n\x1dPROBE_VERDICT_NEEDS_INSISTING\x10\x02\x12\x1b\n\x17PROBE_VERDICT_LEAF_ONLY\x10\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'conveyor.agent.v1.probe_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_PROBETIER']._serialized_start=852
-  _globals['_PROBETIER']._serialized_end=963
-  _globals['_PROBEOUTCOME']._serialized_start=966
-  _globals['_PROBEOUTCOME']._serialized_end=1236
-  _globals['_PROBEVERDICT']._serialized_start=1239
-  _globals['_PROBEVERDICT']._serialized_end=1380
+  _globals['_PROBETIER']._serialized_start=1093
+  _globals['_PROBETIER']._serialized_end=1204
+  _globals['_PROBEOUTCOME']._serialized_start=1207
+  _globals['_PROBEOUTCOME']._serialized_end=1477
+  _globals['_PROBEVERDICT']._serialized_start=1480
+  _globals['_PROBEVERDICT']._serialized_end=1621
   _globals['_PROBERESULT']._serialized_start=175
   _globals['_PROBERESULT']._serialized_end=468
   _globals['_PROBEFIGURE']._serialized_start=470
   _globals['_PROBEFIGURE']._serialized_end=592
-  _globals['_PROBEREPORT']._serialized_start=595
-  _globals['_PROBEREPORT']._serialized_end=850
+  _globals['_PROBESCORE']._serialized_start=595
+  _globals['_PROBESCORE']._serialized_end=740
+  _globals['_PROBEREPORT']._serialized_start=743
+  _globals['_PROBEREPORT']._serialized_end=1091
 # @@protoc_insertion_point(module_scope)

@@ -60,9 +60,11 @@ class _ProbeOutcomeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ProbeOut
     PROBE_OUTCOME_UNSPECIFIED: _ProbeOutcome.ValueType  # 0
     """Not set."""
     PROBE_OUTCOME_RIGHT: _ProbeOutcome.ValueType  # 1
-    """Valid calls, and the right number of children."""
+    """Valid calls, and the right number of children. Where none is right: no call, and an honest
+    answer.
+    """
     PROBE_OUTCOME_WRONG_COUNT: _ProbeOutcome.ValueType  # 2
-    """Valid calls, but too few or too many children."""
+    """Valid calls, but too few or too many children. Any child is too many where none is right."""
     PROBE_OUTCOME_INVALID_CALL: _ProbeOutcome.ValueType  # 3
     """Calls with missing or wrong arguments, or written as text."""
     PROBE_OUTCOME_IGNORED_TOOL: _ProbeOutcome.ValueType  # 4
@@ -80,9 +82,11 @@ class ProbeOutcome(_ProbeOutcome, metaclass=_ProbeOutcomeEnumTypeWrapper):
 PROBE_OUTCOME_UNSPECIFIED: ProbeOutcome.ValueType  # 0
 """Not set."""
 PROBE_OUTCOME_RIGHT: ProbeOutcome.ValueType  # 1
-"""Valid calls, and the right number of children."""
+"""Valid calls, and the right number of children. Where none is right: no call, and an honest
+answer.
+"""
 PROBE_OUTCOME_WRONG_COUNT: ProbeOutcome.ValueType  # 2
-"""Valid calls, but too few or too many children."""
+"""Valid calls, but too few or too many children. Any child is too many where none is right."""
 PROBE_OUTCOME_INVALID_CALL: ProbeOutcome.ValueType  # 3
 """Calls with missing or wrong arguments, or written as text."""
 PROBE_OUTCOME_IGNORED_TOOL: ProbeOutcome.ValueType  # 4
@@ -102,7 +106,7 @@ class _ProbeVerdict:
 class _ProbeVerdictEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ProbeVerdict.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     PROBE_VERDICT_UNSPECIFIED: _ProbeVerdict.ValueType  # 0
-    """Not set, or too many provider errors to tell."""
+    """Not set; or too few answers, or not the tiers that it takes, to tell."""
     PROBE_VERDICT_ORCHESTRATOR: _ProbeVerdict.ValueType  # 1
     """Delegates by itself."""
     PROBE_VERDICT_NEEDS_INSISTING: _ProbeVerdict.ValueType  # 2
@@ -114,7 +118,7 @@ class ProbeVerdict(_ProbeVerdict, metaclass=_ProbeVerdictEnumTypeWrapper):
     """What a model is good for."""
 
 PROBE_VERDICT_UNSPECIFIED: ProbeVerdict.ValueType  # 0
-"""Not set, or too many provider errors to tell."""
+"""Not set; or too few answers, or not the tiers that it takes, to tell."""
 PROBE_VERDICT_ORCHESTRATOR: ProbeVerdict.ValueType  # 1
 """Delegates by itself."""
 PROBE_VERDICT_NEEDS_INSISTING: ProbeVerdict.ValueType  # 2
@@ -212,6 +216,56 @@ class ProbeFigure(_message.Message):
 Global___ProbeFigure: _TypeAlias = ProbeFigure  # noqa: Y015
 
 @_typing.final
+class ProbeScore(_message.Message):
+    """How well a model did in one tier.
+
+    A try went well when its outcome is `RIGHT`; with a forced tool choice also when it is
+    `WRONG_COUNT`, since the choice is about whether to call, not about how often.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TIER_FIELD_NUMBER: _builtins.int
+    TRIES_FIELD_NUMBER: _builtins.int
+    GOOD_FIELD_NUMBER: _builtins.int
+    SHARE_FIELD_NUMBER: _builtins.int
+    LOW_FIELD_NUMBER: _builtins.int
+    HIGH_FIELD_NUMBER: _builtins.int
+    REQUIRED_FIELD_NUMBER: _builtins.int
+    tier: Global___ProbeTier.ValueType
+    """The tier."""
+    tries: _builtins.int
+    """Tries that were answered. Those that met a provider error do not count."""
+    good: _builtins.int
+    """Of these, how many went well."""
+    share: _builtins.float
+    """Share of good tries, 0 to 1. 0 without any try."""
+    low: _builtins.float
+    """Lower end of the 95 % Wilson interval of the share."""
+    high: _builtins.float
+    """Upper end."""
+    required: _builtins.float
+    """Share that the verdict asks for."""
+    def __init__(
+        self,
+        *,
+        tier: Global___ProbeTier.ValueType = ...,
+        tries: _builtins.int = ...,
+        good: _builtins.int = ...,
+        share: _builtins.float = ...,
+        low: _builtins.float = ...,
+        high: _builtins.float = ...,
+        required: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["good", b"good", "high", b"high", "low", b"low", "required", b"required", "share", b"share", "tier", b"tier", "tries", b"tries"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ProbeScore: _TypeAlias = ProbeScore  # noqa: Y015
+
+@_typing.final
 class ProbeReport(_message.Message):
     """The verdict about one model at one base URL."""
 
@@ -224,6 +278,9 @@ class ProbeReport(_message.Message):
     PROMPT_SET_FIELD_NUMBER: _builtins.int
     USAGE_FIELD_NUMBER: _builtins.int
     PROBE_TIME_FIELD_NUMBER: _builtins.int
+    SCORES_FIELD_NUMBER: _builtins.int
+    PROVIDER_ERRORS_FIELD_NUMBER: _builtins.int
+    EXPLANATION_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """As `provider:model`."""
     base_url: _builtins.str
@@ -232,6 +289,10 @@ class ProbeReport(_message.Message):
     """The verdict."""
     prompt_set: _builtins.str
     """Version of the prompt set."""
+    provider_errors: _builtins.int
+    """Tries that met a provider error. They count in no figure."""
+    explanation: _builtins.str
+    """Why the verdict is what it is, in one or two sentences for people."""
     @_builtins.property
     def figures(self) -> _containers.RepeatedCompositeFieldContainer[Global___ProbeFigure]:
         """What it rests on. Combinations that never came up are left out."""
@@ -244,6 +305,10 @@ class ProbeReport(_message.Message):
     def probe_time(self) -> _timestamp_pb2.Timestamp:
         """When the probe ended."""
 
+    @_builtins.property
+    def scores(self) -> _containers.RepeatedCompositeFieldContainer[Global___ProbeScore]:
+        """Shares of the tiers that were tried, and what the verdict asks for."""
+
     def __init__(
         self,
         *,
@@ -254,10 +319,13 @@ class ProbeReport(_message.Message):
         prompt_set: _builtins.str = ...,
         usage: _usage_pb2.Usage | None = ...,
         probe_time: _timestamp_pb2.Timestamp | None = ...,
+        scores: _abc.Iterable[Global___ProbeScore] | None = ...,
+        provider_errors: _builtins.int = ...,
+        explanation: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["probe_time", b"probe_time", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_url", b"base_url", "figures", b"figures", "model", b"model", "probe_time", b"probe_time", "prompt_set", b"prompt_set", "usage", b"usage", "verdict", b"verdict"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_url", b"base_url", "explanation", b"explanation", "figures", b"figures", "model", b"model", "probe_time", b"probe_time", "prompt_set", b"prompt_set", "provider_errors", b"provider_errors", "scores", b"scores", "usage", b"usage", "verdict", b"verdict"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

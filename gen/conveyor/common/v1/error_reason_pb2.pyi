@@ -144,11 +144,14 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """
     ERROR_REASON_MODEL_UNAVAILABLE: _ErrorReason.ValueType  # 54
     """`UNAVAILABLE`, HTTP 503, with `google.rpc.RetryInfo`. The provider did not answer or is cooling
-    down, and no fallback model is left. Metadata: `providerId`, `model`.
+    down, and no fallback model is left. Metadata: `providerId`, `model`, `cause` (`throttled`,
+    `overloaded`, `server_error`, `timeout`, `connection`, `broken_stream` or `unreadable`).
     """
     ERROR_REASON_MODEL_REJECTED: _ErrorReason.ValueType  # 55
     """`FAILED_PRECONDITION`, HTTP 502. The provider refuses the request for good, for example because
-    of its credential or the size of the context. Metadata: `providerId`, `model`, `httpStatus`.
+    of its credential or the size of the context. Metadata: `providerId`, `model`, `httpStatus`,
+    `cause` (`auth`, `quota`, `not_found`, `too_long`, `content_refused`, `bad_request` or
+    `not_set_up`).
     """
     ERROR_REASON_ACP_DISABLED: _ErrorReason.ValueType  # 60
     """`FAILED_PRECONDITION`, HTTP 409. ACP is switched off in the configuration. Metadata: none."""
@@ -315,11 +318,14 @@ ERROR_REASON_TURN_FAILED: ErrorReason.ValueType  # 53
 """
 ERROR_REASON_MODEL_UNAVAILABLE: ErrorReason.ValueType  # 54
 """`UNAVAILABLE`, HTTP 503, with `google.rpc.RetryInfo`. The provider did not answer or is cooling
-down, and no fallback model is left. Metadata: `providerId`, `model`.
+down, and no fallback model is left. Metadata: `providerId`, `model`, `cause` (`throttled`,
+`overloaded`, `server_error`, `timeout`, `connection`, `broken_stream` or `unreadable`).
 """
 ERROR_REASON_MODEL_REJECTED: ErrorReason.ValueType  # 55
 """`FAILED_PRECONDITION`, HTTP 502. The provider refuses the request for good, for example because
-of its credential or the size of the context. Metadata: `providerId`, `model`, `httpStatus`.
+of its credential or the size of the context. Metadata: `providerId`, `model`, `httpStatus`,
+`cause` (`auth`, `quota`, `not_found`, `too_long`, `content_refused`, `bad_request` or
+`not_set_up`).
 """
 ERROR_REASON_ACP_DISABLED: ErrorReason.ValueType  # 60
 """`FAILED_PRECONDITION`, HTTP 409. ACP is switched off in the configuration. Metadata: none."""

@@ -1,0 +1,1 @@
+"""Measures how well a model delegates: published prompts, outcomes of tries, the verdict."""
