@@ -1,4 +1,4 @@
-"""Between our prompt and pydantic-ai. The only module that imports it; loaded on first use.
+"""Between our prompt and pydantic-ai, which only this module and `judging` import, on first use.
 
 Our tool call ids (`turn.step.index`) are written with underscores on the wire, since some providers
 take no dots. The ids a provider makes up are dropped here: they may repeat, within a reply too.
@@ -6,10 +6,9 @@ take no dots. The ids a provider makes up are dropped here: they may repeat, wit
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from pydantic_ai import exceptions as failures
 from pydantic_ai import messages as wire
 from pydantic_ai.direct import model_request_stream
 from pydantic_ai.models import Model as WireModel
@@ -18,7 +17,10 @@ from pydantic_ai.settings import ModelSettings
 from pydantic_ai.tools import ToolDefinition
 
 from agent_svc.domain.prompt import Answered, Prompt, Said, ToolAnswer
-from agent_svc.models.base import Outcome
+
+CONNECT_SECONDS = 5.0
+# Between two pieces of a reply: the deadlines of a whole one are set with each call.
+GOOGLE_SECONDS = 600.0
 
 
 @dataclass(frozen=True)
@@ -43,16 +45,6 @@ class Answer:
     served: str = ""
 
 
-@dataclass(frozen=True)
-class Verdict:
-    """What an exception of the library means. `why` is ours: the provider's text stays inside."""
-
-    outcome: Outcome
-    why: str
-    http_status: int = 0
-    retry_after: float | None = None
-
-
 def build(*, kind: str, provider_id: str, model: str, base_url: str, api_key: str) -> Built:
     """Make the model of a provider. The SDK's own retries are off."""
     if kind == "anthropic":
@@ -65,6 +57,8 @@ def build(*, kind: str, provider_id: str, model: str, base_url: str, api_key: st
             AnthropicModel(model, provider=AnthropicProvider(anthropic_client=claude)),
             claude.close,
         )
+    if kind == "google":
+        return _build_google(model, base_url, api_key)
     from openai import AsyncOpenAI
     from pydantic_ai.models.openai import OpenAIChatModel
     from pydantic_ai.providers.openai import OpenAIProvider
@@ -76,6 +70,17 @@ def build(*, kind: str, provider_id: str, model: str, base_url: str, api_key: st
         return Built(OpenAIChatModel(model, provider=compatible), client.close)
     own = OpenAIProvider(openai_client=client)
     return Built(OpenAIChatModel(model, provider=own), client.close)
+
+
+def _build_google(model: str, base_url: str, api_key: str) -> Built:
+    import httpx2
+    from pydantic_ai.models.google import GoogleModel
+    from pydantic_ai.providers.google import GoogleProvider
+
+    # A client of ours, so that it can be closed; without retries, which are off unless asked for.
+    web = httpx2.AsyncClient(timeout=httpx2.Timeout(GOOGLE_SECONDS, connect=CONNECT_SECONDS))
+    provider = GoogleProvider(api_key=api_key, http_client=web, base_url=base_url or None)
+    return Built(GoogleModel(model, provider=provider), web.aclose)
 
 
 async def stream(
@@ -208,37 +213,3 @@ def _take_apart(response: wire.ModelResponse) -> Answer:
         finish_reason=response.finish_reason or "",
         served=response.model_name or "",
     )
-
-
-def judge(err: Exception) -> Verdict:
-    """Say what an exception of a model call means. None of its text is passed on."""
-    status = err.status_code if isinstance(err, failures.ModelHTTPError) else 0
-    http = f" (HTTP {status})" if status else ""
-    wait = err.retry_after if isinstance(err, failures.ModelAPIError) else None
-    if isinstance(err, failures.ModelRateLimitError):
-        return Verdict("throttled", f"it takes no more requests now{http}", status, wait)
-    for kind, why in _REFUSALS:
-        if isinstance(err, kind):
-            return Verdict("rejected", why + http, status)
-    if isinstance(err, failures.ModelTimeoutError | failures.ModelRequestTimeout | TimeoutError):
-        return Verdict("unavailable", "it took too long", status, wait)
-    if isinstance(err, failures.ModelConnectionError):
-        return Verdict("unavailable", "the connection failed", status, wait)
-    if isinstance(err, failures.ModelHTTPError):
-        if status in (408, 409, 425, 429) or status >= 500:
-            return Verdict("unavailable", f"it is in trouble{http}", status, wait)
-        return Verdict("rejected", f"it does not take this request{http}", status)
-    if isinstance(err, failures.ModelAPIError):
-        return Verdict("unavailable", f"it is in trouble{http}", status, wait)
-    return Verdict("unavailable", "its reply could not be read")
-
-
-_REFUSALS: Sequence[tuple[type[Exception], str]] = (
-    (failures.ModelQuotaExceededError, "its quota or credit is used up"),
-    (failures.ModelContextWindowExceededError, "the conversation is too long for the model"),
-    (failures.ModelAuthenticationError, "the credential is not accepted"),
-    (failures.ModelNotFoundError, "it does not have this model, or the base URL is wrong"),
-    (failures.ModelRequestRejectedError, "it does not take this request"),
-    (failures.ContentFilterError, "its content filter stopped the reply"),
-    (failures.UserError, "this build cannot express the request for it"),
-)

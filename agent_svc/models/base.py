@@ -11,6 +11,23 @@ from agent_svc.domain.steps import StopReason, Usage
 from svckit.errors import ServiceError
 
 Outcome = Literal["throttled", "unavailable", "rejected"]
+Cause = Literal[
+    "throttled",
+    "overloaded",
+    "server_error",
+    "timeout",
+    "connection",
+    "broken_stream",
+    "unreadable",
+    "auth",
+    "quota",
+    "not_found",
+    "too_long",
+    "content_refused",
+    "bad_request",
+    "not_set_up",
+]
+"""Why a provider gave no reply. Those from `auth` on are refusals for good."""
 
 
 @dataclass(frozen=True)
@@ -30,8 +47,8 @@ class CallFailed(Exception):
 
     `error` is what the run fails with when nothing helps: safe for any eye. `started` is True once
     the provider sent a piece of its reply: then the call may have been paid, and is not repeated
-    within the turn. `retry_after` is what the provider asked for, in seconds. `too_long` says that
-    the prompt does not fit into the model's context: a shorter one may.
+    within the turn. `retry_after` is what the provider asked for, in seconds. `cause` is empty when
+    no provider is to blame.
     """
 
     def __init__(
@@ -41,14 +58,19 @@ class CallFailed(Exception):
         outcome: Outcome,
         started: bool = False,
         retry_after: float | None = None,
-        too_long: bool = False,
+        cause: Cause | Literal[""] = "",
     ) -> None:
         super().__init__(error.message)
         self.error = error
         self.outcome = outcome
         self.started = started
         self.retry_after = retry_after
-        self.too_long = too_long
+        self.cause = cause
+
+    @property
+    def too_long(self) -> bool:
+        """True when the prompt does not fit into the model's context: a shorter one may."""
+        return self.cause == "too_long"
 
 
 class Model(Protocol):

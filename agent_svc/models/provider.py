@@ -9,21 +9,28 @@ from __future__ import annotations
 import asyncio
 import importlib
 import os
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from agent_svc.domain.prompt import Prompt
 from agent_svc.domain.steps import StopReason, Usage
-from agent_svc.models.base import CallFailed, ModelReply
-from svckit.errors import ModelRejected, ModelUnavailable, NotImplementedYet
+from agent_svc.models.base import CallFailed, Cause, ModelReply
+from svckit.errors import ModelRejected, ModelUnavailable
 from svckit.settings_model import ProviderSettings
 
 if TYPE_CHECKING:
-    from agent_svc.models import adapter
+    from agent_svc.models import adapter, judging
 
 FIRST_TOKEN_SECONDS = 120.0
 WHOLE_REPLY_SECONDS = 600.0
-DEFAULT_KEYS = {"openai": "OPENAI_API_KEY", "anthropic": "ANTHROPIC_API_KEY"}
+DEFAULT_KEYS = {
+    "openai": "OPENAI_API_KEY",
+    "anthropic": "ANTHROPIC_API_KEY",
+    "google": "GEMINI_API_KEY",
+}
+# The package whose absence means that the extra of a kind is not installed.
+PACKAGES = {"openai": "openai", "anthropic": "anthropic", "google": "google.genai"}
 _STOP_REASONS: dict[str, StopReason] = {"length": "max_tokens", "content_filter": "refusal"}
 
 
@@ -44,7 +51,7 @@ class ProviderModel:
     async def ask(self, prompt: Prompt, on_text: Callable[[str], None]) -> ModelReply:
         """Ask once, streaming. Raises `CallFailed`."""
         built = await self._model()
-        from agent_svc.models import adapter
+        from agent_svc.models import adapter, judging
 
         started = False
 
@@ -62,7 +69,11 @@ class ProviderModel:
                 built, prompt, show, note, FIRST_TOKEN_SECONDS, WHOLE_REPLY_SECONDS
             )
         except Exception as err:
-            raise self._failed(adapter.judge(err), started) from err
+            verdict = judging.judge(err, started=started, now=time.time())
+            raise self._failed(verdict, started) from err
+        if not (answer.text or answer.calls or answer.finish_reason):
+            # A proxy that hides a failure, or a stream cut off before its first piece.
+            raise self._failed(judging.nothing(), started=False)
         usage = Usage(read=answer.read, cached=answer.cached, written=answer.written)
         reason = _STOP_REASONS.get(answer.finish_reason, "end_turn")
         return ModelReply(answer.text, answer.calls, usage, reason, answer.served)
@@ -83,13 +94,14 @@ class ProviderModel:
                 except ImportError as err:
                     raise self._rejected(
                         f"provider {self.provider_id!r} needs an optional part: "
-                        f"pip install 'conveyor-suite[{self._settings.kind}]'"
+                        f"pip install 'conveyor-suite[{self._settings.kind}]'",
+                        "not_set_up",
                     ) from err
             return self._built
 
     def _build(self, key: str) -> adapter.Built:
         # The extra's own package first: its absence is the error that names the fix.
-        importlib.import_module(self._settings.kind)
+        importlib.import_module(PACKAGES[self._settings.kind])
         from agent_svc.models import adapter
 
         return adapter.build(
@@ -102,12 +114,6 @@ class ProviderModel:
 
     def _key(self) -> str:
         """The credential. It lives in the client only: never in an error, a log or a span."""
-        if self._settings.kind not in DEFAULT_KEYS:
-            error = NotImplementedYet(
-                f"providers of kind {self._settings.kind!r} come in a later release",
-                metadata={"feature": f"providers.{self._settings.kind}"},
-            )
-            raise CallFailed(error, outcome="rejected")
         variable = self._settings.api_key_env
         if not variable and self._settings.base_url:
             return "none"  # a local server: the SDKs insist on some key
@@ -117,29 +123,37 @@ class ProviderModel:
             where = f"the default of providers.{self.provider_id}"
         key = os.environ.get(variable, "")
         if not key:
-            raise self._rejected(f"the environment variable {variable}, {where}, is not set")
+            raise self._rejected(
+                f"the environment variable {variable}, {where}, is not set", "not_set_up"
+            )
         return key
 
-    def _rejected(self, message: str, http_status: int = 0) -> CallFailed:
+    def _rejected(self, message: str, cause: Cause, http_status: int = 0) -> CallFailed:
         status = str(http_status) if http_status else ""
-        error = ModelRejected(message, metadata=self._facts() | {"httpStatus": status})
-        return CallFailed(error, outcome="rejected")
+        error = ModelRejected(message, metadata=self._facts(cause) | {"httpStatus": status})
+        return CallFailed(error, outcome="rejected", cause=cause)
 
-    def _failed(self, verdict: adapter.Verdict, started: bool) -> CallFailed:
+    def _failed(self, verdict: judging.Verdict, started: bool) -> CallFailed:
         if verdict.outcome == "rejected":
             failed = self._rejected(
-                f"{self.provider_id} refused the request: {verdict.why}", verdict.http_status
+                f"{self.provider_id} refused the request: {verdict.why}",
+                verdict.cause,
+                verdict.http_status,
             )
             failed.started = started
             return failed
         error = ModelUnavailable(
             f"{self.provider_id} did not answer: {verdict.why}",
-            metadata=self._facts(),
+            metadata=self._facts(verdict.cause),
             retry_after=verdict.retry_after,
         )
         return CallFailed(
-            error, outcome=verdict.outcome, started=started, retry_after=verdict.retry_after
+            error,
+            outcome=verdict.outcome,
+            started=started,
+            retry_after=verdict.retry_after,
+            cause=verdict.cause,
         )
 
-    def _facts(self) -> dict[str, str]:
-        return {"providerId": self.provider_id, "model": self.name}
+    def _facts(self, cause: Cause) -> dict[str, str]:
+        return {"providerId": self.provider_id, "model": self.name, "cause": cause}

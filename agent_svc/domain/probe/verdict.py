@@ -137,9 +137,7 @@ def _score(tier: Tier, figures: Sequence[Figure]) -> Score:
 
 def _verdict(scores: Mapping[Tier, Score]) -> tuple[Verdict, tuple[Tier, ...]]:
     """The verdict, and the tiers that decided it."""
-    natural, explicit, forced = (
-        scores[tier].reached if tier in scores else None for tier in TIERS
-    )
+    natural, explicit, forced = (scores[tier].reached if tier in scores else None for tier in TIERS)
     if natural and explicit:
         return "orchestrator", ("natural", "explicit")
     if natural is not False and explicit is not False:

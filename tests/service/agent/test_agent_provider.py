@@ -340,17 +340,27 @@ base_url = "http://127.0.0.1:{port}/v1"
 
 
 @pytest.mark.parametrize(
-    ("status", "words"),
-    [(401, "credential"), (404, "does not have this model"), (400, "does not take")],
+    ("status", "cause", "words"),
+    [
+        (401, "auth", "credential"),
+        (404, "not_found", "does not have this model"),
+        (400, "bad_request", "does not take"),
+    ],
 )
 async def test_refusals_are_final_and_leak_nothing(
-    scheduler: FakeScheduler, live: InProcess, provider: FakeOpenAI, status: int, words: str
+    scheduler: FakeScheduler,
+    live: InProcess,
+    provider: FakeOpenAI,
+    status: int,
+    cause: str,
+    words: str,
 ) -> None:
     provider.script(Failure(status, f"key {SECRET} at /home/x is wrong"))
     end = await scheduler.answer(scheduler.leased("go"))
     error = from_proto(end.error)
     assert error.reason == "MODEL_REJECTED"
-    assert error.metadata == {"providerId": "fake", "model": "big", "httpStatus": str(status)}
+    facts = {"providerId": "fake", "model": "big", "httpStatus": str(status), "cause": cause}
+    assert error.metadata == facts
     assert words in error.message
     assert not end.retryable
     assert SECRET not in str(end)
