@@ -10,13 +10,16 @@ from typing import TYPE_CHECKING
 
 from agent_svc.agents import Agents
 from agent_svc.models.catalog import Catalog
+from agent_svc.outside import Outside
 from agent_svc.prices import Prices
+from agent_svc.probing import Prober
 from agent_svc.reserving import Reserver
 from agent_svc.retention import Retention
 from agent_svc.rpc.service import AgentServicer
 from agent_svc.sessions import SessionTools
 from agent_svc.spawning import Spawner
 from agent_svc.standing import StandingReader
+from agent_svc.store.probes import ProbeReports
 from agent_svc.store.transcripts import Transcripts
 from agent_svc.toolsets import Toolset
 from agent_svc.turn import TurnRunner
@@ -68,13 +71,14 @@ async def build(context: Context) -> AsyncIterator[App]:
         usage = UsageReporter(limits, clock)
         flows: FlowServiceAsyncStub = flow_grpc.FlowServiceStub(channel)
         toolsets: list[Toolset] = [SessionTools(scheduler, flows, event_log, store, clock)]
+        prices = Prices(settings.providers)
         runner = TurnRunner(
             store=store,
             agents=agents,
             catalog=catalog,
             spawner=Spawner(scheduler, agents, catalog),
             usage=usage,
-            reserver=Reserver(limits, usage, Prices(settings.providers), settings, clock),
+            reserver=Reserver(limits, usage, prices, settings, clock),
             event_log=event_log,
             clock=clock,
             tracer=context.tracer,
@@ -90,6 +94,8 @@ async def build(context: Context) -> AsyncIterator[App]:
             tracer=context.tracer,
         )
         standing = StandingReader(scheduler, store, clock)
+        reports = ProbeReports(database)
+        outside = Outside(limits, usage, prices, settings, clock)
         servicer = AgentServicer(
             store=store,
             agents=agents,
@@ -97,6 +103,8 @@ async def build(context: Context) -> AsyncIterator[App]:
             standing=standing,
             clock=clock,
             toolsets=toolsets,
+            prober=Prober(catalog, outside, reports, toolsets, clock, context.tracer),
+            reports=reports,
         )
         retention = Retention(store, standing, settings.retention)
 

@@ -97,6 +97,20 @@ class UsageReporter:
         if outcome == "throttled":
             await asyncio.wait({task}, timeout=PATIENCE_SECONDS)
 
+    def settled(
+        self, request_id: str, model: Model, usage: usage_pb2.Usage, reservation_id: str
+    ) -> None:
+        """Report an answered call outside a run. Nobody waits for it."""
+        self._start(
+            limit_pb.ReportRequest(
+                reservation_id=reservation_id,
+                request_id=request_id,
+                call=limit_pb.ModelCall(provider_id=model.provider_id, model=model.name),
+                outcome=limit_pb.CALL_OUTCOME_ANSWERED,
+                usage=usage,
+            )
+        )
+
     def not_sent(self, reservation_id: str, run_id: str, model: Model) -> None:
         """Give a reservation back that was not used."""
         self._start(

@@ -51,6 +51,7 @@ async def ask(
     clock: Clock,
     take: Callable[[Model], Awaitable[str]],
     on_failure: Callable[[FailedCall], Awaitable[None]],
+    tries: int = TRIES,
 ) -> Asked:
     """Ask the first of `models` that answers. Raises the `CallFailed` of the first one.
 
@@ -62,7 +63,7 @@ async def ask(
     number = 0
     for model in models:
         pauses = full_jitter(FIRST_PAUSE, LONGEST_PAUSE)
-        tries = 0
+        tried = 0
         while True:
             reservation_id = ""
             try:
@@ -81,10 +82,10 @@ async def ask(
                 if failure.outcome == "throttled" and reservation_id:
                     continue  # `take` knows when
                 first = first or failure
-                tries += 1
+                tried += 1
                 if failure.retry_after is not None:
                     pause = max(pause, failure.retry_after)
-                last = tries == TRIES or pause > LONGEST_PAUSE
+                last = tried == tries or pause > LONGEST_PAUSE
                 if failure.outcome == "rejected" or last:
                     break
                 await clock.sleep(pause)

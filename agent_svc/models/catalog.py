@@ -35,6 +35,14 @@ class Catalog:
             raise _not_found(name, f"[providers.{provider_id}] is not configured")
         return self._models.setdefault(name, ProviderModel(provider_id, model, settings))
 
+    def knows(self, name: str) -> bool:
+        """True when there is a model of this name, as far as the configuration tells."""
+        try:
+            self.get(name)
+        except ModelNotFound:
+            return False
+        return True
+
     def base_url(self, name: str) -> str:
         """Where the model is asked, without credentials; empty for the provider's own address."""
         settings = self._providers.get(name.partition(":")[0])

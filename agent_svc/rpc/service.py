@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
+from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from agent_svc import convert
+from agent_svc import convert, probe_wire
 from agent_svc.agents import Agents
 from agent_svc.models.catalog import Catalog
+from agent_svc.probing import Tried
 from agent_svc.standing import StandingReader
 from agent_svc.store.transcripts import Transcripts
 from agent_svc.toolsets import Toolset
@@ -15,13 +17,14 @@ from conveyor.agent.v1 import agent_service_pb2 as pb
 from conveyor.agent.v1 import agent_service_pb2_grpc as pb_grpc
 from svckit import paging
 from svckit.clock import Clock
-from svckit.errors import NotImplementedYet, SessionNotFound, invalid_field
+from svckit.errors import SessionNotFound, invalid_field
 
 if TYPE_CHECKING:
     import grpc
 
 PAGE = 50
 LARGEST_PAGE = 500
+MOST_REPETITIONS = 20
 T = TypeVar("T")
 
 
@@ -42,6 +45,8 @@ class AgentServicer(pb_grpc.AgentServiceServicer):
         self._agents = agents
         self._catalog = catalog
         self._standing = standing
+        self._prober = prober
+        self._reports = reports
         self._clock = clock
         self._offered = [name for toolset in toolsets for name in toolset.names]
 
@@ -67,7 +72,8 @@ class AgentServicer(pb_grpc.AgentServiceServicer):
     async def ListModels(
         self, request: pb.ListModelsRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> pb.ListModelsResponse:
-        """List the models that agents name, and the demo models."""
+        """List the models that agents name, the demo models, and others that were probed."""
+        reports = await self._reports.all()
         users: dict[str, list[str]] = {name: [] for name in self._catalog.demo_names()}
         for agent in self._agents.all():
             named = [*agent.models(), agent.settings.subagents.model]
@@ -75,11 +81,18 @@ class AgentServicer(pb_grpc.AgentServiceServicer):
                 using = users.setdefault(name, [])
                 if agent.agent_id not in using:
                     using.append(agent.agent_id)
+        for name, base_url in reports:
+            if self._catalog.knows(name) and self._catalog.base_url(name) == base_url:
+                users.setdefault(name, [])
         names, token = _page(sorted(users), request.page_size, request.page_token, "models")
-        models = [
-            pb.Model(model=name, base_url=self._catalog.base_url(name), agent_ids=users[name])
-            for name in names
-        ]
+        models = []
+        for name in names:
+            base_url = self._catalog.base_url(name)
+            report = reports.get((name, base_url))
+            probe = probe_wire.report_to_proto(report) if report is not None else None
+            models.append(
+                pb.Model(model=name, base_url=base_url, agent_ids=users[name], probe=probe)
+            )
         return pb.ListModelsResponse(models=models, next_page_token=token)
 
     async def ListMessages(
@@ -129,13 +142,26 @@ class AgentServicer(pb_grpc.AgentServiceServicer):
     async def ProbeModel(
         self, request: pb.ProbeModelRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> AsyncIterator[pb.ProbeModelResponse]:
-        """Comes in a later release."""
-        _refuse("ProbeModel", "measuring how well a model delegates")
-        yield pb.ProbeModelResponse()
-
-
-def _refuse(feature: str, what: str) -> None:
-    raise NotImplementedYet(f"{what} comes in a later release", metadata={"feature": feature})
+        """Measure how well a model delegates."""
+        if not request.model:
+            raise invalid_field("model", "is required")
+        if not 0 <= request.repetitions <= MOST_REPETITIONS:
+            raise invalid_field("repetitions", f"must be 0 to {MOST_REPETITIONS}")
+        tiers = {number: tier for tier, number in probe_wire.TIERS.items()}
+        for position, tier in enumerate(request.tiers):
+            if tier not in tiers:
+                raise invalid_field(f"tiers[{position}]", "is no tier")
+        plan = self._prober.plan(
+            request.model, [tiers[tier] for tier in request.tiers], request.repetitions or 1
+        )
+        async with aclosing(self._prober.probe(plan)) as found:
+            async for item in found:
+                response = pb.ProbeModelResponse(total=len(plan.tries))
+                if isinstance(item, Tried):
+                    response.result.CopyFrom(probe_wire.tried_to_proto(item))
+                else:
+                    response.report.CopyFrom(probe_wire.report_to_proto(item))
+                yield response
 
 
 def _session_key(key: str) -> str:

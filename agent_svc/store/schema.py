@@ -101,3 +101,13 @@ tool_answers = Table(
     Column("rule", String(8), nullable=False),
     Column("create_us", BigInteger, nullable=False),
 )
+
+probe_reports = Table(
+    "probe_reports",
+    metadata,
+    # As `provider:model`: the same model elsewhere is another row.
+    Column("model", Text, primary_key=True),
+    Column("base_url", Text, primary_key=True),
+    Column("data", LargeBinary, nullable=False),
+    Column("end_us", BigInteger, nullable=False),
+)

@@ -1,0 +1,166 @@
+"""Model calls outside a run: they stand in the provider's line, and are reported, like all others.
+
+A run gives its slot back while it waits; here is none to give back, so the caller waits itself, and
+not for ever.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from agent_svc import convert
+from agent_svc.domain import estimate
+from agent_svc.domain import steps as s
+from agent_svc.domain.prompt import Prompt
+from agent_svc.eventwriter import PASSING
+from agent_svc.models.asking import FailedCall
+from agent_svc.models.base import Model
+from agent_svc.prices import Prices
+from agent_svc.usage import UsageReporter
+from conveyor.scheduler.v1 import limit_service_pb2 as limit_pb
+from svckit.backoff import full_jitter
+from svckit.clock import Clock
+from svckit.errors import ModelUnavailable
+from svckit.grpc.client import call
+from svckit.grpc.status import from_proto
+from svckit.ids import new_ulid
+from svckit.settings import Settings
+
+if TYPE_CHECKING:
+    from conveyor.scheduler.v1.limit_service_pb2_grpc import LimitServiceAsyncStub
+
+LONGEST_WAIT = 300.0
+"""Seconds that a call waits in the line of its provider."""
+SCHEDULER_PATIENCE = 10.0
+"""Seconds that a scheduler may be away."""
+LOOK_AGAIN = 5.0
+"""Seconds after which a waiting call asks how the line has moved."""
+
+
+class Outside:
+    """Makes the places in line of calls that belong to no run."""
+
+    def __init__(
+        self,
+        stub: LimitServiceAsyncStub,
+        usage: UsageReporter,
+        prices: Prices,
+        settings: Settings,
+        clock: Clock,
+    ) -> None:
+        self.stub = stub
+        self.usage = usage
+        self.prices = prices
+        self.clock = clock
+        demo = settings.providers.get("demo")
+        self._demo_limited = demo is not None and bool(
+            demo.requests_per_minute or demo.tokens_per_minute
+        )
+
+    def line(self, prompt: Prompt) -> Line:
+        """The calls of one prompt."""
+        return Line(self, prompt)
+
+    def counted(self, model: Model) -> bool:
+        """True when calls of the model are reserved and reported."""
+        return model.provider_id != "demo" or self._demo_limited
+
+
+class Line:
+    """The places in line that one prompt takes, one per call of the model."""
+
+    def __init__(self, outside: Outside, prompt: Prompt) -> None:
+        self._outside = outside
+        self._prompt = prompt
+        self._id = f"outside/{new_ulid()}"
+        self._count = 0
+
+    async def take(self, model: Model) -> str:
+        """Wait for the moment of a call, and return its reservation.
+
+        Raises `ModelUnavailable` when that is too far off, `Unreachable` without a scheduler.
+        """
+        out = self._outside
+        if not out.counted(model):
+            return ""
+        self._count += 1
+        expected = estimate.expected(self._prompt)
+        request = limit_pb.ReserveRequest(
+            call=_called(model),
+            request_id=f"{self._id}.{self._count}",
+            estimated_tokens=expected.read + expected.written,
+        )
+        waited = 0.0
+        try:
+            while True:
+                grant = await self._reserve(request)
+                delay = grant.delay.ToMicroseconds() / 1e6
+                if delay <= 0:
+                    return grant.reservation_id
+                if waited + delay > LONGEST_WAIT:
+                    raise ModelUnavailable(
+                        f"{model.provider_id} takes no more requests for {round(delay)} s",
+                        metadata={
+                            "providerId": model.provider_id,
+                            "model": model.name,
+                            "cause": "throttled",
+                        },
+                        retry_after=delay,
+                    )
+                # The place is kept: the line may move faster, or stop for a cool-down.
+                pause = min(delay, LOOK_AGAIN)
+                await out.clock.sleep(pause)
+                waited += pause
+                if pause == delay and grant.HasField("expire_time"):
+                    return grant.reservation_id  # granted for this moment
+        except (asyncio.CancelledError, ModelUnavailable):
+            out.usage.not_sent(request.request_id, "", model)
+            raise
+
+    async def _reserve(self, request: limit_pb.ReserveRequest) -> limit_pb.ReserveGrant:
+        pauses = full_jitter(0.2, 2.0)
+        give_up = self._outside.clock.now_us() + SCHEDULER_PATIENCE * 1e6
+        while True:
+            try:
+                response = await call(self._outside.stub.Reserve(request), service="scheduler")
+            except PASSING:
+                if self._outside.clock.now_us() > give_up:
+                    raise
+                await self._outside.clock.sleep(next(pauses))
+                continue
+            if response.HasField("refused"):
+                raise from_proto(response.refused.error)
+            return response.granted
+
+    async def failed(self, failed: FailedCall) -> None:
+        """Tell the scheduler of a call that failed: all workers share what follows."""
+        if self._outside.counted(failed.model) and failed.failure.cause:
+            await self._outside.usage.failed(
+                f"{self._id}.{failed.number}/failed",
+                "",
+                failed.model,
+                failed.failure.outcome,
+                failed.failure.retry_after,
+                failed.reservation_id,
+            )
+
+    async def answered(self, model: Model, usage: s.Usage, reservation_id: str) -> int | None:
+        """Report an answered call; returns its cost, `None` when the price is not known."""
+        out = self._outside
+        if model.provider_id != "demo":
+            await out.prices.load()
+        cost = out.prices.cost(model.provider_id, model.name, usage)
+        if out.counted(model):
+            priced = s.Usage(usage.read, usage.cached, usage.written, cost)
+            out.usage.settled(
+                f"{self._id}.{self._count}/used",
+                model,
+                convert.usage_to_proto(priced),
+                reservation_id,
+            )
+        return cost
+
+
+def _called(model: Model) -> limit_pb.ModelCall:
+    return limit_pb.ModelCall(provider_id=model.provider_id, model=model.name)
