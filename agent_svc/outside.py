@@ -96,7 +96,8 @@ class Line:
             while True:
                 grant = await self._reserve(request)
                 delay = grant.delay.ToMicroseconds() / 1e6
-                if delay <= 0:
+                if delay <= 0 or grant.HasField("expire_time"):  # granted, perhaps for a moment on
+                    await out.clock.sleep(max(delay, 0.0))
                     return grant.reservation_id
                 if waited + delay > LONGEST_WAIT:
                     raise ModelUnavailable(
@@ -112,8 +113,6 @@ class Line:
                 pause = min(delay, LOOK_AGAIN)
                 await out.clock.sleep(pause)
                 waited += pause
-                if pause == delay and grant.HasField("expire_time"):
-                    return grant.reservation_id  # granted for this moment
         except (asyncio.CancelledError, ModelUnavailable):
             out.usage.not_sent(request.request_id, "", model)
             raise

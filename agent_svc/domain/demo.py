@@ -2,7 +2,8 @@
 
 `demo` follows the directives of the message it answers (see `directives`); messages that came
 together it takes as one. Without any, a message that asks for several things is delegated, one
-sub-agent per thing, and their results are joined.
+sub-agent per thing, and their results are joined; told in words to use sub-agents, or not to, it
+obeys.
 Where no tool is offered it does everything itself. `demo-weak` is a model that delegates badly:
 asked to delegate it claims that it may not, and otherwise it ignores its tools.
 
@@ -19,10 +20,17 @@ from dataclasses import dataclass
 from agent_svc.domain import results
 from agent_svc.domain.content import excerpt
 from agent_svc.domain.directives import Directive, directives, seconds, things
+from agent_svc.domain.guard.asks import asks_to_delegate
 from agent_svc.domain.prompt import Answered, Prompt, PromptMessage, Said, ToolAnswer
 from agent_svc.domain.tools import SPAWN, YIELD
 
 LABEL_WORDS = 4
+MOST_TOLD = 20
+"""Sub-agents that a number in a text starts at most."""
+_ORDER = "Start a sub-agent."
+# So that the order does not go on to the children of the child.
+_YOURSELF = "Do this yourself, without sub-agents."
+_EACH = re.compile(r"\b(?:each|every|per|je)\b", re.IGNORECASE)
 _DIRECTIVE_SIGNS = re.compile(r"\[\[[^\[\]:]*:|\]\]")
 
 
@@ -52,7 +60,7 @@ def demo(prompt: Prompt) -> DemoReply:
     pause = sum(seconds(order.text) or 0.0 for order in orders if order.verb == "sleep")
     if failing := next((order for order in orders if order.verb == "fail"), None):
         return DemoReply(sleep_seconds=pause, failure=failing.text or "told to fail")
-    calls = _calls(text, orders)
+    calls = _calls(text, orders, forced=prompt.force_tool == SPAWN)
     if calls and prompt.has_tool(SPAWN):
         count = sum(1 for name, _ in calls if name == SPAWN)
         noun = "sub-agent" if count == 1 else "sub-agents"
@@ -105,7 +113,9 @@ def _said_together(messages: Sequence[PromptMessage], last: int) -> str:
     return "\n\n".join(texts)
 
 
-def _calls(text: str, orders: Sequence[Directive]) -> list[tuple[str, str]]:
+def _calls(
+    text: str, orders: Sequence[Directive], *, forced: bool = False
+) -> list[tuple[str, str]]:
     calls: list[tuple[str, str]] = []
     for order in orders:
         if order.verb in ("spawn", "spawn-background") and order.text:
@@ -119,8 +129,22 @@ def _calls(text: str, orders: Sequence[Directive]) -> list[tuple[str, str]]:
         if order.verb == "yield"
     )
     if not orders:
-        calls.extend((SPAWN, _spawn(thing)) for thing in things(text))
+        calls.extend((SPAWN, _spawn(task)) for task in _tasks(text))
+    if forced and not any(name == SPAWN for name, _ in calls):
+        calls.append((SPAWN, _spawn(text)))
     return calls
+
+
+def _tasks(text: str) -> list[str]:
+    """What to hand over: as told, else one task per thing of a list."""
+    if asks_to_delegate(_ORDER, text) is None:
+        return []  # it takes back any order: told not to
+    parts, told = things(text), asks_to_delegate(text)
+    if told is None or (parts and told.count in (0, len(parts))):
+        return parts
+    if parts and _EACH.search(told.excerpt):
+        return parts
+    return [f"{text}\n\n{_YOURSELF}"] * min(max(told.count, 1), MOST_TOLD)
 
 
 def _spawn(task: str, *, wait: bool | None = None, **extra: str) -> str:

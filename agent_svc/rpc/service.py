@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from agent_svc import convert, probe_wire
 from agent_svc.agents import Agents
 from agent_svc.models.catalog import Catalog
-from agent_svc.probing import Tried
+from agent_svc.probing import Prober, Tried
 from agent_svc.standing import StandingReader
+from agent_svc.store.probes import ProbeReports
 from agent_svc.store.transcripts import Transcripts
 from agent_svc.toolsets import Toolset
 from conveyor.agent.v1 import agent_service_pb2 as pb
@@ -39,6 +40,8 @@ class AgentServicer(pb_grpc.AgentServiceServicer):
         catalog: Catalog,
         standing: StandingReader,
         clock: Clock,
+        prober: Prober,
+        reports: ProbeReports,
         toolsets: Sequence[Toolset] = (),
     ) -> None:
         self._store = store

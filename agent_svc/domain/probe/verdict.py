@@ -1,8 +1,8 @@
 """From the outcomes of all tries to a verdict about the model.
 
 The verdict rests on the share of good tries of each tier. Shares of a dozen tries are rough: each
-is told with its 95 % Wilson interval, and a verdict whose share could as well lie on the other side
-of what is required says that more repetitions would make it surer.
+is told with its 95 % Wilson interval, and a verdict whose share may also lie on the other side of
+what is required says that more repetitions make it surer.
 """
 
 from __future__ import annotations
@@ -164,6 +164,6 @@ def _explain(verdict: Verdict, deciding: Sequence[Tier], scores: Sequence[Score]
     if not unsure:
         return _SAYS[verdict]
     return (
-        f"{_SAYS[verdict]} The {' and '.join(unsure)} share is close to what is required: more "
-        "repetitions make the verdict surer."
+        f"{_SAYS[verdict]} With so few answers the {' and '.join(unsure)} share may also lie on the "
+        "other side of what is required: more repetitions make the verdict surer."
     )

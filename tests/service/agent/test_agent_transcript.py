@@ -186,12 +186,6 @@ async def test_errors_are_typed(
     reset = pb.ResetSessionRequest(session_key=SESSION)
     assert await reason(stub.ResetSession(reset)) == "INVALID_FIELD"
 
-    async def probe() -> None:
-        async for _ in stub.ProbeModel(pb.ProbeModelRequest(model="demo")):
-            pass
-
-    assert await reason(probe()) == "NOT_IMPLEMENTED"
-
 
 async def test_agents_and_models_are_listed(start_agent: StartAgent) -> None:
     toml = """
