@@ -305,7 +305,7 @@ class _Talk:
 
 def _agent() -> Agent:
     """A root agent with the default settings: a verdict is about the model, not about a prompt."""
-    return Agent(DEFAULT_AGENT, AgentSettings(), (DEFAULT_AGENT,))
+    return Agent(DEFAULT_AGENT, AgentSettings(), {DEFAULT_AGENT: ""})
 
 
 def _rules(agent: Agent) -> t.ToolRules:

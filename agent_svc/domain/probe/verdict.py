@@ -164,6 +164,6 @@ def _explain(verdict: Verdict, deciding: Sequence[Tier], scores: Sequence[Score]
     if not unsure:
         return _SAYS[verdict]
     return (
-        f"{_SAYS[verdict]} With so few answers the {' and '.join(unsure)} share may also lie on the "
-        "other side of what is required: more repetitions make the verdict surer."
+        f"{_SAYS[verdict]} With so few answers the {' and '.join(unsure)} share may also lie "
+        "on the other side of what is required: more repetitions make the verdict surer."
     )

@@ -193,7 +193,7 @@ def test_the_demo_models_get_the_verdict_that_their_replies_earn(
     model: object, verdict: str
 ) -> None:
     assert callable(model)
-    tools = schemas(ToolRules(depth=0, max_depth=1, spawnable=("main",)))
+    tools = schemas(ToolRules(depth=0, max_depth=1, spawnable={"main": ""}))
     found: list[tuple[Tier, Outcome]] = []
     for one in published().prompt:
         forced = SPAWN if one.tier == "forced" else ""
@@ -205,7 +205,7 @@ def test_the_demo_models_get_the_verdict_that_their_replies_earn(
 
 
 def test_demo_obeys_an_order_in_words_and_hands_it_on_to_no_grandchild() -> None:
-    tools = schemas(ToolRules(depth=0, max_depth=3, spawnable=("main",)))
+    tools = schemas(ToolRules(depth=0, max_depth=3, spawnable={"main": ""}))
     first = demo.demo(Prompt("", [Said("Spawn two sub-agents that judge this play.")], tools))
     tasks = [json.loads(arguments)["task"] for _, arguments in first.calls]
     assert len(tasks) == 2
