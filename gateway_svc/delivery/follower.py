@@ -17,7 +17,8 @@ from conveyor.gateway.v1 import session_pb2
 from conveyor.scheduler.v1 import run_pb2
 from conveyor.scheduler.v1 import scheduler_service_pb2 as ss
 from gateway_svc.delivery.channel import Channel
-from gateway_svc.domain.deliveries import AnnounceStyle, told
+from gateway_svc.domain import asking
+from gateway_svc.domain.deliveries import AnnounceStyle, speaker, told
 from gateway_svc.domain.keys import default_customer, parse_key
 from gateway_svc.domain.reply_route import ReplyAddress, decode_address
 from gateway_svc.domain.sessions import created_run, is_spoken
@@ -36,6 +37,7 @@ PAYLOADS = (
     "child_spawned",
     "child_announced",
     "note_added",
+    *asking.PAYLOADS,
 )
 MAX_BATCH = 200
 _ROUTES_KEPT = 1000
@@ -158,7 +160,7 @@ class Follower:
     async def _entry(self, event: event_pb2.Event, at_us: int) -> outbox.NewEntry | None:
         if not self._channels:
             return None
-        address = await self._route(event)
+        address = await self._route(speaker(event))
         channel = self._channels.get(address.channel) if address else None
         if channel is None or address is None:
             return None
@@ -175,9 +177,8 @@ class Follower:
             create_us=at_us,
         )
 
-    async def _route(self, event: event_pb2.Event) -> ReplyAddress | None:
+    async def _route(self, run_id: str) -> ReplyAddress | None:
         """Return the stored route of a run; what the session does later does not change it."""
-        run_id = event.run_id
         if run_id in self._routes:
             self._routes.move_to_end(run_id)
             return self._routes[run_id]

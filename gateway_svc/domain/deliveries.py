@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
-from conveyor.common.v1 import content_pb2
+from conveyor.common.v1 import content_pb2, question_pb2
 from conveyor.events.v1 import event_pb2
 from conveyor.scheduler.v1 import announcement_pb2, run_pb2
+from gateway_svc.domain import asking
 
 # Of what a child said: its whole text comes in the answer, joined with the others'.
 EXCERPT_CHARS = 500
@@ -21,6 +22,7 @@ class DeliveryKind(StrEnum):
     ANNOUNCEMENT = "announcement"
     FAILURE = "failure"
     NOTE = "note"
+    QUESTION = "question"
 
 
 class AnnounceStyle(StrEnum):
@@ -53,7 +55,17 @@ def told(event: event_pb2.Event, style: AnnounceStyle) -> Told | None:
         return _told_end(event)
     if payload == "note_added" and event.note_added.visible:
         return Told(DeliveryKind.NOTE, event.note_added.text)
+    if payload == "question_asked":
+        return Told(DeliveryKind.QUESTION, asking.asked_text(event.question_asked.question))
+    if payload == "question_closed":
+        return _told_closed(event.question_closed)
     return None
+
+
+def speaker(event: event_pb2.Event) -> str:
+    """Return the run whose reply route an event goes to: questions of a tree are for its root's."""
+    asks = event.WhichOneof("payload") in asking.PAYLOADS
+    return event.flow_id if asks and event.flow_id else event.run_id
 
 
 def message_text(message: content_pb2.Message) -> str:
@@ -77,6 +89,13 @@ def _told_message(completed: event_pb2.MessageCompleted) -> Told | None:
         return None
     text = message_text(completed.message)
     return Told(kind, text) if text else None
+
+
+def _told_closed(closed: event_pb2.QuestionClosed) -> Told | None:
+    # Whoever answered knows, and a run that was stopped says so itself.
+    if closed.state != question_pb2.QUESTION_STATE_EXPIRED:
+        return None
+    return Told(DeliveryKind.QUESTION, asking.expired_text(closed))
 
 
 def _told_announcement(

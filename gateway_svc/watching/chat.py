@@ -11,6 +11,7 @@ from conveyor.events.v1 import event_pb2
 from conveyor.gateway.v1 import gateway_service_pb2 as gw
 from conveyor.scheduler.v1 import scheduler_service_pb2 as ss
 from gateway_svc.auth import Principal, Scope
+from gateway_svc.domain import asking
 from gateway_svc.domain.redaction import clear_event, clear_run
 from gateway_svc.domain.sessions import TERMINAL_STATES, ended_run
 from gateway_svc.domain.tokens import Positions, decode_token, encode_token
@@ -201,7 +202,9 @@ class _Answer:
         moved = self._moved_to(event)
         if moved:
             await self._follow(moved)
-        if not (mine or moved or self._wants(event.run_id)):
+        # What a run of the tree asks is for the people of this conversation.
+        asks = event.WhichOneof("payload") in asking.PAYLOADS
+        if not (mine or moved or asks or self._wants(event.run_id)):
             return None
         return gw.ChatResponse(event=clear_event(event), resume_token=self.token())
 

@@ -2,12 +2,14 @@
 
 The session itself is one stream. What its runs spawned lives in other sessions, so for each spawn
 tree with children a second stream follows the tree, from the first word of a child until its root
-has ended. A token holds the sequence of the session and the position of each tree that is followed.
+has ended. Questions that runs of a tree ask are for the people of this session, and come always.
+A token holds the sequence of the session and the position of each tree that is followed.
 """
 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator, Iterable
 from contextlib import aclosing
 
@@ -17,6 +19,7 @@ from conveyor.gateway.v1 import gateway_service_pb2 as gw
 from conveyor.scheduler.v1 import flow_service_pb2 as fs
 from gateway_svc.auth import Principal, Scope
 from gateway_svc.conversations import Conversations
+from gateway_svc.domain import asking
 from gateway_svc.domain.redaction import clear_event
 from gateway_svc.domain.sessions import LIVE_STATES, ended_run
 from gateway_svc.domain.tokens import Positions, decode_token, encode_token, session_subject
@@ -28,6 +31,7 @@ from svckit.grpc.client import call
 
 _SESSION = "session"
 _TREE_PAYLOADS = ("child_spawned", "child_announced", "run_state_changed")
+_QUESTIONS = frozenset(asking.PAYLOADS)
 _LIVE_PAYLOADS = ("delta", "lane_position")
 PAYLOADS = frozenset(
     field.name for field in event_pb2.Event.DESCRIPTOR.oneofs_by_name["payload"].fields
@@ -35,6 +39,8 @@ PAYLOADS = frozenset(
 # Trees that have ended but whose events are still being read: beyond this the session waits, so
 # that replaying a long history does not open a stream for every tree it ever had.
 _MAX_ENDED_TREES = 8
+# By how much clocks of machines may differ.
+_SLACK_SECONDS = 60.0
 
 
 class SessionWatcher:
@@ -72,7 +78,7 @@ class SessionWatcher:
                     yield response
 
     async def _live_trees(self, session_key: str, request: gw.WatchSessionRequest) -> list[str]:
-        if not request.include_descendants:
+        if not follows_trees(request):
             return []
         filters = fs.FlowFilter(session_key=session_key, states=LIVE_STATES, with_children=True)
         answer = await call(
@@ -98,6 +104,7 @@ class _View:
         self._key = session_key
         self._request = request
         self._wanted = frozenset(request.payloads)
+        self._follows_trees = follows_trees(request)
         self._at = Positions(sequence=positions.sequence, position=positions.position)
         self._trees: dict[str, int | None] = dict(positions.flows)
         self._ended_trees: set[str] = set()
@@ -105,18 +112,19 @@ class _View:
         self._room = asyncio.Event()
         self._room.set()
         self._live = False
+        self._opened = time.time()
 
     async def open(self, live_trees: list[str]) -> None:
         """Start the streams."""
         from_now = self._request.from_now and not self._at.begun
         start = start_after(self._at, from_now=from_now)
-        payloads: list[str] = []
-        if self._wanted:
-            extra = _TREE_PAYLOADS if self._request.include_descendants else ()
-            payloads = sorted(self._wanted.union(extra))
-        self._payloads = payloads
-        self._merge.add(_SESSION, self._gated(self._log.session(self._key, start, payloads)))
+        extra = _TREE_PAYLOADS if self._follows_trees else ()
+        payloads = sorted(self._wanted.union(extra)) if self._wanted else []
+        self._tree_payloads = payloads
         if not self._request.include_descendants:
+            self._tree_payloads = sorted(_QUESTIONS.union(_TREE_PAYLOADS))
+        self._merge.add(_SESSION, self._gated(self._log.session(self._key, start, payloads)))
+        if not self._follows_trees:
             self._trees.clear()
             return
         for flow_id, position in list(self._trees.items()):
@@ -176,14 +184,18 @@ class _View:
                 return None
         # The root's own session is the first stream.
         own = getattr(message, kind).session_key == self._key if kind else True
-        return None if own else self._passed_on(message)
+        asks = kind == "event" and message.event.WhichOneof("payload") in _QUESTIONS
+        if own or not (asks or self._request.include_descendants):
+            return None
+        return self._passed_on(message)
 
     def _note_tree(self, event: event_pb2.Event) -> None:
-        if not self._request.include_descendants:
+        if not self._follows_trees:
             return
         flow_id = event.flow_id
         if event.WhichOneof("payload") in ("child_spawned", "child_announced"):
-            if flow_id not in self._trees and flow_id not in self._closed_trees:
+            known = flow_id in self._trees or flow_id in self._closed_trees
+            if not known and (self._request.include_descendants or self._is_news(event)):
                 self._open_tree(flow_id, OLDEST)
         elif ended_run(event) and event.run_id == flow_id:
             # The last that is said of the tree here: it will not be asked for again.
@@ -193,9 +205,18 @@ class _View:
                 if len(self._ended_trees) >= _MAX_ENDED_TREES:
                     self._room.clear()
 
+    def _is_news(self, event: event_pb2.Event) -> bool:
+        """Tell whether an event may come after the list of live trees was made.
+
+        Of trees that ended before, nobody wants to know what they once asked.
+        """
+        return (
+            self._live or event.create_time.ToMicroseconds() / 1e6 > self._opened - _SLACK_SECONDS
+        )
+
     def _open_tree(self, flow_id: str, start: Start) -> None:
         self._trees[flow_id] = start.position
-        self._merge.add(flow_id, self._log.flow(flow_id, start, self._payloads))
+        self._merge.add(flow_id, self._log.flow(flow_id, start, self._tree_payloads))
 
     async def _close_tree(self, flow_id: str) -> None:
         self._trees.pop(flow_id, None)
@@ -247,6 +268,13 @@ class _View:
             lane_position=lane_position,
             resume_token=encode_token(session_subject(self._key), positions),
         )
+
+
+def follows_trees(request: gw.WatchSessionRequest) -> bool:
+    """Return whether a watcher hears of other sessions than its own: at least of questions."""
+    if request.include_descendants or not request.payloads:
+        return True
+    return not _QUESTIONS.isdisjoint(request.payloads)
 
 
 def check_payloads(names: Iterable[str]) -> None:

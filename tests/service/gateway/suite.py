@@ -17,7 +17,7 @@ from conveyor.agent.v1 import (
     agent_service_pb2_grpc,  # noqa: F401
     task_pb2,
 )
-from conveyor.common.v1 import content_pb2
+from conveyor.common.v1 import content_pb2, question_pb2
 from conveyor.events.v1 import event_log_service_pb2 as ev
 from conveyor.events.v1 import event_log_service_pb2_grpc as ev_grpc
 from conveyor.events.v1 import event_pb2
@@ -93,6 +93,30 @@ class Turn:
         answer = await self._scheduler.EnqueueRuns(ss.EnqueueRunsRequest(items=items))
         return [result.accepted.run.run_id for result in answer.results]
 
+    async def ask(self, call: str, title: str) -> str:
+        """Ask whether a tool may be called; returns the id of the question."""
+        question_id = f"{self.run.run_id}/{call}"
+        options = [
+            question_pb2.QuestionOption(
+                option_id="yes",
+                name="Allow once",
+                kind=question_pb2.QUESTION_OPTION_KIND_ALLOW_ONCE,
+            ),
+            question_pb2.QuestionOption(
+                option_id="no", name="Deny", kind=question_pb2.QUESTION_OPTION_KIND_REJECT_ONCE
+            ),
+        ]
+        question = question_pb2.Question(
+            question_id=question_id, title=title, options=options, default_option_id="no"
+        )
+        event = event_pb2.Event(
+            event_id=f"q-{call}", question_asked=event_pb2.QuestionAsked(question=question)
+        )
+        await self._log.AppendEvents(
+            ev.AppendEventsRequest(lease_id=self.leased.lease_id, events=[event])
+        )
+        return question_id
+
     def reply(self, text: str) -> Complete:
         message = content_pb2.Message(
             message_id=self.message_id,
@@ -103,6 +127,10 @@ class Turn:
 
     def wait_for(self, run_ids: Sequence[str]) -> Suspend:
         wait = run_pb2.WaitCondition(children=run_pb2.ChildrenWait(run_ids=run_ids))
+        return Suspend(ws.SuspendRunRequest(condition=wait, hold_session_lane=True))
+
+    def wait_for_answers(self, question_ids: Sequence[str]) -> Suspend:
+        wait = run_pb2.WaitCondition(approval=run_pb2.ApprovalWait(question_ids=question_ids))
         return Suspend(ws.SuspendRunRequest(condition=wait, hold_session_lane=True))
 
 
@@ -148,6 +176,18 @@ def delegating(*tasks: str) -> Behaviour:
             return turn.wait_for(await turn.spawn(*tasks))
         results = turn.leased.leased.resumption.children
         return turn.reply("; ".join(result.text for result in results))
+
+    return behave
+
+
+def asking(title: str) -> Behaviour:
+    """Ask people, wait, then say which option they chose."""
+
+    async def behave(turn: Turn) -> Outcome:
+        if turn.first:
+            return turn.wait_for_answers([await turn.ask("1.1.0", title)])
+        [answer] = turn.leased.leased.resumption.answers
+        return turn.reply(f"{answer.responder} said {answer.option_id}")
 
     return behave
 
@@ -281,4 +321,14 @@ def reason_of(error: Any) -> str:
     return from_rpc_error(error).reason
 
 
-__all__ = ["Agent", "Suite", "Turn", "delegating", "failing", "status_pb2", "suite", "user"]
+__all__ = [
+    "Agent",
+    "Suite",
+    "Turn",
+    "asking",
+    "delegating",
+    "failing",
+    "status_pb2",
+    "suite",
+    "user",
+]

@@ -7,14 +7,14 @@ from typing import Any
 import pytest
 from google.protobuf import any_pb2
 
-from conveyor.common.v1 import content_pb2
+from conveyor.common.v1 import content_pb2, question_pb2
 from conveyor.events.v1 import event_pb2
 from conveyor.gateway.v1 import gateway_service_pb2 as gw
 from conveyor.scheduler.v1 import flow_service_pb2 as fs
 from conveyor.scheduler.v1 import run_pb2
 from conveyor.scheduler.v1 import scheduler_service_pb2 as ss
 from gateway_svc.auth import Principal, Scope
-from gateway_svc.domain.deliveries import AnnounceStyle, DeliveryKind, told
+from gateway_svc.domain.deliveries import AnnounceStyle, DeliveryKind, speaker, told
 from gateway_svc.domain.origin import origin_rules
 from gateway_svc.domain.redaction import clear_run
 from gateway_svc.domain.sessions import LaneUse, lane_use
@@ -103,6 +103,54 @@ def test_what_a_customer_is_told() -> None:
     assert told(event(note_added=note), style).text == "a fallback model answers"  # type: ignore[union-attr]
     note.visible = False
     assert told(event(note_added=note), style) is None
+
+
+def test_what_a_customer_is_told_of_questions() -> None:
+    style = AnnounceStyle.OFF
+    kinds = question_pb2.QuestionOptionKind
+    question = question_pb2.Question(
+        number=2,
+        title="run_tests: make test",
+        default_option_id="c",
+        options=[
+            question_pb2.QuestionOption(option_id=option_id, name=name, kind=kind)
+            for option_id, name, kind in (
+                ("a", "Allow once", kinds.Value("QUESTION_OPTION_KIND_ALLOW_ONCE")),
+                ("b", "Always allow", kinds.Value("QUESTION_OPTION_KIND_ALLOW_ALWAYS")),
+                ("c", "Deny", kinds.Value("QUESTION_OPTION_KIND_REJECT_ONCE")),
+            )
+        ],
+    )
+    question.timeout.FromSeconds(300)
+    asked = event(question_asked=event_pb2.QuestionAsked(question=question))
+    asked.run_id, asked.flow_id = "child", "root"
+    found = told(asked, style)
+    assert found is not None
+    assert found.kind is DeliveryKind.QUESTION
+    assert found.text.splitlines() == [
+        "Question 2: run_tests: make test",
+        "Allow once · Always allow · Deny",
+        "Answer within 5 min: /approve 2, /approve 2 always or /deny 2",
+        "No answer in time means: Deny",
+    ]
+    assert speaker(asked) == "root"
+    closed = event_pb2.QuestionClosed(title="make test", number=2, option_name="Deny")
+    for state in (2, 4):
+        closed.state = question_pb2.QuestionState.ValueType(state)
+        assert told(event(question_closed=closed), style) is None
+    closed.state = question_pb2.QUESTION_STATE_EXPIRED
+    found = told(event(question_closed=closed), style)
+    assert found is not None
+    assert found.text == "Question 2 (make test): nobody answered in time. Taken: Deny"
+    del question.options[:2]
+    question.default_option_id = ""
+    question.timeout.FromSeconds(90)
+    found = told(asked.__class__(question_asked=event_pb2.QuestionAsked(question=question)), style)
+    assert found is not None
+    assert found.text.splitlines()[2:] == [
+        "Answer within 90 s: /deny 2",
+        "No answer in time means: rejected",
+    ]
 
 
 def run(run_id: str, state: run_pb2.RunState.ValueType, **more: Any) -> run_pb2.Run:

@@ -200,7 +200,7 @@ class ChatRequest(_message.Message):
     resume_token: _builtins.str
     """Token of the last response of an earlier call with the same `request_id`. Empty at first."""
     include_descendants: _builtins.bool
-    """True also streams the events of descendants."""
+    """True also streams the events of descendants. Questions that they ask come always."""
     @_builtins.property
     def inbound(self) -> Global___InboundMessage:
         """The message."""
@@ -299,7 +299,9 @@ class WatchSessionRequest(_message.Message):
     from_now: _builtins.bool
     """True, without a token, starts with what comes next."""
     include_descendants: _builtins.bool
-    """True also streams the events of sessions that runs of this session spawned."""
+    """True also streams the events of sessions that runs of this session spawned. Questions that those
+    runs ask come always.
+    """
     @_builtins.property
     def payloads(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Only these, by field name in `Event` or in `WatchSessionResponse` (`delta`, `lane_position`).

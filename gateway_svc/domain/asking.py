@@ -1,0 +1,60 @@
+"""How a question is put to people in a chat, and what they are told when nobody answered."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from conveyor.common.v1 import question_pb2
+from conveyor.events.v1 import event_pb2
+from svckit.words import shorten
+
+# Payloads about questions. They reach the conversation whichever run of its trees they are about.
+PAYLOADS = ("question_asked", "question_closed")
+_NAME = 40
+_COMMANDS = (
+    (question_pb2.QUESTION_OPTION_KIND_ALLOW_ONCE, "/approve {number}"),
+    (question_pb2.QUESTION_OPTION_KIND_ALLOW_ALWAYS, "/approve {number} always"),
+    (question_pb2.QUESTION_OPTION_KIND_REJECT_ONCE, "/deny {number}"),
+    (question_pb2.QUESTION_OPTION_KIND_REJECT_ALWAYS, "/deny {number} always"),
+)
+
+
+def asked_text(question: question_pb2.Question) -> str:
+    """Return what a chat says about a question: what is asked, the options, how to answer."""
+    names = " · ".join(shorten(option.name, _NAME) for option in question.options)
+    lines = [f"Question {question.number}: {question.title}", names]
+    kinds = {option.kind for option in question.options}
+    ways = [text.format(number=question.number) for kind, text in _COMMANDS if kind in kinds]
+    time = _time(question.timeout.ToMicroseconds() / 1e6)
+    if ways:
+        lines.append(f"Answer within {time}: {_either(ways)}")
+    lines.append(f"No answer in time means: {default_name(question)}")
+    return "\n".join(lines)
+
+
+def expired_text(closed: event_pb2.QuestionClosed) -> str:
+    """Return what a chat says about a question that nobody answered in time."""
+    taken = closed.option_name or "rejected"
+    return f"Question {closed.number} ({closed.title}): nobody answered in time. Taken: {taken}"
+
+
+def default_name(question: question_pb2.Question) -> str:
+    """Return what is taken when nobody answers."""
+    for option in question.options:
+        if option.option_id == question.default_option_id:
+            return shorten(option.name, _NAME)
+    return "rejected"
+
+
+def _either(ways: Sequence[str]) -> str:
+    if len(ways) == 1:
+        return ways[0]
+    return f"{', '.join(ways[:-1])} or {ways[-1]}"
+
+
+def _time(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    if seconds < 7200:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.0f} h"
