@@ -10,7 +10,13 @@ from pathlib import Path
 
 from conveyor.gateway.v1.gateway_service_pb2_grpc import add_GatewayServiceServicer_to_server
 from gateway_svc.commands import Commands
-from gateway_svc.config import announce_styles, refuse_unsupported, routing_rules, store_of
+from gateway_svc.config import (
+    announce_styles,
+    archive_after,
+    refuse_unsupported,
+    routing_rules,
+    store_of,
+)
 from gateway_svc.conversations import Conversations
 from gateway_svc.delivery.channel import Channel
 from gateway_svc.delivery.dispatcher import Dispatcher
@@ -89,7 +95,7 @@ async def _build(
     dispatcher = Dispatcher(database, channels, clock)
     commands = Commands(database, rules, clock, channels, dispatcher.wake)
     inbox = Inbox(database, upstream, rules, clock, commands)
-    conversations = Conversations(database, upstream, event_log, rules)
+    conversations = Conversations(database, upstream, event_log, rules, clock)
     use_cases = UseCases(
         inbox=inbox,
         chats=ChatService(inbox, event_log, upstream, draining),
@@ -101,7 +107,9 @@ async def _build(
     )
 
     styles = announce_styles(settings)
-    follower = Follower(database, upstream, event_log, channels, styles, dispatcher.wake)
+    follower = Follower(
+        database, upstream, event_log, channels, styles, archive_after(settings), dispatcher.wake
+    )
 
     forget = partial(remove_old, database, settings.retention)
     metrics = _described(Metrics())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Callable, Container
 
 from conveyor.scheduler.v1 import lane_pb2
 from gateway_svc.domain.commands import MODES
@@ -68,6 +68,19 @@ def announce_styles(settings: Settings) -> dict[str, AnnounceStyle]:
     return {
         name: AnnounceStyle(channel.announce_style) for name, channel in settings.channels.items()
     }
+
+
+def archive_after(settings: Settings) -> Callable[[str], int]:
+    """Return the microseconds after which ended sub-agents of an agent leave the lists; 0: never.
+
+    An agent that the configuration does not know has the defaults.
+    """
+
+    def after(agent_id: str) -> int:
+        agent = settings.agents.get(agent_id) or settings.agents.defaults
+        return round(agent.subagents.archive_after_minutes * 60_000_000)
+
+    return after
 
 
 def refuse_unsupported(settings: Settings, served: Container[str] = ()) -> None:

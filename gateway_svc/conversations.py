@@ -19,6 +19,7 @@ from gateway_svc.store import sessions as store
 from gateway_svc.upstream import Upstream
 from gateway_svc.watching.log import EventLog
 from svckit import paging
+from svckit.clock import Clock
 from svckit.database import Database
 from svckit.errors import SessionNotFound, invalid_field
 from svckit.grpc.client import call
@@ -33,8 +34,14 @@ class Conversations:
     """Shows and resets sessions. One per process."""
 
     def __init__(
-        self, database: Database, upstream: Upstream, log: EventLog, rules: RoutingRules
+        self,
+        database: Database,
+        upstream: Upstream,
+        log: EventLog,
+        rules: RoutingRules,
+        clock: Clock,
     ) -> None:
+        self._clock = clock
         self._database = database
         self._upstream = upstream
         self._log = log
@@ -78,6 +85,7 @@ class Conversations:
             channel=filters.channel,
             after=_after(after),
             limit=size + 1,
+            not_archived_at=None if filters.include_archived else self._clock.now_us(),
         )
         rows = await self._database.run(lambda connection: store.list_active(connection, query))
         use = await self._use(run_pb2.RunFilter(customer_key=customer)) if rows else {}
@@ -148,6 +156,8 @@ class Conversations:
         session.create_time.FromMicroseconds(row.create_us)
         if row.active_us is not None:
             session.active_time.FromMicroseconds(row.active_us)
+        if row.archive_us is not None:
+            session.archive_time.FromMicroseconds(row.archive_us)
         return session
 
 

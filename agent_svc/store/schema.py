@@ -18,13 +18,16 @@ from sqlalchemy import (
 
 metadata = MetaData()
 
+# Session keys grow with the depth of a tree. SQLite takes texts of any length.
+_key = String(1024).with_variant(String(256), "sqlite")
+
 # SQLite counts rows by itself only in a column declared exactly INTEGER.
 _counter = BigInteger().with_variant(Integer(), "sqlite")
 
 sessions = Table(
     "sessions",
     metadata,
-    Column("session_key", String(256), primary_key=True),
+    Column("session_key", _key, primary_key=True),
     # Conversations of the session so far, less one: a reset begins the next.
     Column("epoch", BigInteger, nullable=False),
     Column("create_us", BigInteger, nullable=False),
@@ -33,7 +36,7 @@ sessions = Table(
 resets = Table(
     "resets",
     metadata,
-    Column("session_key", String(256), primary_key=True),
+    Column("session_key", _key, primary_key=True),
     Column("request_id", String(128), primary_key=True),
     Column("epoch", BigInteger, nullable=False),
     Column("forgotten", Integer, nullable=False),
@@ -44,7 +47,7 @@ runs = Table(
     "runs",
     metadata,
     Column("run_id", String(64), primary_key=True),
-    Column("session_key", String(256), nullable=False),
+    Column("session_key", _key, nullable=False),
     Column("epoch", BigInteger, nullable=False),
     Column("depth", Integer, nullable=False),
     # What it answers, as stored by `content`.
@@ -73,7 +76,7 @@ exchanges = Table(
     "exchanges",
     metadata,
     Column("ordinal", _counter, primary_key=True, autoincrement=True),
-    Column("session_key", String(256), nullable=False),
+    Column("session_key", _key, nullable=False),
     Column("epoch", BigInteger, nullable=False),
     Column("run_id", String(64), nullable=False),
     Column("turn", Integer, nullable=False),
@@ -93,7 +96,7 @@ exchanges = Table(
 tool_answers = Table(
     "tool_answers",
     metadata,
-    Column("session_key", String(256), primary_key=True),
+    Column("session_key", _key, primary_key=True),
     # A reset begins a conversation in which nothing has been said yet.
     Column("epoch", BigInteger, primary_key=True),
     Column("tool", String(64), primary_key=True),

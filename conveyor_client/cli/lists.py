@@ -16,6 +16,12 @@ def sessions(
     context: typer.Context,
     key: Annotated[str, typer.Argument(help="Show the messages of this session.")] = "",
     reset: Annotated[bool, typer.Option("--reset", help="Make the session forget.")] = False,
+    children: Annotated[
+        bool, typer.Option("--children", help="List those of sub-agents instead.")
+    ] = False,
+    archived: Annotated[
+        bool, typer.Option("--archived", help="With those that ended and left the list.")
+    ] = False,
     limit: Limit = 50,
     page: Page = "",
     json: Json = False,
@@ -25,6 +31,7 @@ def sessions(
         raise CannotRun("--reset needs the key of a session", 2)
 
     async def work() -> None:
+        from conveyor.gateway.v1 import session_pb2
         from conveyor_client.cli import output as out
 
         async with connect(context) as client:
@@ -50,7 +57,11 @@ def sessions(
                     target.print(out.plain(out.text_of(message)))
                 more(messages.next_page_token)
                 return
-            found = await client.sessions(page_size=limit, page_token=page)
+            wanted = session_pb2.SessionFilter(include_archived=archived)
+            if children:
+                kinds = (session_pb2.SESSION_KIND_SUBAGENT, session_pb2.SESSION_KIND_ACP)
+                wanted.kinds.extend(kinds)
+            found = await client.sessions(wanted, page_size=limit, page_token=page)
             if json:
                 out.print_json(found)
                 return

@@ -21,7 +21,7 @@ from gateway_svc.domain import asking
 from gateway_svc.domain.deliveries import AnnounceStyle, speaker, told
 from gateway_svc.domain.keys import default_customer, parse_key
 from gateway_svc.domain.reply_route import ReplyAddress, decode_address
-from gateway_svc.domain.sessions import created_run, is_spoken
+from gateway_svc.domain.sessions import created_run, ended_run, is_spoken
 from gateway_svc.store import outbox
 from gateway_svc.store import sessions as store
 from gateway_svc.upstream import Upstream, patiently
@@ -61,6 +61,8 @@ class Follower:
     """Runs for as long as the process. One per suite: it owns the delivery cursor.
 
     `styles` says per channel how much of the ends of children is told; left out, a line each.
+    `archive_after` gives the microseconds after which ended children of an agent leave the lists,
+    0 for never.
     """
 
     def __init__(
@@ -70,6 +72,7 @@ class Follower:
         event_log: EventLog,
         channels: Mapping[str, Channel],
         styles: Mapping[str, AnnounceStyle],
+        archive_after: Callable[[str], int],
         filled: Callable[[], None],
     ) -> None:
         self._database = database
@@ -77,6 +80,7 @@ class Follower:
         self._log = event_log
         self._channels = channels
         self._styles = styles
+        self._archive_after = archive_after
         self._filled = filled
         self._routes: OrderedDict[str, ReplyAddress | None] = OrderedDict()
         self._known: OrderedDict[str, None] = OrderedDict()
@@ -123,6 +127,7 @@ class Follower:
             filled = False
             for fact in facts:
                 filled |= _store(connection, fact)
+                self._archive(connection, fact)
             outbox.move_cursor(connection, position)
             return filled
 
@@ -132,6 +137,18 @@ class Follower:
         self.position = position
         if filled:
             self._filled()
+
+    def _archive(self, connection: sa.Connection, fact: _Fact) -> None:
+        """Note when the session of a child that ended leaves the lists; a new run stops that."""
+        ended = ended_run(fact.event)
+        if not (ended or created_run(fact.event)):
+            return
+        row = store.find(connection, fact.event.session_key)
+        if row is None or not row.parent_session_key:
+            return
+        parent = store.find(connection, row.parent_session_key)
+        after = self._archive_after(parent.agent_id if parent else row.agent_id) if ended else 0
+        store.archive(connection, row.session_key, fact.at_us + after if after else None)
 
     async def _fact(self, event: event_pb2.Event) -> _Fact:
         at_us = event.create_time.ToMicroseconds()

@@ -6,15 +6,19 @@ import sqlalchemy as sa
 
 metadata = sa.MetaData()
 
+# The keys of children grow with the depth of a tree. SQLite takes texts of any length.
+_key = sa.String(1024).with_variant(sa.String(256), "sqlite")
+_event_key = sa.String(1200).with_variant(sa.String(400), "sqlite")
+
 sessions = sa.Table(
     "sessions",
     metadata,
-    sa.Column("session_key", sa.String(256), primary_key=True),
+    sa.Column("session_key", _key, primary_key=True),
     sa.Column("kind", sa.Integer, nullable=False),
     sa.Column("agent_id", sa.String(128), nullable=False),
     sa.Column("customer_key", sa.String(128), nullable=False),
     sa.Column("channel", sa.String(64), nullable=False),
-    sa.Column("parent_session_key", sa.String(256), nullable=False),
+    sa.Column("parent_session_key", _key, nullable=False),
     sa.Column("label", sa.String(64), nullable=False),
     sa.Column("epoch", sa.BigInteger, nullable=False),
     sa.Column("create_us", sa.BigInteger, nullable=False),
@@ -22,6 +26,8 @@ sessions = sa.Table(
     sa.Column("active_us", sa.BigInteger, nullable=True),
     # Set by `/queue`, numbers of `QueueMode`; 0 means as configured.
     sa.Column("queue_mode", sa.Integer, nullable=False, server_default="0"),
+    # When the session of an ended child leaves the lists; null while it lives, and for others.
+    sa.Column("archive_us", sa.BigInteger, nullable=True),
     sa.Index("sessions_by_activity", "active_us", "session_key"),
 )
 
@@ -38,7 +44,7 @@ outbox = sa.Table(
     sa.Column("outbox_id", sa.Integer, primary_key=True, autoincrement=True),
     sa.Column("recipient", sa.String(1024), nullable=False),
     # Session key, sequence and run id: unique over all sessions, also when a log begins anew.
-    sa.Column("event_key", sa.String(400), nullable=False),
+    sa.Column("event_key", _event_key, nullable=False),
     sa.Column("channel", sa.String(64), nullable=False),
     sa.Column("kind", sa.String(16), nullable=False),
     sa.Column("text", sa.Text, nullable=False),

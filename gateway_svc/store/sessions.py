@@ -28,6 +28,7 @@ class SessionRow:
     create_us: int
     active_us: int | None
     queue_mode: int = 0
+    archive_us: int | None = None
 
     @property
     def known(self) -> KnownSession:
@@ -42,7 +43,10 @@ class SessionRow:
 
 @dataclass(frozen=True, slots=True)
 class SessionQuery:
-    """Chooses sessions; empty fields choose all. `after` is the last (active time, key) seen."""
+    """Chooses sessions; empty fields choose all. `after` is the last (active time, key) seen.
+
+    `not_archived_at` leaves out what was archived at that time; `None` leaves out nothing.
+    """
 
     kinds: Sequence[int] = ()
     customer_key: str = ""
@@ -50,6 +54,7 @@ class SessionQuery:
     channel: str = ""
     after: tuple[int, str] | None = None
     limit: int = 50
+    not_archived_at: int | None = None
 
 
 def find(connection: sa.Connection, session_key: str) -> SessionRow | None:
@@ -78,6 +83,10 @@ def list_active(connection: sa.Connection, query: SessionQuery) -> list[SessionR
     ):
         if value:
             statement = statement.where(column == value)
+    if query.not_archived_at is not None:
+        statement = statement.where(
+            sa.or_(sessions.c.archive_us.is_(None), sessions.c.archive_us > query.not_archived_at)
+        )
     if query.after is not None:
         active_us, key = query.after
         statement = statement.where(
@@ -124,6 +133,13 @@ def touch(connection: sa.Connection, session_key: str, active_us: int) -> None:
         sa.update(sessions)
         .where(sessions.c.session_key == session_key, older)
         .values(active_us=active_us)
+    )
+
+
+def archive(connection: sa.Connection, session_key: str, at_us: int | None) -> None:
+    """Say when a session leaves the lists, or with `None` that it stays."""
+    connection.execute(
+        sa.update(sessions).where(sessions.c.session_key == session_key).values(archive_us=at_us)
     )
 
 

@@ -70,7 +70,7 @@ MEANING = {
     "agents.defaults.subagents.run_timeout_seconds": "Longest executing time of a sub-agent",
     "agents.defaults.subagents.yield_after_seconds": "After this long a waiting conversation is told so, "
     "and freed when another message is there. 0 means never",
-    "agents.defaults.subagents.archive_after_minutes": "When an ended sub-agent leaves the lists *(not yet)*",
+    "agents.defaults.subagents.archive_after_minutes": "When an ended sub-agent leaves the lists; its events stay. 0 means never",
     "agents.defaults.subagents.announce": "When background children are told: together, or each as it ends",
     "agents.defaults.subagents.budget.max_tokens": "Tokens of a flow, read and written",
     "agents.defaults.subagents.budget.max_cost_usd": "Cost of a flow. Calls of models without a known price do not count",

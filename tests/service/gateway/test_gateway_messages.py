@@ -187,3 +187,13 @@ async def test_children_have_sessions_of_their_own_kind(gateway: Suite) -> None:
     assert (child.agent_id, child.customer_key, child.label) == ("main", "http:alice", "research")
     conversations = await gateway.stub.ListSessions(gw.ListSessionsRequest())
     assert [s.session_key for s in conversations.sessions] == ["alice"]
+
+    async def ended() -> session_pb2.Session | None:
+        # An hour after its end it leaves the list.
+        [child] = await children()
+        return child if child.HasField("archive_time") else None
+
+    child = await eventually(ended)
+    assert child is not None
+    kept = child.archive_time.seconds - child.active_time.seconds
+    assert 3590 <= kept <= 3610

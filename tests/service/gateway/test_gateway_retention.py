@@ -57,6 +57,31 @@ async def test_sessions_of_old_children_do_not_pile_up(database_url: str) -> Non
         await database.close()
 
 
+async def test_archived_sessions_leave_the_list_when_their_time_comes(database_url: str) -> None:
+    child = session_pb2.SESSION_KIND_SUBAGENT
+    database = await Database.open(database_url, migrations=MIGRATIONS, name="gateway")
+    # As long as the key of a run sixteen levels down.
+    deep = "agent:main:http:direct:" + "x" * 200 + ":subagent:" * 16 + "y" * 416
+
+    def fill(db: sa.Connection) -> None:
+        for key in ("soon", "later", deep):
+            sessions.create(db, session(key, child, 1))
+        sessions.archive(db, "soon", NOW)
+        sessions.archive(db, "later", NOW + 1)
+
+    def keys(db: sa.Connection, at_us: int | None) -> set[str]:
+        query = sessions.SessionQuery(kinds=[child], not_archived_at=at_us)
+        return {row.session_key for row in sessions.list_active(db, query)}
+
+    try:
+        await database.run(fill)
+        assert await database.run(lambda db: keys(db, NOW - 1)) == {"soon", "later", deep}
+        assert await database.run(lambda db: keys(db, NOW)) == {"later", deep}
+        assert await database.run(lambda db: keys(db, None)) == {"soon", "later", deep}
+    finally:
+        await database.close()
+
+
 async def test_deliveries_are_forgotten_once_they_were_made(database_url: str) -> None:
     database = await Database.open(database_url, migrations=MIGRATIONS, name="gateway")
 

@@ -70,6 +70,7 @@ class Session(_message.Message):
     WAITING_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     ACTIVE_TIME_FIELD_NUMBER: _builtins.int
+    ARCHIVE_TIME_FIELD_NUMBER: _builtins.int
     session_key: _builtins.str
     """The key, which names its lane."""
     kind: Global___SessionKind.ValueType
@@ -104,6 +105,14 @@ class Session(_message.Message):
     def active_time(self) -> _timestamp_pb2.Timestamp:
         """Last message in or out."""
 
+    @_builtins.property
+    def archive_time(self) -> _timestamp_pb2.Timestamp:
+        """When the session of an ended sub-agent leaves, or left, the lists:
+        `subagents.archive_after_minutes` of its parent's agent after its end. Its events stay until
+        retention removes them, and the session itself can still be read by its key. Unset while its run
+        is not terminal, and for sessions that are never archived.
+        """
+
     def __init__(
         self,
         *,
@@ -122,10 +131,11 @@ class Session(_message.Message):
         waiting: _builtins.int = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
         active_time: _timestamp_pb2.Timestamp | None = ...,
+        archive_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["active_time", b"active_time", "create_time", b"create_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["active_time", b"active_time", "archive_time", b"archive_time", "create_time", b"create_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["active_time", b"active_time", "agent_id", b"agent_id", "bound_session_key", b"bound_session_key", "channel", b"channel", "create_time", b"create_time", "customer_key", b"customer_key", "epoch", b"epoch", "kind", b"kind", "label", b"label", "model", b"model", "parent_session_key", b"parent_session_key", "queue_mode", b"queue_mode", "run_id", b"run_id", "session_key", b"session_key", "waiting", b"waiting"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["active_time", b"active_time", "agent_id", b"agent_id", "archive_time", b"archive_time", "bound_session_key", b"bound_session_key", "channel", b"channel", "create_time", b"create_time", "customer_key", b"customer_key", "epoch", b"epoch", "kind", b"kind", "label", b"label", "model", b"model", "parent_session_key", b"parent_session_key", "queue_mode", b"queue_mode", "run_id", b"run_id", "session_key", b"session_key", "waiting", b"waiting"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -141,12 +151,15 @@ class SessionFilter(_message.Message):
     CUSTOMER_KEY_FIELD_NUMBER: _builtins.int
     AGENT_ID_FIELD_NUMBER: _builtins.int
     CHANNEL_FIELD_NUMBER: _builtins.int
+    INCLUDE_ARCHIVED_FIELD_NUMBER: _builtins.int
     customer_key: _builtins.str
     """Only this customer."""
     agent_id: _builtins.str
     """Only this agent or harness."""
     channel: _builtins.str
     """Only this channel."""
+    include_archived: _builtins.bool
+    """True lists those too that were archived."""
     @_builtins.property
     def kinds(self) -> _containers.RepeatedScalarFieldContainer[Global___SessionKind.ValueType]:
         """Only these kinds. Empty means `CONVERSATION`."""
@@ -158,10 +171,11 @@ class SessionFilter(_message.Message):
         customer_key: _builtins.str = ...,
         agent_id: _builtins.str = ...,
         channel: _builtins.str = ...,
+        include_archived: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "channel", b"channel", "customer_key", b"customer_key", "kinds", b"kinds"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "channel", b"channel", "customer_key", b"customer_key", "include_archived", b"include_archived", "kinds", b"kinds"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
