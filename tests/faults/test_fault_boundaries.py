@@ -8,6 +8,7 @@ by itself.
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
@@ -27,6 +28,7 @@ CHILDREN = ("left", "middle", "right")
 TURNS = ("root.1", "left.1", "middle.1", "right.1", "root.2")
 STEPS = ("split", *CHILDREN, "join")
 LEASE_SECONDS = 1.0
+PATIENCE_SECONDS = 40.0
 CALM_REQUESTS = 4
 MOST_TRIES = 8
 EXPECTED = {
@@ -97,12 +99,20 @@ class Trials:
     async def run(self, client: ConveyorClient) -> tuple[int, Chat]:
         """Send the next request and follow it to its end."""
         number = self.number
-        told = await chat(
-            client,
-            f"request {number}: everything",
-            session_key=f"agent:main:grpc:direct:root-{number}",
-            request_id=f"request-{number}",
-        )
+        session_key = f"agent:main:grpc:direct:root-{number}"
+        try:
+            async with asyncio.timeout(PATIENCE_SECONDS):
+                told = await chat(
+                    client,
+                    f"request {number}: everything",
+                    session_key=session_key,
+                    request_id=f"request-{number}",
+                )
+        except TimeoutError:
+            history = await of_sqlite(self.apart.store / "scheduler.db")
+            flow = [r.run_id for r in history.runs.values() if r.session_key.startswith(session_key)]
+            stories = "\n".join(f"{run}:\n{history.story(run)}" for run in flow)
+            raise AssertionError(f"request {number} has no end:\n{stories}") from None
         self.accepted[f"request-{number}"] = told.run_id
         return number, told
 
