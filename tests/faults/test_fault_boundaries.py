@@ -110,7 +110,9 @@ class Trials:
                 )
         except TimeoutError:
             history = await of_sqlite(self.apart.store / "scheduler.db")
-            flow = [r.run_id for r in history.runs.values() if r.session_key.startswith(session_key)]
+            flow = [
+                r.run_id for r in history.runs.values() if r.session_key.startswith(session_key)
+            ]
             stories = "\n".join(f"{run}:\n{history.story(run)}" for run in flow)
             raise AssertionError(f"request {number} has no end:\n{stories}") from None
         self.accepted[f"request-{number}"] = told.run_id
