@@ -29,7 +29,7 @@ TITLE_LENGTH = 256
 MOST_OPTIONS = 32
 MOST_LOCATIONS = 32
 # Arguments are cut to 8 KiB as text; as a message, every value and its type take some bytes more.
-ARGUMENTS_BYTES = 32 * validate.KIB
+ARGUMENTS_BYTES = 64 * validate.KIB
 TOOL_KINDS = ("read", "edit", "delete", "move", "search", "execute", "fetch", "other")
 
 
