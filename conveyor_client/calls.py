@@ -220,6 +220,33 @@ class Calls:
             scheduler_pb.ForecastRequest(input=input, page_size=page_size, page_token=page_token),
         )
 
+    # Questions
+
+    async def questions(
+        self,
+        filter: scheduler_pb.QuestionFilter | None = None,
+        *,
+        page_size: int = 0,
+        page_token: str = "",
+    ) -> gateway_pb.ListQuestionsResponse:
+        """List questions that runs ask people, newest first; open ones unless `filter` says more.
+
+        `session_key` of a conversation also finds those of everything spawned from it.
+        """
+        return await self._to.call(
+            lambda stub: stub.ListQuestions,
+            gateway_pb.ListQuestionsRequest(
+                filter=filter, page_size=page_size, page_token=page_token
+            ),
+        )
+
+    async def answer(self, question_id: str, option_id: str) -> gateway_pb.AnswerQuestionResponse:
+        """Answer a question with one of its options. The same answer again changes nothing."""
+        return await self._to.call(
+            lambda stub: stub.AnswerQuestion,
+            gateway_pb.AnswerQuestionRequest(question_id=question_id, option_id=option_id),
+        )
+
     # Agents, models, harnesses
 
     async def agents(

@@ -15,6 +15,15 @@ def span(seconds: float) -> str:
     return f"{hours} h {minutes} min"
 
 
+def time_limit(seconds: float) -> str:
+    """Say how long somebody has: `90 s`, `5 min`, `24 h`."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    if seconds < 7200:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.0f} h"
+
+
 def count(number: int, noun: str) -> str:
     """Say how many: `1 run`, `3 runs`."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

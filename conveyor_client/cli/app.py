@@ -7,7 +7,19 @@ from typing import Annotated
 
 import typer
 
-from conveyor_client.cli import flows, forecast, lanes, later, lists, local, runs, talk, up, why
+from conveyor_client.cli import (
+    flows,
+    forecast,
+    lanes,
+    later,
+    lists,
+    local,
+    questions,
+    runs,
+    talk,
+    up,
+    why,
+)
 from conveyor_client.cli.context import Options
 
 app = typer.Typer(
@@ -60,6 +72,7 @@ app.command("runs")(runs.runs)
 app.command("cancel")(runs.cancel)
 app.command("steer")(runs.steer)
 app.add_typer(flows.flow_app, name="flow")
+app.add_typer(questions.questions_app, name="questions")
 app.add_typer(lanes.lanes_app, name="lanes")
 app.command("why")(why.why)
 app.command("forecast")(forecast.forecast)

@@ -17,9 +17,10 @@ from conveyor.scheduler.v1 import announcement_pb2 as announcement_pb
 from conveyor.scheduler.v1 import lane_pb2 as lane_pb
 from conveyor.scheduler.v1 import run_pb2 as run_pb
 from conveyor.scheduler.v1 import scheduler_service_pb2 as scheduler_pb
+from conveyor_client.cli.asking import ways
 from conveyor_client.cli.output import seconds, state_word, text_of, tokens
 from conveyor_client.cli.places import fate, place
-from svckit.words import shorten, span
+from svckit.words import shorten, span, time_limit
 
 
 class Voice(Enum):
@@ -55,11 +56,15 @@ class Narrator:
 
     `live` shows the pieces of messages as they come. `thorough` also tells state changes, tool
     calls and what others wrote into the session, for people who watch rather than converse.
+    `commands`: who reads this may type slash commands right there.
     """
 
-    def __init__(self, *, live: bool = False, thorough: bool = False) -> None:
+    def __init__(
+        self, *, live: bool = False, thorough: bool = False, commands: bool = False
+    ) -> None:
         self._live = live
         self._thorough = thorough
+        self._commands = commands
         self._shown: dict[str, str] = {}
         self._complete: set[str] = set()
         self._open: str | None = None
@@ -124,7 +129,7 @@ class Narrator:
 
     def _accepted(self, accepted: scheduler_pb.AcceptedRun) -> Iterator[Utterance]:
         self._labels[accepted.run.run_id] = "this run"
-        if words := fate(accepted.outcome):
+        if words := fate(accepted.outcome, accepted.estimate):
             yield from self._line(words)
         yield from self._place_of(accepted.run.run_id, accepted.estimate)
 
@@ -164,6 +169,8 @@ class Narrator:
                 yield from self._line(event.note_added.text, Voice.BAD if bad else Voice.NEWS)
         elif kind == "question_asked":
             yield from self._question(event.question_asked.question)
+        elif kind == "question_closed":
+            yield from self._answer(event.question_closed)
         elif kind == "steer_missed":
             yield from self._line("the message was not taken by the running turn; it waits in line")
         elif kind == "steer_accepted":
@@ -207,7 +214,19 @@ class Narrator:
         yield from self._line(line, Voice.GOOD if good else Voice.BAD)
 
     def _question(self, question: question_pb.Question) -> Iterator[Utterance]:
-        yield from self._line(f"a question waits for an answer: {question.title}")
+        time = time_limit(seconds(question.timeout))
+        yield from self._line(f"question {question.number} ({time} to answer): {question.title}")
+        yield from self._line(f"answer: {ways(question, commands=self._commands)}")
+
+    def _answer(self, closed: event_pb.QuestionClosed) -> Iterator[Utterance]:
+        which = f"question {closed.number} ({shorten(closed.title, 60)})"
+        taken = closed.option_name or "rejected"
+        if closed.state == question_pb.QUESTION_STATE_ANSWERED:
+            yield from self._line(f"{which} answered by {closed.answer.responder}: {taken}")
+        elif closed.state == question_pb.QUESTION_STATE_EXPIRED:
+            yield from self._line(f"{which}: nobody answered in time: {taken}", Voice.BAD)
+        elif self._thorough:
+            yield from self._line(f"{which} needs no answer any more")
 
     def _detail(self, event: event_pb.Event, kind: str | None) -> Iterator[Utterance]:
         who = self._labels.get(event.run_id, event.run_id)

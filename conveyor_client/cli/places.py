@@ -31,8 +31,13 @@ def place(estimate: lane_pb.QueueEstimate) -> str:
     return words + _holder(estimate)
 
 
-def fate(outcome: lane_pb.EnqueueOutcome.ValueType) -> str:
+def fate(
+    outcome: lane_pb.EnqueueOutcome.ValueType, estimate: lane_pb.QueueEstimate | None = None
+) -> str:
     """Return what became of a message beside waiting for its turn; empty when nothing did."""
+    steered = outcome == lane_pb.ENQUEUE_OUTCOME_STEERED
+    if steered and estimate is not None and estimate.session_lane_wait.HasField("approval"):
+        return "kept for the work that goes on once the open question is answered"
     return _FATES.get(outcome, "")
 
 

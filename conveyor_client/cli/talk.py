@@ -90,7 +90,7 @@ def send(
                     return True
                 print(f"run {accepted.run.run_id} {state_word(accepted.run.state)}")
                 print(f"session {accepted.run.spec.session_key}")
-                if words := fate(accepted.outcome):
+                if words := fate(accepted.outcome, accepted.estimate):
                     print(words)
                 if where := place(accepted.estimate):
                     print(where)
@@ -199,7 +199,7 @@ async def _exchange(
     from conveyor_client.cli.narrate import Narrator, Utterance, Voice
     from svckit.errors import ServiceError
 
-    narrator = Narrator(live=sys.stdout.isatty())
+    narrator = Narrator(live=sys.stdout.isatty(), commands=True)
     try:
         async with aclosing(client.chat(text, session_key=known.key, agent_id=agent)) as stream:
             async for item in stream:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from conveyor.common.v1 import question_pb2
 from conveyor.events.v1 import event_pb2
-from svckit.words import shorten
+from svckit.words import shorten, time_limit
 
 # Payloads about questions. They reach the conversation whichever run of its trees they are about.
 PAYLOADS = ("question_asked", "question_closed")
@@ -25,7 +25,7 @@ def asked_text(question: question_pb2.Question) -> str:
     lines = [f"Question {question.number}: {question.title}", names]
     kinds = {option.kind for option in question.options}
     ways = [text.format(number=question.number) for kind, text in _COMMANDS if kind in kinds]
-    time = _time(question.timeout.ToMicroseconds() / 1e6)
+    time = time_limit(question.timeout.ToMicroseconds() / 1e6)
     if ways:
         lines.append(f"Answer within {time}: {_either(ways)}")
     lines.append(f"No answer in time means: {default_name(question)}")
@@ -50,11 +50,3 @@ def _either(ways: Sequence[str]) -> str:
     if len(ways) == 1:
         return ways[0]
     return f"{', '.join(ways[:-1])} or {ways[-1]}"
-
-
-def _time(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    if seconds < 7200:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.0f} h"

@@ -14,7 +14,7 @@ import pytest
 from conveyor.acp.v1 import acp_service_pb2 as acp_pb
 from conveyor.acp.v1 import doctor_pb2
 from conveyor.agent.v1 import agent_service_pb2 as agent_pb
-from conveyor.common.v1 import content_pb2
+from conveyor.common.v1 import content_pb2, question_pb2
 from conveyor.gateway.v1 import gateway_service_pb2 as gateway_pb
 from conveyor.gateway.v1 import session_pb2
 from conveyor.scheduler.v1 import flow_service_pb2, lane_pb2, run_pb2
@@ -171,6 +171,44 @@ async def test_lists_have_tables_and_json(
     filters = script.calls["ListRuns"][0]
     assert list(filters.filter.states) == [run_pb2.RUN_STATE_RUNNING]
     assert filters.page_size == 9
+
+
+async def test_questions_are_listed_and_answered(
+    gateway: Gateway, capsys: pytest.CaptureFixture[str]
+) -> None:
+    question = question_pb2.Question(
+        question_id="R/1.1.0",
+        number=3,
+        title="delete [it]",
+        state=question_pb2.QUESTION_STATE_OPEN,
+        root_session_key=SESSION,
+        options=[question_pb2.QuestionOption(option_id="yes", name="Allow once")],
+    )
+    script = gateway.script
+    script.always("ListQuestions", gateway_pb.ListQuestionsResponse(questions=[question]))
+    answered = question_pb2.Question()
+    answered.CopyFrom(question)
+    answered.answer.option_id = "yes"
+    script.always("AnswerQuestion", gateway_pb.AnswerQuestionResponse(question=answered))
+    address = ("--address", gateway.address, "questions")
+    for verb in ((), ("list", "--session", SESSION, "--state", "open", "--state", "expired")):
+        assert await conveyor(*address, *verb) == 0
+        shown = capsys.readouterr().out
+        for text in ("R/1.1.0", "3", "open", "delete [it]", "yes (Allow once)", SESSION):
+            assert text in shown
+    wanted = script.calls["ListQuestions"][-1].filter
+    assert (wanted.session_key, list(wanted.states)) == (SESSION, [1, 3])
+    assert await conveyor(*address, "list", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["questions"][0]["number"] == 3
+    # By its number and the name of an option, or by ids, which the server judges.
+    for typed in (("3", "allow once"), ("R/1.1.0", "yes"), ("S/9", "yes")):
+        assert await conveyor(*address, "answer", *typed) == 0
+        told = "question 3 (delete [it]) answered: Allow once\n"
+        assert capsys.readouterr().out == told
+    given = [(c.question_id, c.option_id) for c in script.calls["AnswerQuestion"]]
+    assert given == [("R/1.1.0", "yes"), ("R/1.1.0", "yes"), ("S/9", "yes")]
+    assert await conveyor(*address, "answer", "7", "yes") == 1
+    assert "no open question is '7'" in capsys.readouterr().err
 
 
 async def test_long_keys_are_not_folded_in_a_pipe(

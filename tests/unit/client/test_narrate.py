@@ -1,10 +1,14 @@
 from __future__ import annotations
 
-from conveyor.common.v1 import content_pb2, usage_pb2
+from typing import Any
+
+from conveyor.common.v1 import content_pb2, question_pb2, usage_pb2
 from conveyor.events.v1 import event_pb2
 from conveyor.gateway.v1 import gateway_service_pb2 as gateway_pb
 from conveyor.scheduler.v1 import announcement_pb2, lane_pb2, run_pb2, scheduler_service_pb2
+from conveyor_client.cli.asking import choose_option, choose_question
 from conveyor_client.cli.narrate import Narrator, Utterance, Voice
+from conveyor_client.cli.places import fate
 
 
 def said(narrator: Narrator, *items: gateway_pb.ChatResponse) -> list[Utterance]:
@@ -146,3 +150,80 @@ def test_details_are_told_only_to_those_who_watch() -> None:
     )
     assert list(Narrator().tell(item)) == []
     assert list(Narrator(thorough=True).tell(item)) == [Utterance(Voice.NEWS, "r1 running")]
+
+
+def test_questions_say_how_to_answer_them() -> None:
+    question = question_pb2.Question(
+        question_id="R/1.1.0",
+        number=2,
+        title="delete it",
+        options=[
+            question_pb2.QuestionOption(
+                option_id=option_id, name=name, kind=question_pb2.QuestionOptionKind.ValueType(kind)
+            )
+            for option_id, name, kind in (("yes", "Allow once", 1), ("no", "Deny", 3))
+        ],
+    )
+    question.timeout.FromSeconds(300)
+    asked = event_pb2.Event(question_asked=event_pb2.QuestionAsked(question=question))
+
+    def closed(state: str, **more: Any) -> event_pb2.Event:
+        return event_pb2.Event(
+            question_closed=event_pb2.QuestionClosed(
+                state=question_pb2.QuestionState.Value(f"QUESTION_STATE_{state}"),
+                title="delete it",
+                number=2,
+                **more,
+            )
+        )
+
+    def told(event: event_pb2.Event, **how: bool) -> list[str]:
+        shown = gateway_pb.ChatResponse(event=event)
+        return [said.text for said in Narrator(**how).tell(shown)]
+
+    assert told(asked) == [
+        "question 2 (5 min to answer): delete it",
+        "answer: conveyor questions answer R/1.1.0 yes|no",
+    ]
+    assert told(asked, commands=True)[1] == "answer: /approve 2 or /deny 2"
+    answer = question_pb2.Answer(responder="ann")
+    [line] = told(closed("ANSWERED", answer=answer, option_name="Allow once"))
+    assert line == "question 2 (delete it) answered by ann: Allow once"
+    [line] = told(closed("EXPIRED"))
+    assert line == "question 2 (delete it): nobody answered in time: rejected"
+    assert told(closed("CANCELLED")) == []
+    [line] = told(closed("CANCELLED"), thorough=True)
+    assert line == "question 2 (delete it) needs no answer any more"
+
+
+def test_which_question_is_meant() -> None:
+    def question(question_id: str, number: int, session: str) -> question_pb2.Question:
+        return question_pb2.Question(
+            question_id=question_id,
+            number=number,
+            root_session_key=session,
+            options=[question_pb2.QuestionOption(option_id="yes", name="Allow once")],
+        )
+
+    asked = [question("R/1", 1, "a"), question("S/1", 1, "b"), question("S/2", 2, "b")]
+    assert choose_question(asked, "S/1") == asked[1]
+    assert choose_question(asked, "2") == asked[2]
+    assert choose_question(asked, "1") == (
+        "2 questions have the number 1; add --session, one of a, b"
+    )
+    assert choose_question(asked, "7") == "no open question is '7'; `conveyor questions` lists them"
+    assert [choose_option(asked[0], typed) for typed in ("yes", "allow ONCE", "no")] == [
+        "yes",
+        "yes",
+        "no",
+    ]
+
+
+def test_who_steers_into_a_wait_for_an_answer_is_told() -> None:
+    estimate = lane_pb2.QueueEstimate()
+    estimate.session_lane_wait.approval.question_ids.append("R/1")
+    steered = lane_pb2.ENQUEUE_OUTCOME_STEERED
+    assert fate(steered, estimate) == (
+        "kept for the work that goes on once the open question is answered"
+    )
+    assert fate(steered) == "handed to the work that is going on"

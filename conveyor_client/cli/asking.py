@@ -1,0 +1,79 @@
+"""Questions in words: what is asked, how to answer, and what a typed answer means. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from conveyor.common.v1 import question_pb2 as question_pb
+
+_KINDS = question_pb.QuestionOptionKind
+_COMMANDS = (
+    (question_pb.QUESTION_OPTION_KIND_ALLOW_ONCE, "/approve {number}"),
+    (question_pb.QUESTION_OPTION_KIND_ALLOW_ALWAYS, "/approve {number} always"),
+    (question_pb.QUESTION_OPTION_KIND_REJECT_ONCE, "/deny {number}"),
+    (question_pb.QUESTION_OPTION_KIND_REJECT_ALWAYS, "/deny {number} always"),
+)
+_STATES = {
+    question_pb.QUESTION_STATE_OPEN: "open",
+    question_pb.QUESTION_STATE_ANSWERED: "answered",
+    question_pb.QUESTION_STATE_EXPIRED: "expired",
+    question_pb.QUESTION_STATE_CANCELLED: "cancelled",
+}
+
+
+def state_word(state: question_pb.QuestionState.ValueType) -> str:
+    """Return the word for a state of a question."""
+    return _STATES.get(state, "unknown")
+
+
+def options_line(question: question_pb.Question) -> str:
+    """Return the options with what to type for each: `yes (Allow once), no (Deny)`."""
+    return ", ".join(f"{option.option_id} ({option.name})" for option in question.options)
+
+
+def ways(question: question_pb.Question, *, commands: bool) -> str:
+    """Return how to answer: with slash commands in a chat, else with the command line."""
+    if commands:
+        kinds = {option.kind for option in question.options}
+        texts = [text.format(number=question.number) for kind, text in _COMMANDS if kind in kinds]
+        if texts:
+            return " or ".join(texts)
+    options = "|".join(option.option_id for option in question.options)
+    return f"conveyor questions answer {question.question_id} {options}"
+
+
+def option_name(question: question_pb.Question, option_id: str) -> str:
+    """Return the name of an option; `rejected` when none was taken."""
+    for option in question.options:
+        if option.option_id == option_id:
+            return option.name
+    return option_id or "rejected"
+
+
+def choose_question(
+    questions: Sequence[question_pb.Question], typed: str
+) -> question_pb.Question | str:
+    """Return the question that was typed, by its id or its number, or what is wrong with it."""
+    for question in questions:
+        if question.question_id == typed:
+            return question
+    numbered = [question for question in questions if str(question.number) == typed]
+    if len(numbered) == 1:
+        return numbered[0]
+    if numbered:
+        sessions = ", ".join(sorted({question.root_session_key for question in numbered}))
+        return (
+            f"{len(numbered)} questions have the number {typed}; add --session, one of {sessions}"
+        )
+    return f"no open question is {typed!r}; `conveyor questions` lists them"
+
+
+def choose_option(question: question_pb.Question, typed: str) -> str:
+    """Return the id of the option that was typed: by its id or its name, else as it was typed."""
+    for option in question.options:
+        if option.option_id == typed:
+            return typed
+    for option in question.options:
+        if option.name.casefold() == typed.casefold():
+            return option.option_id
+    return typed
