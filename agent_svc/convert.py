@@ -121,7 +121,8 @@ def began_from_proto(resumption: ann.Resumption | None) -> s.Began:
 
 def result_details(steps: Iterable[s.Step], last: s.Replied) -> task_pb.AgentResult:
     """Sum up a run for `RunResult.details`."""
-    calls = sum(1 for step in steps if isinstance(step.record, s.Replied))
+    replies = [step.record for step in steps if isinstance(step.record, s.Replied)]
+    calls = sum(not reply.ordered for reply in replies)
     return task_pb.AgentResult(
         stop_reason=_STOP_REASONS[last.stop_reason],
         steps=calls,

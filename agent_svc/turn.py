@@ -18,6 +18,7 @@ from agent_svc.calling import Bill, Caller, NoAnswer
 from agent_svc.domain import plan, results
 from agent_svc.domain import steps as s
 from agent_svc.domain import tools as t
+from agent_svc.domain.orders import Order, next_reply
 from agent_svc.domain.reconcile import Standing
 from agent_svc.domain.render import RunFacts, render
 from agent_svc.ending import Ending
@@ -221,6 +222,9 @@ class TurnRunner:
                 case plan.CallModel():
                     if work.turn.draining.is_set():
                         return Release("draining")
+                    if (ordered := _ordered(work, action.step)) is not None:
+                        await work.add(ordered)
+                        continue
                     if await self._take_steered(work):
                         continue
                     ended = await self._call_model(work, action.step)
@@ -293,7 +297,20 @@ class TurnRunner:
         return None
 
     async def _report(self, work: Work, step: int, record: s.Replied) -> None:
+        if record.ordered:
+            return
         bill = Bill(
             record.requested_model, record.effective_model, record.usage, record.reservation
         )
         await self._caller.report(work, str(step), bill)
+
+
+def _ordered(work: Work, step: int) -> s.Replied | None:
+    if not work.task.HasField("spawn"):
+        return None
+    order = Order(
+        work.task.spawn.agent_id,
+        work.task.spawn.model,
+        "\n".join(item.message.text for item in work.facts.inputs),
+    )
+    return next_reply(order, work.steps, work.number, step)

@@ -133,7 +133,7 @@ def _exchanges(
             yield runtime_line(exchange.quoted)
         if exchange.kind in ("answered", "closing"):
             yield from (_say(item) for item in exchange.inputs)
-            if exchange.reply is not None:
+            if exchange.reply is not None and exchange.reply.text:
                 yield Answered(exchange.reply.text)
 
 
@@ -164,7 +164,9 @@ def _turn(
             messages.extend(answer or _interrupted(call) for call, answer in pending)
             pending = []
         if isinstance(record, s.Replied):
-            messages.append(Answered(record.text, record.calls))
+            # Silence is no message: providers refuse an empty one.
+            if record.text or record.calls:
+                messages.append(Answered(record.text, record.calls))
             pending = [(call, answers.get(call.id)) for call in record.calls]
             if pending and all(answer is not None for _, answer in pending):
                 messages.extend(answer for _, answer in pending if answer is not None)

@@ -103,6 +103,8 @@ class Replied(msgspec.Struct, frozen=True, omit_defaults=True, tag="replied"):
     stop_reason: StopReason = "end_turn"
     # The reservation that its report settles; empty without one.
     reservation: str = ""
+    # True when no model wrote it: a person ordered what it asks for. Nothing is reported for it.
+    ordered: bool = False
 
 
 class Returned(msgspec.Struct, frozen=True, omit_defaults=True, tag="returned"):

@@ -127,6 +127,54 @@ async def test_background_children_and_a_closing_turn(
     assert "gold" in reply_text(end)
 
 
+async def test_a_sub_agent_that_a_person_ordered_starts_without_a_model_call(
+    scheduler: FakeScheduler, agent: InProcess
+) -> None:
+    text = "compare three hotels"
+    order = task_pb.SpawnOrder(agent_id="main", model="demo")
+    task = task_pb.AgentTask(agent_id="main", spawn=order)
+    end = await scheduler.answer(scheduler.leased(text, task=task))
+    assert not end.result.HasField("reply"), "the person knows what was ordered"
+    assert not scheduler.reports
+    details = task_pb.AgentResult()
+    assert end.result.details.Unpack(details)
+    assert details.steps == 0
+    [child] = scheduler.children.values()
+    assert (child.request_id, child.spec.label) == ("R1/1.2.1", text)
+    assert child.message.parts[0].text == text
+    task_of_child = task_pb.AgentTask()
+    assert child.spec.task.Unpack(task_of_child)
+    assert (task_of_child.agent_id, task_of_child.model) == ("main", "demo")
+    assert not task_of_child.HasField("spawn")
+
+    # What is said meanwhile is answered as ever, and the result comes with a closing turn.
+    end = await scheduler.answer(scheduler.leased("[[reply: sure]]", run_id="R2"))
+    assert reply_text(end) == "sure"
+    resumption = scheduler.resumption(scheduler.child_result("C1", "the third"), lane_released=True)
+    end = await scheduler.answer(
+        scheduler.leased(
+            text,
+            turn=2,
+            task=task,
+            resumption=resumption,
+            previous=[("R2", run_pb2.RUN_STATE_SUCCEEDED, 1)],
+        )
+    )
+    assert "the third" in reply_text(end)
+    assert len(scheduler.children) == 1
+    assert [name for name in scheduler.reports if name.startswith("R1/")] == ["R1/2.2"]
+
+
+async def test_an_order_that_is_refused_says_why(
+    scheduler: FakeScheduler, agent: InProcess
+) -> None:
+    order = task_pb.SpawnOrder(agent_id="stranger")
+    task = task_pb.AgentTask(agent_id="main", spawn=order)
+    end = await scheduler.answer(scheduler.leased("dig", task=task))
+    assert reply_text(end).startswith("No sub-agent was started: agent_id 'stranger'")
+    assert not scheduler.reports
+
+
 async def test_a_yield_gives_the_lane_back(scheduler: FakeScheduler, agent: InProcess) -> None:
     text = "[[spawn: dig]] [[yield: I'll get back to you]]"
     end = await scheduler.answer(scheduler.leased(text))

@@ -88,6 +88,7 @@ class AgentTask(_message.Message):
     CONTEXT_MODE_FIELD_NUMBER: _builtins.int
     FORK_SESSION_KEY_FIELD_NUMBER: _builtins.int
     ALLOWED_TOOLS_FIELD_NUMBER: _builtins.int
+    SPAWN_FIELD_NUMBER: _builtins.int
     agent_id: _builtins.str
     """Configured agent. Required."""
     model: _builtins.str
@@ -102,6 +103,13 @@ class AgentTask(_message.Message):
         Empty means the agent's own.
         """
 
+    @_builtins.property
+    def spawn(self) -> Global___SpawnOrder:
+        """Set for a run that somebody started by hand, with `/subagents spawn`: before its first model call
+        it starts this child in the background, and says nothing. The task is the run's message. Root
+        runs only.
+        """
+
     def __init__(
         self,
         *,
@@ -110,14 +118,43 @@ class AgentTask(_message.Message):
         context_mode: Global___ContextMode.ValueType = ...,
         fork_session_key: _builtins.str = ...,
         allowed_tools: _abc.Iterable[_builtins.str] | None = ...,
+        spawn: Global___SpawnOrder | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["spawn", b"spawn"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "allowed_tools", b"allowed_tools", "context_mode", b"context_mode", "fork_session_key", b"fork_session_key", "model", b"model"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "allowed_tools", b"allowed_tools", "context_mode", b"context_mode", "fork_session_key", b"fork_session_key", "model", b"model", "spawn", b"spawn"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___AgentTask: _TypeAlias = AgentTask  # noqa: Y015
+
+@_typing.final
+class SpawnOrder(_message.Message):
+    """A child that a person orders. It is subject to everything that a child is that a model asks for:
+    tools and agents allowed, depth, budget.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AGENT_ID_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    agent_id: _builtins.str
+    """Agent that does the task. Required."""
+    model: _builtins.str
+    """Overrides that agent's model, as `provider:model`. Empty means its own."""
+    def __init__(
+        self,
+        *,
+        agent_id: _builtins.str = ...,
+        model: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "model", b"model"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SpawnOrder: _TypeAlias = SpawnOrder  # noqa: Y015
 
 @_typing.final
 class AgentResult(_message.Message):
