@@ -10,6 +10,7 @@ from pathlib import Path
 
 from conveyor.gateway.v1.gateway_service_pb2_grpc import add_GatewayServiceServicer_to_server
 from gateway_svc.commands import Commands
+from gateway_svc.commands.asked import Services
 from gateway_svc.config import (
     announce_styles,
     archive_after,
@@ -29,6 +30,7 @@ from gateway_svc.http.routes import build_router
 from gateway_svc.http.server import WebServer, address_of, bind_http, build_web
 from gateway_svc.http.sse import STREAMS
 from gateway_svc.inbox import Inbox
+from gateway_svc.intake import Intake
 from gateway_svc.operations import Operations
 from gateway_svc.questions import Questions
 from gateway_svc.retention import remove_old
@@ -81,10 +83,10 @@ async def _build(
     stack.callback(bound.close)
     database = await Database.open(store_of(settings), migrations=MIGRATIONS, name="gateway")
     stack.push_async_callback(database.close)
-    services = settings.services
+    addresses = settings.services
     neighbours = await stack.enter_async_context(
         open_channels(
-            {"scheduler": services.scheduler, "agent": services.agent, "acp": services.acp},
+            {"scheduler": addresses.scheduler, "agent": addresses.agent, "acp": addresses.acp},
             context.tracer,
         )
     )
@@ -93,17 +95,30 @@ async def _build(
     rules = routing_rules(settings)
     event_log = EventLog(upstream)
     dispatcher = Dispatcher(database, channels, clock)
-    commands = Commands(database, rules, clock, channels, dispatcher.wake)
-    inbox = Inbox(database, upstream, rules, clock, commands)
     conversations = Conversations(database, upstream, event_log, rules, clock)
+    operations, questions = Operations(upstream), Questions(upstream)
+    intake = Intake(database, upstream, clock)
+    services = Services(
+        database=database,
+        intake=intake,
+        operations=operations,
+        conversations=conversations,
+        questions=questions,
+        event_log=event_log,
+        rules=rules,
+        clock=clock,
+        providers=frozenset(settings.providers),
+    )
+    commands = Commands(services, channels, dispatcher.wake)
+    inbox = Inbox(database, intake, rules, clock, commands)
     use_cases = UseCases(
         inbox=inbox,
         chats=ChatService(inbox, event_log, upstream, draining),
         sessions=SessionWatcher(event_log, upstream, conversations, draining),
         announcements=AnnouncementWatcher(event_log, upstream, conversations, draining),
         conversations=conversations,
-        operations=Operations(upstream),
-        questions=Questions(upstream),
+        operations=operations,
+        questions=questions,
     )
 
     styles = announce_styles(settings)

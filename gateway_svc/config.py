@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Container
 
 from conveyor.scheduler.v1 import lane_pb2
-from gateway_svc.domain.commands import MODES
+from gateway_svc.domain.commands.queueing import MODES
 from gateway_svc.domain.deliveries import AnnounceStyle
 from gateway_svc.domain.routing import AgentRules, ChannelRules, RouteRule, RoutingRules
 from svckit.caps import caps_of

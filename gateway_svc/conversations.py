@@ -148,6 +148,7 @@ class Conversations:
             epoch=row.epoch,
             run_id=lane.run_id,
             waiting=lane.waiting,
+            model=row.model,
         )
         if row.kind == session_pb2.SESSION_KIND_CONVERSATION:
             session.queue_mode = row.known.queue_mode or queue_mode_of(

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from typing import TypeVar
 from weakref import WeakValueDictionary
 
 from conveyor.common.v1 import content_pb2
 from conveyor.gateway.v1 import gateway_service_pb2 as gw
 from conveyor.gateway.v1 import session_pb2
-from conveyor.scheduler.v1 import lane_pb2
 from conveyor.scheduler.v1 import scheduler_service_pb2 as ss
 from gateway_svc.auth import Principal, Scope
 from gateway_svc.commands import Commands
-from gateway_svc.domain.commands import command_of, name_of, read_queue
+from gateway_svc.commands.runner import refusal
+from gateway_svc.domain.commands.parsing import Problem, read_message, read_strictly
 from gateway_svc.domain.keys import DEFAULT_CHANNEL, SessionKey
 from gateway_svc.domain.redaction import clear_run
 from gateway_svc.domain.reply_route import ReplyAddress
@@ -26,20 +28,16 @@ from gateway_svc.domain.routing import (
     route,
 )
 from gateway_svc.domain.tokens import Positions, encode_token, session_subject
+from gateway_svc.intake import Intake
 from gateway_svc.refusals import session_not_found
 from gateway_svc.store import sessions as store
-from gateway_svc.upstream import Upstream
 from svckit.clock import Clock
 from svckit.database import Database
-from svckit.errors import Internal, invalid_field
-from svckit.failpoints import failpoint
-from svckit.grpc.client import call
-from svckit.grpc.status import from_proto
-from svckit.logging import get_logger
+from svckit.errors import invalid_field
+
+T = TypeVar("T")
 
 MAX_COMMAND = 4096
-
-log = get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,13 +66,13 @@ class Inbox:
     def __init__(
         self,
         database: Database,
-        upstream: Upstream,
+        intake: Intake,
         rules: RoutingRules,
         clock: Clock,
         commands: Commands,
     ) -> None:
         self._database = database
-        self._upstream = upstream
+        self._intake = intake
         self._rules = rules
         self._clock = clock
         self._commands = commands
@@ -105,13 +103,32 @@ class Inbox:
         principal.require(Scope.SEND)
         if inbound.customer_key:
             principal.require(Scope.CONTROL)
+        read = read_message(inbound.message)
+
+        async def take(routed: Routed, to: ReplyAddress) -> Accepted:
+            if read is None:
+                accepted = await self._intake.enqueue(routed, request_id)
+            else:
+                accepted = await self._commands.say(routed, read, request_id, to, principal)
+            return Accepted(session_key=routed.key.text, accepted=accepted)
+
+        return await self._in_session(inbound, request_id, principal, address, take)
+
+    async def _in_session(
+        self,
+        inbound: gw.InboundMessage,
+        request_id: str,
+        principal: Principal,
+        address: ReplyAddress | None,
+        take: Callable[[Routed, ReplyAddress], Awaitable[T]],
+    ) -> T:
+        """Do something with a message in its session, which is there from then on."""
         check_request_id(request_id)
         sender = address or ReplyAddress(channel=DEFAULT_CHANNEL, peer=principal.name)
         key = choose_session(
             inbound, sender=sender, rules=self._rules, field_name="inbound.session_key"
         )
-        address = address or ReplyAddress(channel=DEFAULT_CHANNEL, peer=key.peer)
-        command = command_of(inbound.message)
+        to = address or ReplyAddress(channel=DEFAULT_CHANNEL, peer=key.peer)
 
         def routed(known: KnownSession | None) -> Routed:
             return route(
@@ -120,27 +137,22 @@ class Inbox:
                 key=key,
                 known=known,
                 rules=self._rules,
-                address=address,
+                address=to,
                 caller_customer=principal.customer_key,
             )
 
-        async def take(decided: Routed) -> Accepted:
-            if not command:
-                return await self._enqueue(decided, request_id)
-            accepted = await self._commands.run(decided, command, request_id, address)
-            return Accepted(session_key=key.text, accepted=accepted)
-
         known = await self._known(key, principal)
         if known is not None:
-            return await take(routed(known))
+            return await take(routed(known), to)
         # Two first messages at once must agree on the agent and the customer.
         async with self._births.setdefault(key.text, asyncio.Lock()):
             known = await self._known(key, principal)
             if known is None:
+                principal.require(Scope.SEND)
                 # Before the scheduler knows of the session, so that whoever sees its first event
                 # finds its agent and customer here. Clients see it once the message was accepted.
                 known = await self._create(routed(None))
-            return await take(routed(known))
+            return await take(routed(known), to)
 
     async def execute(
         self, request: gw.ExecuteCommandRequest, principal: Principal
@@ -149,23 +161,27 @@ class Inbox:
 
         A session without messages yet is one too: it may be told how to take them.
         """
+        principal.require(Scope.READ)
         if not 1 <= len(request.text) <= MAX_COMMAND:
             raise invalid_field("text", f"must be 1 to {MAX_COMMAND} characters")
-        name = name_of(request.text)
-        if not name:
-            raise invalid_field("text", "is no command of this release; there is /queue")
+        read = read_strictly(request.text)
+        if isinstance(read, Problem):
+            raise refusal(read.text)
         if not request.session_key:
-            raise invalid_field("session_key", "is required for /queue")
-        if problem := read_queue(request.text).problem:
-            raise invalid_field("text", f"cannot be done: {problem}")
+            if read.form.needs_session:
+                raise invalid_field("session_key", f"is required for /{read.name}")
+            check_request_id(request.request_id)
+            return await self._commands.execute(None, read, request.request_id, principal)
         text = content_pb2.ContentPart(text=request.text)
         inbound = gw.InboundMessage(
             session_key=request.session_key,
             message=content_pb2.Message(role=content_pb2.ROLE_USER, parts=[text]),
         )
-        taken = await self.accept(inbound, request.request_id, principal)
-        said = taken.accepted.run.result.reply.parts[0].text
-        return gw.ExecuteCommandResponse(command=name, text=said)
+
+        async def take(routed: Routed, _: ReplyAddress) -> gw.ExecuteCommandResponse:
+            return await self._commands.execute(routed, read, request.request_id, principal)
+
+        return await self._in_session(inbound, request.request_id, principal, None, take)
 
     async def _known(self, key: SessionKey, principal: Principal) -> KnownSession | None:
         row = await self._database.run(lambda connection: store.find(connection, key.text))
@@ -190,31 +206,3 @@ class Inbox:
         )
         stored = await self._database.run(lambda connection: store.replace_unborn(connection, row))
         return stored.known
-
-    async def _enqueue(self, routed: Routed, request_id: str) -> Accepted:
-        item = ss.EnqueueItem(
-            spec=routed.spec,
-            message=routed.message,
-            request_id=request_id,
-            queue_policy=routed.policy,
-        )
-        response = await call(
-            self._upstream.scheduler.EnqueueRuns(ss.EnqueueRunsRequest(items=[item])),
-            service="scheduler",
-        )
-        if len(response.results) != 1:
-            raise Internal("the scheduler did not answer for the message")
-        result = response.results[0]
-        if result.WhichOneof("result") == "error":
-            raise from_proto(result.error)
-        accepted = result.accepted
-        failpoint("gateway.accept.unanswered")
-        key, now = routed.key.text, self._clock.now_us()
-        await self._database.run(lambda connection: store.touch(connection, key, now))
-        log.info(
-            "message accepted",
-            run_id=accepted.run.run_id,
-            outcome=lane_pb2.EnqueueOutcome.Name(accepted.outcome),
-            deduplicated=accepted.deduplicated,
-        )
-        return Accepted(session_key=key, accepted=accepted)

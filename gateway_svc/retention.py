@@ -1,10 +1,10 @@
-"""Forgets deliveries that were made, sessions of runs that are gone, and sessions never begun."""
+"""Forgets deliveries and commands that are over, and sessions of runs that are gone."""
 
 from __future__ import annotations
 
 from functools import partial
 
-from gateway_svc.store import outbox, sessions
+from gateway_svc.store import commands, outbox, sessions
 from svckit.database import Database
 from svckit.housekeeping import runs_kept_since
 from svckit.settings_model import RetentionSettings
@@ -21,6 +21,8 @@ async def remove_old(database: Database, keep: RetentionSettings, now_us: int) -
     removed = await database.run(
         partial(outbox.prune, before_us=now_us - DELIVERIES_KEPT_SECONDS * 1_000_000)
     )
+    known_us = now_us - round(keep.request_ids_hours * 3600 * 1_000_000)
+    removed += await database.run(partial(commands.prune, before_us=known_us))
     before_us = runs_kept_since(keep, now_us)
     while True:
         went = await database.run(partial(sessions.prune, before_us=before_us, limit=BATCH))

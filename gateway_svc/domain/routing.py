@@ -96,13 +96,15 @@ class RoutingRules:
 class KnownSession:
     """What is remembered of a session that exists: it keeps its agent and its customer.
 
-    `queue_mode` is what its messages do when it is busy; unspecified means as configured.
+    `queue_mode` is what its messages do when it is busy; unspecified means as configured. `model`
+    is the one that was chosen for it; empty means the agent's.
     """
 
     agent_id: str
     customer_key: str
     epoch: int
     queue_mode: lane_pb2.QueueMode.ValueType = lane_pb2.QUEUE_MODE_UNSPECIFIED
+    model: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +175,8 @@ def route(
     if agent is None:
         raise AgentNotFound(f"no agent is called {agent_id!r}", metadata={"agentId": agent_id})
     task = any_pb2.Any()
-    task.Pack(task_pb2.AgentTask(agent_id=agent_id))
+    model = known.model if known else ""
+    task.Pack(task_pb2.AgentTask(agent_id=agent_id, model=model))
     spec = run_pb2.RunSpec(
         session_key=key.text,
         customer_key=customer,
@@ -184,7 +187,7 @@ def route(
         priority=inbound.priority,
         budget=lowered(inbound.budget, agent.caps),
         labels=dict(inbound.labels),
-        estimate_key=f"{agent_id}/{agent.model}"[:MAX_ESTIMATE_KEY],
+        estimate_key=f"{agent_id}/{model or agent.model}"[:MAX_ESTIMATE_KEY],
     )
     policy = lane_pb2.QueuePolicy(
         mode=inbound.queue_mode

@@ -28,6 +28,10 @@ sessions = sa.Table(
     sa.Column("queue_mode", sa.Integer, nullable=False, server_default="0"),
     # When the session of an ended child leaves the lists; null while it lives, and for others.
     sa.Column("archive_us", sa.BigInteger, nullable=True),
+    # Set by `/model`; empty means the agent's own.
+    sa.Column("model", sa.String(256), nullable=False, server_default=""),
+    # What numbers in commands count in: JSON of the lists that were shown last.
+    sa.Column("shown", sa.Text, nullable=False, server_default=""),
     sa.Index("sessions_by_activity", "active_us", "session_key"),
 )
 
@@ -59,4 +63,18 @@ outbox = sa.Table(
     sa.Index("outbox_pending", "state", "recipient", "outbox_id"),
     # Ids never come back, so that their order stays the order of the events.
     sqlite_autoincrement=True,
+)
+
+commands = sa.Table(
+    "commands",
+    metadata,
+    sa.Column("request_id", sa.String(128), primary_key=True),
+    # SHA-256 over the session and the text: another command with the same id is refused.
+    sa.Column("body_hash", sa.LargeBinary(32), nullable=False),
+    # JSON list of the ids that it is about, decided once.
+    sa.Column("meant", sa.Text, nullable=True),
+    # `ExecuteCommandResponse`, once it was done.
+    sa.Column("answer", sa.LargeBinary, nullable=True),
+    sa.Column("create_us", sa.BigInteger, nullable=False),
+    sa.Index("commands_by_age", "create_us"),
 )

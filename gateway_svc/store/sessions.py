@@ -29,6 +29,8 @@ class SessionRow:
     active_us: int | None
     queue_mode: int = 0
     archive_us: int | None = None
+    model: str = ""
+    shown: str = ""
 
     @property
     def known(self) -> KnownSession:
@@ -38,6 +40,7 @@ class SessionRow:
             self.customer_key,
             self.epoch,
             lane_pb2.QueueMode.ValueType(self.queue_mode),
+            self.model,
         )
 
 
@@ -117,7 +120,7 @@ def replace_unborn(connection: sa.Connection, row: SessionRow) -> SessionRow:
     """
     before = find(connection, row.session_key)
     if before is not None:
-        row = replace(row, queue_mode=before.queue_mode)
+        row = replace(row, queue_mode=before.queue_mode, model=before.model, shown=before.shown)
     connection.execute(
         sa.delete(sessions).where(
             sessions.c.session_key == row.session_key, sessions.c.active_us.is_(None)
@@ -147,6 +150,20 @@ def set_queue_mode(connection: sa.Connection, session_key: str, mode: int) -> No
     """Give a session a queue mode of its own, or take it away with 0."""
     connection.execute(
         sa.update(sessions).where(sessions.c.session_key == session_key).values(queue_mode=mode)
+    )
+
+
+def set_model(connection: sa.Connection, session_key: str, model: str) -> None:
+    """Give a session a model of its own, or take it away with an empty one."""
+    connection.execute(
+        sa.update(sessions).where(sessions.c.session_key == session_key).values(model=model)
+    )
+
+
+def set_shown(connection: sa.Connection, session_key: str, shown: str) -> None:
+    """Remember which lists a session was shown."""
+    connection.execute(
+        sa.update(sessions).where(sessions.c.session_key == session_key).values(shown=shown)
     )
 
 

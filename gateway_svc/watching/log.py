@@ -11,7 +11,7 @@ from gateway_svc.domain.tokens import Positions
 from gateway_svc.upstream import Upstream
 from svckit.errors import Unreachable
 from svckit.grpc import methods
-from svckit.grpc.client import mapped_errors
+from svckit.grpc.client import call, mapped_errors
 from svckit.grpc.watch import follow
 
 
@@ -57,6 +57,10 @@ class EventLog:
     ) -> AsyncGenerator[ev.WatchEventsResponse, None]:
         """Follow all sessions."""
         return self._follow(ev.WatchEventsRequest(all_sessions=True, payloads=payloads), start)
+
+    async def list(self, request: ev.ListEventsRequest) -> ev.ListEventsResponse:
+        """Return a page of a session's events."""
+        return await call(self._upstream.events.ListEvents(request), service="scheduler")
 
     async def newest(self, session_key: str) -> Positions:
         """Return the place after a session's newest event."""

@@ -1,0 +1,59 @@
+"""Hands decided messages to the scheduler: the one way from the gateway to a run."""
+
+from __future__ import annotations
+
+from conveyor.scheduler.v1 import lane_pb2
+from conveyor.scheduler.v1 import scheduler_service_pb2 as ss
+from gateway_svc.domain.routing import Routed
+from gateway_svc.store import sessions as store
+from gateway_svc.upstream import Upstream
+from svckit.clock import Clock
+from svckit.database import Database
+from svckit.errors import Internal
+from svckit.failpoints import failpoint
+from svckit.grpc.client import call
+from svckit.grpc.status import from_proto
+from svckit.logging import get_logger
+
+log = get_logger(__name__)
+
+
+class Intake:
+    """Stores messages as runs. One per process."""
+
+    def __init__(self, database: Database, upstream: Upstream, clock: Clock) -> None:
+        self._database = database
+        self._upstream = upstream
+        self._clock = clock
+
+    async def enqueue(self, routed: Routed, request_id: str) -> ss.AcceptedRun:
+        """Store a message, idempotently per `request_id`; its session is in use from then on.
+
+        Raises what `SendMessage` is documented to fail with.
+        """
+        item = ss.EnqueueItem(
+            spec=routed.spec,
+            message=routed.message,
+            request_id=request_id,
+            queue_policy=routed.policy,
+        )
+        response = await call(
+            self._upstream.scheduler.EnqueueRuns(ss.EnqueueRunsRequest(items=[item])),
+            service="scheduler",
+        )
+        if len(response.results) != 1:
+            raise Internal("the scheduler did not answer for the message")
+        result = response.results[0]
+        if result.WhichOneof("result") == "error":
+            raise from_proto(result.error)
+        accepted = result.accepted
+        failpoint("gateway.accept.unanswered")
+        key, now = routed.key.text, self._clock.now_us()
+        await self._database.run(lambda connection: store.touch(connection, key, now))
+        log.info(
+            "message accepted",
+            run_id=accepted.run.run_id,
+            outcome=lane_pb2.EnqueueOutcome.Name(accepted.outcome),
+            deduplicated=accepted.deduplicated,
+        )
+        return accepted
