@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from agent_svc.agents import Agents
+from agent_svc.mcp.toolset import McpTools
 from agent_svc.models.catalog import Catalog
 from agent_svc.outside import Outside
 from agent_svc.prices import Prices
@@ -61,6 +62,7 @@ async def build(context: Context) -> AsyncIterator[App]:
     agents = Agents(settings)
     catalog = Catalog(settings, clock)
     _check_models(agents, catalog)
+    tool_servers = McpTools(settings, clock)
     database = await Database.open(_database_of(settings), migrations=MIGRATIONS, name="agent")
     channel = make_channel(settings.services.scheduler, tracer=context.tracer)
     try:
@@ -70,7 +72,10 @@ async def build(context: Context) -> AsyncIterator[App]:
         limits: LimitServiceAsyncStub = limit_grpc.LimitServiceStub(channel)
         usage = UsageReporter(limits, clock)
         flows: FlowServiceAsyncStub = flow_grpc.FlowServiceStub(channel)
-        toolsets: list[Toolset] = [SessionTools(scheduler, flows, event_log, store, clock)]
+        toolsets: list[Toolset] = [
+            SessionTools(scheduler, flows, event_log, store, clock),
+            tool_servers,
+        ]
         prices = Prices(settings.providers)
         runner = TurnRunner(
             store=store,
@@ -126,6 +131,7 @@ async def build(context: Context) -> AsyncIterator[App]:
             drain=drain,
         )
     finally:
+        await tool_servers.close()
         await catalog.close()
         await channel.close()
         await database.close()

@@ -371,7 +371,7 @@ class McpSettings(Table):
     env_from: dict[str, str] = {}
     headers_env: dict[str, str] = {}
     approval: Literal["auto", "allow", "ask", "deny"] = "auto"
-    start_timeout_seconds: float = Field(default=15, gt=0, le=600)
+    start_timeout_seconds: float = Field(default=20, gt=0, le=600)
     timeout_seconds: float = Field(default=60, gt=0, le=3600)
     tools: dict[str, McpToolSettings] = {}
 

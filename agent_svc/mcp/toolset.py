@@ -1,0 +1,137 @@
+"""The tools of all configured MCP servers, as a toolset.
+
+Whatever a server does, a turn goes on: the model is told of a call that failed, people by a note,
+and nothing takes longer than the configuration allows.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from importlib.util import find_spec
+
+import msgspec
+
+from agent_svc.domain import mcptools, results
+from agent_svc.domain import steps as s
+from agent_svc.domain.prompt import ToolSchema
+from agent_svc.mcp.content import text_of
+from agent_svc.mcp.failures import Broken, Lost, ServerDown, ServerFailure, Slow, ToolError
+from agent_svc.mcp.server import Server
+from agent_svc.toolsets import Note, Offering
+from agent_svc.work import Work
+from svckit.clock import Clock
+from svckit.errors import StartError
+from svckit.logging import get_logger
+from svckit.settings import Settings
+from svckit.settings_model import McpSettings
+
+CODE = "tool_server_failed"
+_UNSURE = "The call may or may not have had its effect: find out before you repeat it."
+
+_log = get_logger("agent.mcp")
+
+
+class McpTools:
+    """Tools of MCP servers. `close` it when done."""
+
+    delegates = False
+
+    def __init__(self, settings: Settings, clock: Clock) -> None:
+        if settings.mcp and find_spec("mcp") is None:
+            raise StartError(
+                f"mcp.{next(iter(settings.mcp))}: tool servers need an optional part: "
+                "pip install 'conveyor-suite[mcp]'"
+            )
+        self._servers = {
+            server_id: Server(server_id, own, clock) for server_id, own in settings.mcp.items()
+        }
+        self._choices = {server_id: _choice(own) for server_id, own in settings.mcp.items()}
+        # What tools were offered as; names lead back to a server and its own name for the tool.
+        self._known: dict[str, tuple[Server, mcptools.ServerTool, ToolSchema]] = {}
+
+    @property
+    def names(self) -> Sequence[str]:
+        """A pattern for each server: what it has is known when it runs."""
+        return [mcptools.pattern(server_id) for server_id in self._servers]
+
+    async def offer(self, who: Offering) -> list[ToolSchema]:
+        """Describe the tools of every server that the run may use, starting those that need it."""
+        asked = [
+            server
+            for server_id, server in self._servers.items()
+            if who.rules.allows_some(mcptools.pattern(server_id))
+        ]
+        found = await asyncio.gather(*(self._offer(server, who) for server in asked))
+        return [tool for tools in found for tool in tools]
+
+    async def _offer(self, server: Server, who: Offering) -> list[ToolSchema]:
+        try:
+            tools = await server.tools()
+        except ServerDown as down:
+            who.notes.append(_note(server.server_id, f"is not available: {down.why}"))
+            pattern = mcptools.pattern(server.server_id)
+            who.missing[pattern] = _sentence(server.server_id, f"is not available now: {down.why}")
+            return []
+        offered = mcptools.offered(server.server_id, tools, self._choices[server.server_id])
+        self._known |= {name: (server, tool, schema) for name, (tool, schema) in offered.items()}
+        return [schema for _, schema in offered.values()]
+
+    async def run(self, work: Work, call: s.ToolCall) -> s.Returned:
+        """Call a tool that was offered. What goes wrong is the result."""
+        server, tool, schema = self._known[call.name]
+        try:
+            arguments = msgspec.json.decode(call.arguments or "{}")
+        except (msgspec.DecodeError, RecursionError):
+            return s.Returned(call.id, "The arguments are not valid JSON.", failed=True)
+        if not isinstance(arguments, dict):
+            return s.Returned(call.id, "The arguments must be a JSON object.", failed=True)
+        repeatable = schema.policy.idempotent
+        try:
+            result = await server.call(tool.name, arguments, repeatable=repeatable)
+        except ToolError as refused:
+            # The server is in order, and says what is wrong with the call.
+            return s.Returned(call.id, results.show_tool(call.name, refused.why), failed=True)
+        except ServerFailure as failure:
+            _log.warning(
+                "tool call failed",
+                server=server.server_id,
+                tool=tool.name,
+                problem=failure.why,
+            )
+            await work.note(_note(server.server_id, f"failed a call: {failure.why}"))
+            return s.Returned(
+                call.id, _told(server.server_id, failure, unsure=not repeatable), failed=True
+            )
+        text = results.show_tool(call.name, text_of(result))
+        return s.Returned(call.id, text, failed=bool(result.is_error))
+
+    async def close(self) -> None:
+        """Stop all servers, at once."""
+        await asyncio.gather(*(server.close() for server in self._servers.values()))
+
+
+def _choice(own: McpSettings) -> mcptools.ServerChoice:
+    return mcptools.ServerChoice(
+        own.approval,
+        {
+            name: mcptools.ToolChoice(tool.approval, tool.idempotent)
+            for name, tool in own.tools.items()
+        },
+    )
+
+
+def _sentence(server_id: str, what: str) -> str:
+    return f"The tool server {server_id!r} {what}."
+
+
+def _note(server_id: str, what: str) -> Note:
+    return Note(CODE, server_id, _sentence(server_id, what))
+
+
+def _told(server_id: str, failure: ServerFailure, *, unsure: bool) -> str:
+    """What the model is told about a call that has no result."""
+    if isinstance(failure, Slow | Lost | Broken):
+        what = _sentence(server_id, f"failed: {failure.why}")
+        return f"{what} {_UNSURE}" if unsure else what
+    return _sentence(server_id, f"is not available now: {failure.why}")

@@ -1,0 +1,177 @@
+"""Programs that a service starts and speaks to through pipes: contained, and gone without a trace.
+
+A program runs in a process group of its own, sees only the environment it is given, and its errors
+go to a small ring. Stopping it is a ladder: its input is closed, then the group is told to end,
+then it is killed, with whatever of what it started left the group: that is known by a mark in its
+environment.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import secrets as secrets_module
+import signal
+from asyncio.subprocess import PIPE, Process
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Self
+
+INHERITED = ("HOME", "LANG", "LC_ALL", "LOGNAME", "PATH", "SHELL", "TERM", "TMPDIR", "TZ", "USER")
+"""Variables that any program needs. Everything else is given by name, so that no secret leaks."""
+LINE_BYTES = 8 * 1024 * 1024
+"""Longest line that a program may write."""
+RING_LINES = 20
+RING_CHARS = 300
+CLOSED_SECONDS = 1.0
+TERMINATED_SECONDS = 1.0
+KILLED_SECONDS = 2.0
+MARK = "CONVEYOR_PROGRAM"
+_LOOK_SECONDS = 0.01
+
+
+def environment(ours: Mapping[str, str], extra: Mapping[str, str]) -> dict[str, str]:
+    """What a program sees: of `ours` what any program needs, and `extra`."""
+    return {name: ours[name] for name in INHERITED if name in ours} | dict(extra)
+
+
+class Program:
+    """A running program. Make it with `start`, and always `stop` it."""
+
+    def __init__(self, process: Process, mark: str, secrets: Iterable[str] = ()) -> None:
+        self._process = process
+        self._mark = mark
+        self._secrets = [secret for secret in secrets if secret]
+        self._ring: deque[str] = deque(maxlen=RING_LINES)
+        self._draining = asyncio.create_task(self._drain(), name="stderr")
+        self._writing = asyncio.Lock()
+        self.quiet = asyncio.Event()
+        """Set once nothing more can be read from it: it ended, closed its output, or went mad."""
+
+    @classmethod
+    async def start(
+        cls, command: Sequence[str], env: Mapping[str, str], secrets: Iterable[str] = ()
+    ) -> Self:
+        """Start it. `secrets` are blotted out of what it says. Raises `OSError`."""
+        mark = secrets_module.token_hex(16)
+        process = await asyncio.create_subprocess_exec(
+            *command,
+            stdin=PIPE,
+            stdout=PIPE,
+            stderr=PIPE,
+            env={**env, MARK: mark},
+            start_new_session=True,
+            limit=LINE_BYTES,
+        )
+        return cls(process, mark, secrets)
+
+    @property
+    def pid(self) -> int:
+        """Its process, and its process group."""
+        return self._process.pid
+
+    @property
+    def exit_code(self) -> int | None:
+        """How it ended; None while it runs. Negative for a signal."""
+        return self._process.returncode
+
+    @property
+    def last_words(self) -> list[str]:
+        """The last lines that it wrote to its error output, shortened. For logs only."""
+        return list(self._ring)
+
+    async def write(self, line: bytes) -> None:
+        """Write a line. Raises `OSError` when it does not read any more."""
+        assert self._process.stdin is not None
+        async with self._writing:
+            self._process.stdin.write(line)
+            await self._process.stdin.drain()
+
+    async def read(self) -> bytes:
+        """Read the next line; empty at the end, and instead of one that is too long."""
+        assert self._process.stdout is not None
+        try:
+            line = await self._process.stdout.readline()
+        except ValueError:
+            line = b""
+        if not line:
+            self.quiet.set()
+        return line
+
+    async def ended(self, seconds: float) -> bool:
+        """Wait at most this long for its end; tells whether it came."""
+        loop = asyncio.get_running_loop()
+        until = loop.time() + seconds
+        # Not `wait`: that waits for the pipes too, which what it started may hold open.
+        while self._process.returncode is None:
+            if loop.time() >= until:
+                return False
+            await asyncio.sleep(_LOOK_SECONDS)
+        return True
+
+    async def stop(self) -> None:
+        """End it and everything it started. Returns within about four seconds, whatever it does."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        await self._gone(CLOSED_SECONDS)
+        self._signal(signal.SIGTERM)
+        if not await self._gone(TERMINATED_SECONDS):
+            self._signal(signal.SIGKILL)
+        await asyncio.to_thread(_kill_marked, f"{MARK}={self._mark}".encode())
+        await self._gone(KILLED_SECONDS)
+        self._draining.cancel()
+        await asyncio.gather(self._draining, return_exceptions=True)
+        # Pipes that a stray still holds open would keep the transport, and its warning, alive.
+        transport = getattr(self._process, "_transport", None)
+        if transport is not None:
+            with contextlib.suppress(PermissionError, ProcessLookupError):
+                transport.close()
+
+    async def _gone(self, seconds: float) -> bool:
+        """Wait until no process of the group is left."""
+        loop = asyncio.get_running_loop()
+        until = loop.time() + seconds
+        while self._process.returncode is None or self._group_lives():
+            if loop.time() >= until:
+                return False
+            await asyncio.sleep(_LOOK_SECONDS)
+        return True
+
+    def _group_lives(self) -> bool:
+        return self._signal(0)
+
+    def _signal(self, number: int) -> bool:
+        try:
+            os.killpg(self.pid, number)
+        except ProcessLookupError:
+            return False
+        except PermissionError:
+            return True
+        return True
+
+    async def _drain(self) -> None:
+        """Read its errors for as long as it lives: a full pipe would stop it."""
+        assert self._process.stderr is not None
+        while True:
+            try:
+                line = await self._process.stderr.readline()
+            except ValueError:
+                continue  # a line without an end: what is too much of it was dropped
+            if not line:
+                return
+            text = line.decode(errors="replace")
+            for secret in self._secrets:
+                text = text.replace(secret, "***")
+            text = "".join(c if c.isprintable() else " " for c in text).strip()
+            if text:
+                self._ring.append(text[:RING_CHARS])
+
+
+def _kill_marked(mark: bytes) -> None:
+    """Kill every process that has the mark in its environment, where the system shows them."""
+    for entry in Path("/proc").glob("[0-9]*/environ"):
+        with contextlib.suppress(OSError):
+            if mark in entry.read_bytes():
+                os.kill(int(entry.parent.name), signal.SIGKILL)
