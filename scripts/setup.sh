@@ -5,8 +5,8 @@ set -eu
 cd "$(dirname "$0")/.."
 what=${1:-run}
 case "$what" in
-  run) extras='openai,anthropic,mcp' stamps='.venv/.ready' ;;
-  dev) extras='openai,anthropic,mcp,dev' stamps='.venv/.ready .venv/.ready-dev' ;;
+  run) extras='openai,anthropic,google,mcp' stamps='.venv/.ready' ;;
+  dev) extras='openai,anthropic,google,mcp,dev' stamps='.venv/.ready .venv/.ready-dev' ;;
   *) echo "setup.sh: say run or dev, not '$what'" >&2; exit 2 ;;
 esac
 

@@ -169,3 +169,21 @@ async def test_eventually_raises_the_last_problem() -> None:
         await eventually(never, timeout=0.05)
     with pytest.raises(AssertionError, match="last: 0"):
         await eventually(lambda: 0, timeout=0.05)
+
+
+@pytest.mark.parametrize("service", ["agent_svc", "gateway_svc"])
+def test_revisions_of_a_database_are_one_chain(service: str) -> None:
+    # Two of them once had one number: each was right alone, and no database opened with both.
+    import re
+    from pathlib import Path
+
+    found = []
+    for path in sorted(Path(service, "store", "migrations", "versions").glob("*.py")):
+        text = path.read_text("utf-8")
+        revision = re.search(r'^revision = "(.+)"', text, re.MULTILINE)
+        down = re.search(r'^down_revision = (?:None|"(.+)")', text, re.MULTILINE)
+        assert revision, path
+        assert down, path
+        assert path.name.startswith(f"{revision[1]}_")
+        found.append((down[1] or "", revision[1]))
+    assert [down for down, _ in found] == ["", *(revision for _, revision in found[:-1])]
