@@ -47,6 +47,7 @@ class Driver:
 
     engine: Engine
     desk: Desk
+    address: str
 
     def __init__(self, channel: aio.Channel) -> None:
         self.channel = channel
@@ -224,6 +225,7 @@ async def driver(config: Settings, **faults: Any) -> AsyncIterator[Driver]:
 
     async with in_process(build, config, name="scheduler") as service:
         found = Driver(service.channel)
+        found.address = service.address
         found.engine = engines[0]
         found.desk = desks[0]
         yield found
