@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from agent_svc.agents import Agents
+from agent_svc.agents import Agent, Agents
 from agent_svc.mcp.toolset import McpTools
 from agent_svc.models.catalog import Catalog
 from agent_svc.outside import Outside
@@ -149,10 +149,15 @@ def _check_models(agents: Agents, catalog: Catalog) -> None:
     """A model that does not exist is a mistake of the configuration: say so before any turn."""
     for agent in agents.all():
         key = f"agents.list.{agent.agent_id}"
-        for name in [*agent.models(), agent.settings.subagents.model]:
+        for name in _models_of(agent):
             if not name:
                 continue
             try:
                 catalog.get(name)
             except ModelNotFound as err:
                 raise StartError(f"{key} (or agents.defaults): {err.message}") from err
+
+
+def _models_of(agent: Agent) -> list[str]:
+    own = agent.settings
+    return [*agent.models(), own.subagents.model, own.guard.fallback_model]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import msgspec
 from google.protobuf import struct_pb2
@@ -10,9 +10,11 @@ from google.protobuf import struct_pb2
 from agent_svc.domain import approval
 from agent_svc.domain import steps as s
 from agent_svc.domain.content import Input, Message, Part, Role, excerpt
+from agent_svc.domain.guard.ladder import Taken, outcomes
 from agent_svc.domain.reconcile import EndState
 from conveyor.agent.v1 import task_pb2 as task_pb
 from conveyor.common.v1 import content_pb2, question_pb2, usage_pb2
+from conveyor.events.v1 import event_pb2
 from conveyor.scheduler.v1 import announcement_pb2 as ann
 from conveyor.scheduler.v1 import run_pb2
 
@@ -48,6 +50,20 @@ _OPTION_KINDS = {
     "allow_always": question_pb2.QUESTION_OPTION_KIND_ALLOW_ALWAYS,
     "reject_once": question_pb2.QUESTION_OPTION_KIND_REJECT_ONCE,
     "reject_always": question_pb2.QUESTION_OPTION_KIND_REJECT_ALWAYS,
+}
+GUARD_EXCERPT = 512
+_TRIGGERS: dict[s.GuardTrigger, event_pb2.GuardTrigger.ValueType] = {
+    "ignored_instruction": event_pb2.GUARD_TRIGGER_IGNORED_INSTRUCTION,
+    "textual_call": event_pb2.GUARD_TRIGGER_TEXTUAL_CALL,
+    "false_claim": event_pb2.GUARD_TRIGGER_FALSE_CLAIM,
+    "invented_result": event_pb2.GUARD_TRIGGER_INVENTED_RESULT,
+}
+_GUARD_STEPS: dict[s.GuardStep, event_pb2.GuardStep.ValueType] = {
+    "parse_call": event_pb2.GUARD_STEP_PARSE_CALL,
+    "insist": event_pb2.GUARD_STEP_INSIST,
+    "force_tool": event_pb2.GUARD_STEP_FORCE_TOOL,
+    "fall_back_model": event_pb2.GUARD_STEP_FALL_BACK_MODEL,
+    "deliver_with_note": event_pb2.GUARD_STEP_DELIVER_WITH_NOTE,
 }
 _STOP_REASONS = {
     "end_turn": task_pb.STOP_REASON_END_TURN,
@@ -119,15 +135,29 @@ def began_from_proto(resumption: ann.Resumption | None) -> s.Began:
     )
 
 
-def result_details(steps: Iterable[s.Step], last: s.Replied) -> task_pb.AgentResult:
+def result_details(steps: Sequence[s.Step], last: s.Replied) -> task_pb.AgentResult:
     """Sum up a run for `RunResult.details`."""
     replies = [step.record for step in steps if isinstance(step.record, s.Replied)]
     calls = sum(not reply.ordered for reply in replies)
+    guarded = list(outcomes(steps, ended=True))
     return task_pb.AgentResult(
         stop_reason=_STOP_REASONS[last.stop_reason],
         steps=calls,
         requested_model=last.requested_model,
         effective_model=last.effective_model,
+        guard_steps=len(guarded),
+        interventions=[guard_to_proto(taken) for taken in guarded],
+    )
+
+
+def guard_to_proto(taken: Taken) -> event_pb2.GuardIntervened:
+    """Write what the delegation guard did."""
+    return event_pb2.GuardIntervened(
+        trigger=_TRIGGERS[taken.record.trigger],
+        step=_GUARD_STEPS[taken.record.step],
+        resolved=taken.resolved,
+        model=taken.record.model,
+        excerpt=taken.record.excerpt[:GUARD_EXCERPT],
     )
 
 

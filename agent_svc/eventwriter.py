@@ -16,6 +16,7 @@ from google.rpc import status_pb2
 
 from agent_svc import convert
 from agent_svc.domain import steps as s
+from agent_svc.domain.guard.ladder import Taken
 from agent_svc.toolsets import Note
 from conveyor.common.v1 import question_pb2
 from conveyor.events.v1 import event_log_service_pb2 as log_pb
@@ -181,6 +182,29 @@ def said_between(run_id: str, turn: int, step: int, text: str) -> event_pb2.Even
             message=convert.spoken(message_id, text),
             kind=event_pb2.MESSAGE_KIND_INTERNAL,
         ),
+    )
+
+
+def caught_text(run_id: str, turn: int, step: int, text: str) -> event_pb2.Event:
+    """A reply that the delegation guard caught. It is not delivered."""
+    message_id = f"{run_id}-{turn}.{step}"
+    return event_pb2.Event(
+        event_id=f"{message_id}-caught",
+        trace=tracecontext.current(),
+        message_completed=event_pb2.MessageCompleted(
+            message=convert.spoken(message_id, text),
+            kind=event_pb2.MESSAGE_KIND_INTERNAL,
+            caught=True,
+        ),
+    )
+
+
+def guard_intervened(run_id: str, taken: Taken) -> event_pb2.Event:
+    """The delegation guard took a rung, and this came of it."""
+    return event_pb2.Event(
+        event_id=f"{run_id}-{taken.turn}.{taken.step}-guard",
+        trace=tracecontext.current(),
+        guard_intervened=convert.guard_to_proto(taken),
     )
 
 

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 from opentelemetry import trace
 
-from agent_svc.domain.steps import ToolCall, Usage
+from agent_svc.domain.steps import Guarded, ToolCall, Usage
 
 
 @contextmanager
@@ -46,3 +46,21 @@ def tool(tracer: trace.Tracer, calls: tuple[ToolCall, ...]) -> Iterator[trace.Sp
         },
     ) as span:
         yield span
+
+
+def guarded(rung: Guarded) -> None:
+    """Note on the turn's span what the delegation guard did, and that it did something.
+
+    What was caught is text of a conversation: it stays out of traces.
+    """
+    span = trace.get_current_span()
+    span.set_attribute("conveyor.guard.step", rung.step)
+    span.set_attribute("conveyor.guard.trigger", rung.trigger)
+    span.add_event(
+        "delegation guard",
+        {
+            "conveyor.guard.trigger": rung.trigger,
+            "conveyor.guard.step": rung.step,
+            "conveyor.guard.model": rung.model,
+        },
+    )

@@ -23,6 +23,7 @@ from agent_svc.domain.reconcile import Standing
 from agent_svc.domain.render import RunFacts, render
 from agent_svc.ending import Ending
 from agent_svc.eventwriter import EventWriter, call_ended, call_started, noted, said_between
+from agent_svc.guarding import Guard
 from agent_svc.models.base import Model
 from agent_svc.models.catalog import Catalog
 from agent_svc.permitting import Permits
@@ -73,6 +74,7 @@ class TurnRunner:
         self._tools = Tooling(agents, spawner, tracer, toolsets)
         self._permits = Permits(store, clock)
         self._caller = Caller(reserver, usage, clock, tracer)
+        self._guard = Guard(catalog, max_model_calls)
         self._event_log = event_log
         self._clock = clock
         self._max_model_calls = max_model_calls
@@ -96,6 +98,7 @@ class TurnRunner:
         )
         async with events:
             work = await self._take_over(turn, agent, task, models, events)
+            self._guard.take_over(work)
             await self._tell_again(work)
             return await self._go_on(work)
 
@@ -176,12 +179,7 @@ class TurnRunner:
         children are told here too: their calls end with the turn that learns it.
         """
         found = []
-        calls = {
-            call.id: call
-            for step in work.steps
-            if isinstance(step.record, s.Replied)
-            for call in step.record.calls
-        }
+        calls = {call.id: call for step in work.steps for call in s.calls_of(step.record)}
         awaited = {child.run_id: child for child in s.spawned(work.steps) if child.wait}
         for step in work.steps:
             record = step.record
@@ -208,6 +206,7 @@ class TurnRunner:
                     ended = call_ended(work.run_id, record.call_id, shown, error_of(record))
                     found.append(ended)
         await work.events.write(*found)
+        await self._guard.tell(work)
 
     async def _go_on(self, work: Work) -> Outcome:
         while True:
@@ -218,6 +217,8 @@ class TurnRunner:
             # An answer that was paid for is delivered; only what would cost more is not begun.
             if work.over_budget is not None and not isinstance(action, plan.EndWithReply):
                 return Fail(work.over_budget, retryable=False, taken=work.taken())
+            if isinstance(action, plan.EndWithReply) and await self._intervened(work, action.reply):
+                continue
             match action:
                 case plan.CallModel():
                     if work.turn.draining.is_set():
@@ -248,8 +249,16 @@ class TurnRunner:
                     return Fail(error, retryable=False, taken=work.taken())
                 case _:
                     await work.events.flush()
+                    await self._guard.tell(work, ended=isinstance(action, plan.EndWithReply))
                     ending = Ending(work.turn.run, work.number, work.agent, work.steps)
                     return ending.outcome(action)
+
+    async def _intervened(self, work: Work, reply: s.Replied) -> bool:
+        """Do what the guard decides about the reply that would end the turn, if anything."""
+        rung = self._guard.review(work, reply)
+        if rung is not None:
+            await self._guard.intervene(work, rung)
+        return rung is not None
 
     async def _take_steered(self, work: Work) -> bool:
         """Take what was said to the run meanwhile; True when there was something."""
@@ -273,16 +282,18 @@ class TurnRunner:
             run=work.facts,
             steps=work.steps,
             tools=work.tools,
+            force_tool=self._guard.forced_tool(work),
         )
+        held = self._guard.hold(work)
         await work.events.new_message()
         try:
-            answer = await self._caller.ask(work, str(step), prompt, work.events.text)
+            answer = await self._caller.ask(work, str(step), prompt, held.text)
         except NoAnswer as end:
             await work.events.flush()
-            return end.outcome
+            return None if await self._guard.goes_on(work, end.outcome) else end.outcome
         reply, bill = answer.reply, answer.bill
         record = s.Replied(
-            text=reply.text,
+            text=self._guard.beside_calls(work, reply.text) if reply.calls else reply.text,
             calls=s.name_calls(work.number, step, reply.calls),
             requested_model=bill.requested_model,
             effective_model=bill.effective_model,
@@ -292,6 +303,8 @@ class TurnRunner:
         )
         await work.add(record)
         await self._report(work, step, record)
+        if record.text and (record.calls or self._guard.review(work, record) is None):
+            held.release()
         if record.calls and record.text:
             await work.events.write(said_between(work.run_id, work.number, step, record.text))
         return None

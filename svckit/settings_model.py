@@ -235,6 +235,16 @@ class SubagentSettings(Table):
     budget: BudgetSettings = BudgetSettings()
 
 
+class GuardSettings(Table):
+    """`[agents.….guard]`: what happens to replies that should have delegated and did not.
+
+    `fallback_model`: asked when insisting and forcing did not help; empty for none.
+    """
+
+    mode: Literal["on", "off"] = "on"
+    fallback_model: str = ""
+
+
 class AgentDefaults(Table):
     """`[agents.defaults]`: what every agent has unless its own table says otherwise.
 
@@ -249,6 +259,7 @@ class AgentDefaults(Table):
     approvals: dict[str, Approval] = {}
     approval_timeout_seconds: float = Field(default=300, ge=10, le=86_400)
     subagents: SubagentSettings = SubagentSettings()
+    guard: GuardSettings = GuardSettings()
 
 
 class AgentSettings(AgentDefaults):

@@ -124,11 +124,14 @@ def next_action(
     last = replies[-1].record
     assert isinstance(last, s.Replied)
     here = replies[-1].turn == turn
-    if here and not last.calls:
-        return EndWithReply(last)
-    called = {call.id for call in last.calls}
+    caught = _caught([step for step in steps if step.turn <= turn])
+    calls = last.calls or (caught.calls if caught is not None else ())
+    if here and not calls:
+        reply = s.delivered(last, caught)
+        return CallModel(s.next_number(steps, turn)) if reply is None else EndWithReply(reply)
+    called = {call.id for call in calls}
     answered = _answered(steps)
-    todo = [call for call in last.calls if call.id not in answered]
+    todo = [call for call in calls if call.id not in answered]
     # A turn that waited for answers leaves calls to the next, which goes on with them.
     if not here and not todo and not called & _answered(mine):
         return CallModel(s.next_number(steps, turn))
@@ -140,8 +143,9 @@ def next_action(
             return GiveLaneBack(tuple(s.untold(steps)), record.message)
     if any(isinstance(r, s.Spawned) and r.wait and r.call_id in called for r in records):
         awaited = tuple(child for child in s.untold(steps) if child.wait)
-        return WaitForChildren(awaited, last.text)
-    if _asked(steps, turn) >= max_calls:
+        # What the guard had to argue for comes with an answer to the argument, not to the customer.
+        return WaitForChildren(awaited, "" if s.guarded(steps) else last.text)
+    if model_calls(steps, turn) >= max_calls:
         return StepsExhausted(max_calls)
     return CallModel(s.next_number(steps, turn))
 
@@ -187,7 +191,7 @@ def _next_call(
     return SpawnChildren(tuple(spawns)) if spawns else RunTool(todo[0])
 
 
-def _asked(steps: Sequence[s.Step], turn: int) -> int:
+def model_calls(steps: Sequence[s.Step], turn: int) -> int:
     """Replies of the turn, and of those before it that ended only to wait for somebody's word or
     for a limit.
     """
@@ -201,6 +205,16 @@ def _asked(steps: Sequence[s.Step], turn: int) -> int:
             break
         turn -= 1
     return count
+
+
+def _caught(steps: Sequence[s.Step]) -> s.Guarded | None:
+    """What the guard did last about the last reply."""
+    for step in reversed(steps):
+        if isinstance(step.record, s.Guarded):
+            return step.record
+        if isinstance(step.record, s.Replied):
+            return None
+    return None
 
 
 def _answered(mine: Sequence[s.Step]) -> set[str]:

@@ -18,6 +18,7 @@ import msgspec
 from agent_svc.domain import results
 from agent_svc.domain import steps as s
 from agent_svc.domain.content import Input, Message, quote
+from agent_svc.domain.guard.ladder import as_shown
 from agent_svc.domain.prompt import (
     Answered,
     Prompt,
@@ -62,6 +63,7 @@ def render(
     run: RunFacts,
     steps: Sequence[s.Step],
     tools: Sequence[ToolSchema],
+    force_tool: str = "",
 ) -> Prompt:
     """Build the prompt of the run's present turn.
 
@@ -73,11 +75,12 @@ def render(
     open_calls: list[tuple[s.ToolCall, ToolAnswer | None]] = []
     # What turns had to say that only went on with the calls of the one before.
     held: list[PromptMessage] = []
-    answers = _answers([step.record for step in steps if step.turn <= run.turn])
+    shown = as_shown(steps)
+    answers = _answers([step.record for step in shown if step.turn <= run.turn])
     seen = 0
     notes = {child.call_id: child.note for child in s.spawned(steps) if child.note}
     for number in range(1, run.turn + 1):
-        records = [step.record for step in steps if step.turn == number]
+        records = [step.record for step in shown if step.turn == number]
         if not records or not isinstance(records[0], s.Began):
             continue
         began = records[0]
@@ -107,7 +110,7 @@ def render(
     # told so: a provider would refuse the whole conversation from then on.
     messages.extend(answer or _interrupted(call) for call, answer in open_calls)
     messages.extend(held)
-    return Prompt(system, messages, tools)
+    return Prompt(system, messages, tools, force_tool)
 
 
 def _interrupted(call: s.ToolCall) -> ToolAnswer:
@@ -173,6 +176,8 @@ def _turn(
                 pending = []
         elif isinstance(record, s.Steered):
             messages.append(_say(Input(record.request_id, record.message)))
+        elif isinstance(record, s.Guarded):
+            messages.append(runtime_line(record.said))
     return messages, pending
 
 

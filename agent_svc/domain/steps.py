@@ -20,6 +20,8 @@ StartReason = Literal[
     "first", "children_settled", "child_untold", "steered", "timed_out", "answered", "limit_granted"
 ]
 StopReason = Literal["end_turn", "max_tokens", "refusal"]
+GuardTrigger = Literal["ignored_instruction", "textual_call", "false_claim", "invented_result"]
+GuardStep = Literal["parse_call", "insist", "force_tool", "fall_back_model", "deliver_with_note"]
 
 
 class ToolCall(msgspec.Struct, frozen=True):
@@ -154,7 +156,23 @@ class Steered(msgspec.Struct, frozen=True, omit_defaults=True, tag="steered"):
     message: Message
 
 
-Record = Began | Replied | Returned | Spawned | Yielded | Steered | Calling | Asked
+class Guarded(msgspec.Struct, frozen=True, omit_defaults=True, tag="guarded"):
+    """The delegation guard caught the reply before it, and took one step of its ladder.
+
+    `calls` are those it read out of the reply's text. `said` is what the model is told, or, with
+    `deliver_with_note`, the note that the reply is delivered with.
+    """
+
+    trigger: GuardTrigger
+    step: GuardStep
+    # Who gave the reply, as `provider:model`, and the words that gave it away.
+    model: str = ""
+    excerpt: str = ""
+    calls: tuple[ToolCall, ...] = ()
+    said: str = ""
+
+
+Record = Began | Replied | Returned | Spawned | Yielded | Steered | Calling | Asked | Guarded
 
 
 class Step(msgspec.Struct, frozen=True):
@@ -229,12 +247,39 @@ def taken_in(steps: Sequence[Step], turn: int) -> list[str]:
     ]
 
 
+def calls_of(record: Record) -> tuple[ToolCall, ...]:
+    """The calls that a record asks for: a reply's, or those the guard read out of its text."""
+    return record.calls if isinstance(record, Replied | Guarded) else ()
+
+
+def guarded(steps: Sequence[Step]) -> list[Guarded]:
+    """What the delegation guard did in the run, in order."""
+    return [step.record for step in steps if isinstance(step.record, Guarded)]
+
+
 def reply_of(steps: Sequence[Step], turn: int) -> Replied | None:
-    """The reply that ended `turn`, or None when the turn has none yet or ended otherwise."""
+    """The reply that ended `turn`, or None when the turn has none yet or ended otherwise.
+
+    A reply that the guard caught is none, unless it was delivered with a note.
+    """
+    caught: Guarded | None = None
     for step in reversed(steps):
-        if step.turn == turn and isinstance(step.record, Replied):
-            return None if step.record.calls else step.record
+        if step.turn != turn:
+            continue
+        if isinstance(step.record, Guarded):
+            caught = step.record
+        elif isinstance(step.record, Replied):
+            return None if step.record.calls else delivered(step.record, caught)
     return None
+
+
+def delivered(reply: Replied, caught: Guarded | None) -> Replied | None:
+    """What of a reply without calls is delivered, after what the guard did about it."""
+    if caught is None:
+        return reply
+    if caught.step != "deliver_with_note":
+        return None
+    return msgspec.structs.replace(reply, text=f"{reply.text}\n\n{caught.said}".strip())
 
 
 def yield_of(steps: Sequence[Step], turn: int) -> Yielded | None:

@@ -16,7 +16,7 @@ from itertools import pairwise
 from agent_svc.domain.content import excerpt
 from agent_svc.domain.guard.facts import Facts, Finding
 from agent_svc.domain.guard.patterns import CLAIMS, INVENTED, Pattern, compiled
-from agent_svc.domain.guard.prose import own_words, sentences
+from agent_svc.domain.guard.prose import own_words, plain, sentences
 
 EXCERPT_CHARS = 300
 
@@ -48,15 +48,17 @@ _QUESTION = re.compile(
 )
 
 
-def false_claim(text: str, facts: Facts) -> Finding | None:
+def false_claim(text: str, facts: Facts, *, verbatim: bool = False) -> Finding | None:
     """Find a claim that this run may not or cannot delegate, and that the facts contradict.
+
+    With `verbatim` code and quotations count too: for text whose end is not known.
 
     None for an honest refusal: the tool is not offered, the cap of children is reached, the budget
     is used up, or a tool result of this run said no.
     """
     if facts.allows("permission"):
         return None
-    spoken = list(sentences(own_words(text)))
+    spoken = list(sentences(plain(text) if verbatim else own_words(text)))
     for sentence in spoken:
         for pattern in _matches(sentence, CLAIMS):
             if facts.allows(pattern.subject):
@@ -74,11 +76,11 @@ def false_claim(text: str, facts: Facts) -> Finding | None:
     return None
 
 
-def invented_result(text: str, facts: Facts) -> Finding | None:
+def invented_result(text: str, facts: Facts, *, verbatim: bool = False) -> Finding | None:
     """Find news of sub-agents that nobody started: not this run, nor any before it."""
     if facts.allows("result"):
         return None
-    for sentence in sentences(own_words(text)):
+    for sentence in sentences(plain(text) if verbatim else own_words(text)):
         for pattern in _matches(sentence, INVENTED):
             return Finding("invented_result", pattern.subject, excerpt(sentence, EXCERPT_CHARS))
     return None

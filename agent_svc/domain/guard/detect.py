@@ -12,6 +12,8 @@ they catch, measured.
 
 from __future__ import annotations
 
+import re
+
 from agent_svc.domain.guard.asks import asks_to_delegate
 from agent_svc.domain.guard.calls import Call, textual_call
 from agent_svc.domain.guard.claims import false_claim, invented_result
@@ -27,9 +29,18 @@ __all__ = [
     "asks_to_delegate",
     "false_claim",
     "invented_result",
+    "speaks_of_agents",
     "textual_call",
     "verdict",
 ]
+
+
+_AGENTS = re.compile(r"(?:sub|sous|unter)[- ‑]?agent|sessions_spawn", re.IGNORECASE)
+
+
+def speaks_of_agents(text: str) -> bool:
+    """Tell whether a text has a word for a sub-agent in it."""
+    return _AGENTS.search(text) is not None
 
 
 def verdict(text: str, facts: Facts, instruction: Instruction | None) -> Finding | None:

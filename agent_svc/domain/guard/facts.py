@@ -33,8 +33,8 @@ class Facts:
 
     @property
     def may_delegate(self) -> bool:
-        """True when the run could start a sub-agent: the tool is offered."""
-        return SPAWN in self.tools
+        """True when the run could start a sub-agent: the tool is offered, and some may be."""
+        return SPAWN in self.tools and self.max_children > 0
 
     def allows(self, subject: Subject) -> bool:
         """True when a claim of this kind is honest for this run."""

@@ -30,7 +30,12 @@ def own_words(text: str) -> str:
     if not re.search(r"\w", rest):
         # Nothing but a quotation: a model that puts its whole reply in quotes, or in a fence.
         rest = text
-    return rest.translate(_PLAIN)
+    return plain(rest)
+
+
+def plain(text: str) -> str:
+    """The text with one form of apostrophe, hyphen and dash, and without emphasis."""
+    return text.translate(_PLAIN)
 
 
 def sentences(text: str) -> Iterator[str]:

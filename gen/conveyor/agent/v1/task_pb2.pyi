@@ -4,6 +4,7 @@ isort:skip_file
 """
 
 from collections import abc as _abc
+from conveyor.events.v1 import event_pb2 as _event_pb2
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
@@ -167,6 +168,7 @@ class AgentResult(_message.Message):
     REQUESTED_MODEL_FIELD_NUMBER: _builtins.int
     EFFECTIVE_MODEL_FIELD_NUMBER: _builtins.int
     GUARD_STEPS_FIELD_NUMBER: _builtins.int
+    INTERVENTIONS_FIELD_NUMBER: _builtins.int
     stop_reason: Global___StopReason.ValueType
     """Why the last turn ended."""
     steps: _builtins.int
@@ -177,6 +179,10 @@ class AgentResult(_message.Message):
     """Model that wrote the reply, as `provider:model`."""
     guard_steps: _builtins.int
     """Steps that the delegation guard took, all turns."""
+    @_builtins.property
+    def interventions(self) -> _containers.RepeatedCompositeFieldContainer[_event_pb2.GuardIntervened]:
+        """What it did, in order."""
+
     def __init__(
         self,
         *,
@@ -185,10 +191,11 @@ class AgentResult(_message.Message):
         requested_model: _builtins.str = ...,
         effective_model: _builtins.str = ...,
         guard_steps: _builtins.int = ...,
+        interventions: _abc.Iterable[_event_pb2.GuardIntervened] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["effective_model", b"effective_model", "guard_steps", b"guard_steps", "requested_model", b"requested_model", "steps", b"steps", "stop_reason", b"stop_reason"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["effective_model", b"effective_model", "guard_steps", b"guard_steps", "interventions", b"interventions", "requested_model", b"requested_model", "steps", b"steps", "stop_reason", b"stop_reason"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -75,6 +75,8 @@ class _GuardTriggerEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_GuardTri
     """A tool call written as text."""
     GUARD_TRIGGER_FALSE_CLAIM: _GuardTrigger.ValueType  # 3
     """A claim about permission, authorisation, limits or missing tools that is false for this run."""
+    GUARD_TRIGGER_INVENTED_RESULT: _GuardTrigger.ValueType  # 4
+    """News of sub-agents that nobody started."""
 
 class GuardTrigger(_GuardTrigger, metaclass=_GuardTriggerEnumTypeWrapper):
     """What the delegation guard saw."""
@@ -87,6 +89,8 @@ GUARD_TRIGGER_TEXTUAL_CALL: GuardTrigger.ValueType  # 2
 """A tool call written as text."""
 GUARD_TRIGGER_FALSE_CLAIM: GuardTrigger.ValueType  # 3
 """A claim about permission, authorisation, limits or missing tools that is false for this run."""
+GUARD_TRIGGER_INVENTED_RESULT: GuardTrigger.ValueType  # 4
+"""News of sub-agents that nobody started."""
 Global___GuardTrigger: _TypeAlias = GuardTrigger  # noqa: Y015
 
 class _GuardStep:
@@ -472,8 +476,13 @@ class MessageCompleted(_message.Message):
 
     MESSAGE_FIELD_NUMBER: _builtins.int
     KIND_FIELD_NUMBER: _builtins.int
+    CAUGHT_FIELD_NUMBER: _builtins.int
     kind: Global___MessageKind.ValueType
     """What it is for."""
+    caught: _builtins.bool
+    """True for a reply that the delegation guard caught. The gateway leaves its text out for callers
+    without the scope `admin`.
+    """
     @_builtins.property
     def message(self) -> _content_pb2.Message:
         """The whole message."""
@@ -483,10 +492,11 @@ class MessageCompleted(_message.Message):
         *,
         message: _content_pb2.Message | None = ...,
         kind: Global___MessageKind.ValueType = ...,
+        caught: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "message", b"message"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["caught", b"caught", "kind", b"kind", "message", b"message"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -622,7 +632,7 @@ Global___ChildAnnounced: _TypeAlias = ChildAnnounced  # noqa: Y015
 
 @_typing.final
 class GuardIntervened(_message.Message):
-    """The delegation guard acted. One event per step."""
+    """The delegation guard acted. One event per step, written when it is known what came of it."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -640,7 +650,9 @@ class GuardIntervened(_message.Message):
     model: _builtins.str
     """Model that gave the reply, as `provider:model`."""
     excerpt: _builtins.str
-    """The part of the reply that was caught, cut to 512 characters."""
+    """The part of the reply that was caught, cut to 512 characters. The gateway leaves it out for
+    callers without the scope `admin`.
+    """
     def __init__(
         self,
         *,
