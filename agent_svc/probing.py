@@ -129,6 +129,10 @@ class Prober:
 
         workers = [asyncio.create_task(work(), name="probe") for _ in range(self._at_once)]
         tried: list[Tried] = []
+        # Until somebody answers, failures say only that the provider is away: then the error that
+        # ends the probe is all there is to tell.
+        held: list[Tried] = []
+        answered = False
         failing = 0
         try:
             for _ in plan.tries:
@@ -139,6 +143,13 @@ class Prober:
                 failing = failing + 1 if item.error is not None else 0
                 if item.error is not None and self._is_over(item.error, failing, tried, plan):
                     raise self._told(plan, item.error)
+                answered = answered or item.error is None
+                if not answered:
+                    held.append(item)
+                    continue
+                for one in held:
+                    yield one
+                held = []
                 yield item
         finally:
             for worker in workers:

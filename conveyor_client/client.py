@@ -8,6 +8,7 @@ from contextlib import aclosing
 from types import TracebackType
 
 from conveyor.agent.v1 import agent_service_pb2 as agent_pb
+from conveyor.agent.v1 import probe_pb2 as probe_pb
 from conveyor.common.v1 import content_pb2 as content_pb
 from conveyor.gateway.v1 import gateway_service_pb2 as gateway_pb
 from conveyor.scheduler.v1 import lane_pb2 as lane_pb
@@ -192,13 +193,22 @@ class ConveyorClient(Calls):
                 yield item
 
     async def probe_model(
-        self, model: str, *, repetitions: int = 0
+        self,
+        model: str,
+        *,
+        tiers: Sequence[probe_pb.ProbeTier.ValueType] = (),
+        repetitions: int = 0,
     ) -> AsyncGenerator[agent_pb.ProbeModelResponse, None]:
-        """Measure how well a model delegates: results, then the report. Costs model calls."""
+        """Measure how well a model delegates: results as they come, then the report.
+
+        Costs model calls. No `tiers` means all; the report of a probe of all is kept by the suite.
+        Leave it with `aclosing`: that ends the probe. Raises `ModelNotFound`, and `ModelRejected`
+        or `ModelUnavailable` when the provider fails several times in a row.
+        """
         async with aclosing(
             self._to.stream_once(
                 lambda stub: stub.ProbeModel,
-                agent_pb.ProbeModelRequest(model=model, repetitions=repetitions),
+                agent_pb.ProbeModelRequest(model=model, tiers=tiers, repetitions=repetitions),
             )
         ) as stream:
             async for item in stream:

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from conveyor.acp.v1 import doctor_pb2 as doctor_pb
+from conveyor.agent.v1 import agent_service_pb2 as agent_pb
+from conveyor.agent.v1 import probe_pb2 as probe_pb
 from conveyor_client.supervision.addresses import (
     accepts_connections,
     cannot_listen,
@@ -43,7 +45,7 @@ class Result:
 
 
 async def examine(options: Options) -> list[Result]:
-    """Check configuration, store, ports, health and harnesses, in this order."""
+    """Check configuration, store, ports, health, models and harnesses, in this order."""
     from svckit.settings import ConfigError
 
     try:
@@ -60,6 +62,7 @@ async def examine(options: Options) -> list[Result]:
     for service, healthy in zip(services, running, strict=True):
         results.extend(_service(service, healthy))
     gateway_runs = running[[service.name for service in services].index("gateway")]
+    results.extend(await _models(options.gateway(), gateway_runs))
     results.extend(await _harnesses(options.gateway(), gateway_runs))
     return results
 
@@ -180,6 +183,48 @@ def _service(service: Service, healthy: bool | None) -> Iterator[Result]:
     yield Result(
         service.name, "failed", f"does not run (nothing at {where})", "start it: conveyor up"
     )
+
+
+async def _models(address: str, gateway_runs: bool | None) -> list[Result]:
+    from conveyor_client.client import ConveyorClient
+    from svckit.errors import ServiceError
+
+    if not gateway_runs:
+        return [Result("models", "skipped", "not checked, because the gateway does not run")]
+    try:
+        async with ConveyorClient(address) as client:
+            found = await client.models(page_size=500)
+    except ServiceError as error:
+        return [Result("models", "failed", error.message)]
+    return [judged(model) for model in found.models if model.agent_ids]
+
+
+def judged(model: agent_pb.Model) -> Result:
+    """Say what the newest probe means for the agents that use a model."""
+    name = f"model {model.model}"
+    again = f"conveyor model probe {model.model}"
+    if not model.HasField("probe"):
+        return Result(name, "skipped", "never probed: it may delegate badly", again)
+    report = model.probe
+    match report.verdict:
+        case probe_pb.PROBE_VERDICT_ORCHESTRATOR:
+            return Result(name, "ok", "orchestrator: delegates by itself")
+        case probe_pb.PROBE_VERDICT_NEEDS_INSISTING:
+            return Result(
+                name,
+                "warning",
+                "needs-insisting: delegates when told or forced to",
+                "keep the guard on for agents that delegate with it",
+            )
+        case probe_pb.PROBE_VERDICT_LEAF_ONLY:
+            return Result(
+                name,
+                "warning",
+                "leaf-only: does not delegate reliably",
+                "use it for sub-agents, and a stronger model for agents that delegate",
+            )
+        case _:
+            return Result(name, "warning", "probed with too few answers to tell", again)
 
 
 async def _harnesses(address: str, gateway_runs: bool | None) -> list[Result]:

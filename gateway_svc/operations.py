@@ -5,6 +5,8 @@ Each asks for its scope, keeps other customers' things out, and clears what clie
 
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator
+
 from conveyor.acp.v1 import acp_service_pb2 as acp
 from conveyor.agent.v1 import agent_service_pb2 as ag
 from conveyor.gateway.v1 import gateway_service_pb2 as gw
@@ -16,7 +18,7 @@ from gateway_svc.domain.redaction import clear_explanation, clear_run
 from gateway_svc.domain.routing import check_request_id, checked_message
 from gateway_svc.refusals import flow_not_found, run_not_found
 from gateway_svc.upstream import Upstream
-from svckit.grpc.client import call
+from svckit.grpc.client import call, mapped_errors
 
 
 class Operations:
@@ -157,6 +159,19 @@ class Operations:
         """List the configured models."""
         principal.require(Scope.READ)
         return await call(self._upstream.agents.ListModels(request), service="agent")
+
+    async def probe_model(
+        self, request: ag.ProbeModelRequest, principal: Principal
+    ) -> AsyncGenerator[ag.ProbeModelResponse, None]:
+        """Stream a probe. Leaving it, with `aclosing`, ends the probe."""
+        principal.require(Scope.ADMIN)
+        stream = self._upstream.agents.ProbeModel(request)
+        try:
+            async with mapped_errors(service="agent"):
+                async for message in stream:
+                    yield message
+        finally:
+            stream.cancel()
 
     async def list_harnesses(
         self, request: acp.ListHarnessesRequest, principal: Principal

@@ -14,6 +14,7 @@ from conveyor_client.cli import (
     later,
     lists,
     local,
+    models,
     questions,
     runs,
     talk,
@@ -77,9 +78,9 @@ app.add_typer(lanes.lanes_app, name="lanes")
 app.command("why")(why.why)
 app.command("forecast")(forecast.forecast)
 app.command("agents")(lists.agents)
-app.add_typer(lists.model_app, name="model")
+app.add_typer(models.model_app, name="model")
 app.add_typer(local.acp_app, name="acp")
 app.command("doctor")(local.doctor)
 app.add_typer(local.config_app, name="config")
 
-later.add_to(model=lists.model_app, acp=local.acp_app)
+later.add_to(acp=local.acp_app)

@@ -6,7 +6,6 @@ that can do it answers. The answer is then shown as JSON.
 
 from __future__ import annotations
 
-from contextlib import aclosing
 from typing import Annotated
 
 import typer
@@ -15,27 +14,6 @@ from conveyor_client.cli.arguments import Json
 from conveyor_client.cli.context import CannotRun, connect, run
 
 Id = Annotated[str, typer.Argument(help="Id of the ACP session.")]
-
-
-def probe(
-    context: typer.Context,
-    model: Annotated[str, typer.Argument(help="As provider:model, or demo.")],
-    repetitions: Annotated[int, typer.Option(help="Times each prompt is sent.")] = 1,
-    json: Json = False,
-) -> None:
-    """Measure how well a model delegates. Costs model calls."""
-
-    async def work() -> None:
-        from conveyor_client.cli.output import print_json_line
-
-        async with (
-            connect(context) as client,
-            aclosing(client.probe_model(model, repetitions=repetitions)) as results,
-        ):
-            async for result in results:
-                print_json_line(result)
-
-    run(work())
 
 
 def spawn(
@@ -99,9 +77,8 @@ def serve() -> None:
     raise CannotRun("`conveyor acp serve` is not in this release")
 
 
-def add_to(*, model: typer.Typer, acp: typer.Typer) -> None:
-    """Add the verbs that belong to a group."""
-    model.command("probe")(probe)
+def add_to(*, acp: typer.Typer) -> None:
+    """Add the verbs to their group."""
     acp.command("spawn")(spawn)
     acp.command("prompt")(prompt)
     acp.command("sessions")(sessions)

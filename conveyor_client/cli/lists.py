@@ -1,4 +1,4 @@
-"""Verbs that list what there is: sessions with their messages, agents, models."""
+"""Verbs that list what there is: sessions with their messages, agents."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ import typer
 
 from conveyor_client.cli.arguments import Json, Limit, Page, more
 from conveyor_client.cli.context import CannotRun, connect, run
-
-model_app = typer.Typer(no_args_is_help=True, help="Models: list, probe.")
 
 
 def sessions(
@@ -112,42 +110,6 @@ def agents(context: typer.Context, json: Json = False) -> None:
                     for a in found.agents
                 ),
                 "No agents.",
-            )
-
-    run(work())
-
-
-@model_app.command("list")
-def model_list(context: typer.Context, json: Json = False) -> None:
-    """List the configured models."""
-
-    async def work() -> None:
-        from conveyor.agent.v1 import probe_pb2
-        from conveyor_client.cli import output as out
-
-        async with connect(context) as client:
-            found = await client.models(page_size=500)
-            if json:
-                out.print_json(found)
-                return
-            out.print_table(
-                ("MODEL", "BASE URL", "CONTEXT", "AGENTS", "DELEGATES"),
-                (
-                    (
-                        out.plain(m.model),
-                        out.plain(m.base_url) or "-",
-                        f"{m.context_tokens:,}" if m.context_tokens else "-",
-                        out.plain(", ".join(m.agent_ids)) or "-",
-                        probe_pb2.ProbeVerdict.Name(m.probe.verdict)
-                        .removeprefix("PROBE_VERDICT_")
-                        .lower()
-                        .replace("_", "-")
-                        if m.HasField("probe")
-                        else "never probed",
-                    )
-                    for m in found.models
-                ),
-                "No models.",
             )
 
     run(work())

@@ -23,7 +23,7 @@ from gateway_svc.http.bodies import (
     truth,
 )
 from gateway_svc.http.metrics import Metrics
-from gateway_svc.http.sse import event_stream
+from gateway_svc.http.sse import event_stream, probe_stream
 from gateway_svc.http.wire import parse_json, respond, to_message
 from gateway_svc.refusals import not_yet
 from gateway_svc.use_cases import UseCases
@@ -41,7 +41,6 @@ _LATER = (
     ("POST", "/v1/acp/sessions/{acp_id}/cancel", "CancelAcpTurn", "ACP sessions"),
     ("DELETE", "/v1/acp/sessions/{acp_id}", "CloseAcpSession", "ACP sessions"),
     ("PATCH", "/v1/acp/sessions/{acp_id}", "ConfigureAcpSession", "ACP sessions"),
-    ("POST", "/v1/models/probe", "ProbeModel", "delegation probes"),
     ("POST", "/v1/chat/completions", "ChatCompletions", "OpenAI-compatible calls"),
     ("POST", "/hooks/{name}", "Hooks", "inbound hooks"),
     ("POST", "/channels/{rest:path}", "Channels", "push channels"),
@@ -192,6 +191,11 @@ def build_router(do: UseCases, metrics: Metrics) -> APIRouter:
     async def list_models(request: Request) -> Response:
         asked = from_query(request.query_params.multi_items(), ag.ListModelsRequest())
         return respond(await do.operations.list_models(asked, authenticate()))
+
+    @router.post("/v1/models/probe")
+    async def probe_model(request: Request) -> Response:
+        asked = to_message(parse_json(await request.body()), ag.ProbeModelRequest())
+        return await probe_stream(do.operations.probe_model(asked, authenticate()), metrics)
 
     @router.get("/v1/acp/harnesses")
     async def list_harnesses(request: Request) -> Response:

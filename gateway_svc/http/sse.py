@@ -1,14 +1,17 @@
-"""A session watch as server-sent events."""
+"""Streams as server-sent events: a session watch, a probe of a model."""
 
 from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from typing import Any, TypeVar
 
+from google.protobuf.message import Message
 from sse_starlette import EventSourceResponse, ServerSentEvent
 from starlette.types import Receive, Scope, Send
 
+from conveyor.agent.v1 import agent_service_pb2 as ag
 from conveyor.gateway.v1 import gateway_service_pb2 as gw
 from gateway_svc.http.metrics import Metrics
 from gateway_svc.http.wire import error_body, to_dict
@@ -17,6 +20,10 @@ from svckit.errors import ServiceError
 STREAMS = "conveyor_gateway_streams"
 # An error that shows at once is an HTTP error; later ones are an event of the stream.
 FIRST_ITEM_SECONDS = 1.0
+# A provider that cannot be reached is an HTTP error too: it takes a few tries to know.
+FIRST_TRY_SECONDS = 15.0
+
+Item = TypeVar("Item", bound=Message)
 
 
 async def event_stream(
@@ -29,9 +36,29 @@ async def event_stream(
     token has no id. `failure` holds a typed error and is the last. Raises `ServiceError` when the
     watch fails at once.
     """
+    return await _begin(responses, _event, metrics, FIRST_ITEM_SECONDS)
+
+
+async def probe_stream(
+    responses: AsyncGenerator[ag.ProbeModelResponse, None], metrics: Metrics
+) -> EventSourceResponse:
+    """Return the response that streams a probe: events `result`, last `report`.
+
+    Events hold the whole `ProbeModelResponse`. `failure` holds a typed error and is the last.
+    Raises `ServiceError` when the probe fails before its first result.
+    """
+    return await _begin(responses, _tried, metrics, FIRST_TRY_SECONDS)
+
+
+async def _begin(
+    responses: AsyncGenerator[Item, None],
+    show: Callable[[Item], ServerSentEvent],
+    metrics: Metrics,
+    patience: float,
+) -> EventSourceResponse:
     first = asyncio.ensure_future(anext(responses, None))
     try:
-        await asyncio.wait((first,), timeout=FIRST_ITEM_SECONDS)
+        await asyncio.wait((first,), timeout=patience)
         if first.done() and first.exception() is not None:
             await first
     except BaseException:
@@ -39,7 +66,8 @@ async def event_stream(
         await asyncio.gather(first, return_exceptions=True)
         await responses.aclose()
         raise
-    return _EventSource(first, responses, metrics)
+    stream = _stream(first, responses, show)
+    return _EventSource(stream, first, responses.aclose, metrics)
 
 
 class _EventSource(EventSourceResponse):
@@ -47,15 +75,14 @@ class _EventSource(EventSourceResponse):
 
     def __init__(
         self,
-        first: asyncio.Future[gw.WatchSessionResponse | None],
-        responses: AsyncGenerator[gw.WatchSessionResponse, None],
+        stream: AsyncIterator[ServerSentEvent],
+        first: asyncio.Future[Any],
+        leave: Callable[[], Awaitable[None]],
         metrics: Metrics,
     ) -> None:
-        super().__init__(
-            _stream(first, responses), ping=15, sep="\n", headers={"Cache-Control": "no-store"}
-        )
+        super().__init__(stream, ping=15, sep="\n", headers={"Cache-Control": "no-store"})
         self._first = first
-        self._responses = responses
+        self._leave = leave
         self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -66,7 +93,7 @@ class _EventSource(EventSourceResponse):
             self._metrics.add(STREAMS, -1)
             self._first.cancel()
             await asyncio.gather(self._first, return_exceptions=True)
-            await self._responses.aclose()
+            await self._leave()
 
     @staticmethod
     async def _listen_for_exit_signal() -> None:
@@ -75,15 +102,16 @@ class _EventSource(EventSourceResponse):
 
 
 async def _stream(
-    first: asyncio.Future[gw.WatchSessionResponse | None],
-    responses: AsyncGenerator[gw.WatchSessionResponse, None],
+    first: asyncio.Future[Item | None],
+    responses: AsyncGenerator[Item, None],
+    show: Callable[[Item], ServerSentEvent],
 ) -> AsyncIterator[ServerSentEvent]:
     # A comment at once, so that the browser knows that it is connected.
     yield ServerSentEvent(comment="connected", retry=1000, sep="\n")
     try:
         response = await first
         while response is not None:
-            yield _event(response)
+            yield show(response)
             response = await anext(responses, None)
     except ServiceError as error:
         yield ServerSentEvent(
@@ -97,3 +125,8 @@ def _event(response: gw.WatchSessionResponse) -> ServerSentEvent:
     data = json.dumps(to_dict(response), ensure_ascii=False, separators=(",", ":"))
     token = response.resume_token if moves else None
     return ServerSentEvent(data=data, event=kind, id=token, sep="\n")
+
+
+def _tried(response: ag.ProbeModelResponse) -> ServerSentEvent:
+    data = json.dumps(to_dict(response), ensure_ascii=False, separators=(",", ":"))
+    return ServerSentEvent(data=data, event=response.WhichOneof("message"), sep="\n")

@@ -217,8 +217,10 @@ class GatewayServicer(GatewayServiceServicer):
         """Answer a question."""
         return await self._do.questions.answer_question(request, authenticate())
 
-    def ProbeModel(
+    async def ProbeModel(
         self, request: ag.ProbeModelRequest, context: Context
     ) -> AsyncIterator[ag.ProbeModelResponse]:
-        """Not in this release."""
-        raise not_yet("ProbeModel", "delegation probes")
+        """Measure how well a model delegates."""
+        async with aclosing(self._do.operations.probe_model(request, authenticate())) as responses:
+            async for response in responses:
+                yield response

@@ -186,8 +186,12 @@ async def test_an_unreachable_provider_ends_the_probe_and_is_named(
 ) -> None:
     base_url = f"http://127.0.0.1:{free_port()}/v1"
     async with start_agent(config(base_url.replace("//", "//user:secret@"))) as service:
+        stub = agent_grpc.AgentServiceStub(service.channel)
         begun = time.monotonic()
-        error = await refused(service, "fake:big")
+        call = stub.ProbeModel(pb.ProbeModelRequest(model="fake:big"))
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await call.read()  # the first message: no results of nobody
+        error = from_rpc_error(caught.value)
         assert time.monotonic() - begun < 20
         assert error.reason == "MODEL_UNAVAILABLE"
         assert error.metadata == {"providerId": "fake", "model": "big", "cause": "connection"}

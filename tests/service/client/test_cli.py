@@ -337,7 +337,6 @@ async def test_send_says_where_the_message_stands(
 @pytest.mark.parametrize(
     ("method", "verb"),
     [
-        ("ProbeModel", ["model", "probe", "demo"]),
         ("SpawnAcpSession", ["acp", "spawn", "codex"]),
         ("PromptAcpSession", ["acp", "prompt", "S", "text"]),
         ("ListAcpSessions", ["acp", "sessions"]),

@@ -12,8 +12,9 @@ import httpx
 import pytest
 
 from conveyor.agent.v1 import agent_service_pb2 as ag
+from conveyor.agent.v1 import probe_pb2
 from conveyor.common.v1 import content_pb2
-from svckit.errors import SessionNotFound
+from svckit.errors import ModelUnavailable, SessionNotFound
 from svckit.testing import eventually
 from tests.service.gateway.suite import Suite, delegating, user
 
@@ -353,7 +354,6 @@ async def test_what_comes_later_says_so(gateway: Suite) -> None:
     for method, path, feature in (
         ("GET", "/v1/acp/sessions", "ListAcpSessions"),
         ("POST", "/v1/acp/sessions/1/prompt", "PromptAcpSession"),
-        ("POST", "/v1/models/probe", "ProbeModel"),
         ("POST", "/v1/chat/completions", "ChatCompletions"),
         ("POST", "/hooks/github", "Hooks"),
         ("POST", "/channels/slack/events", "Channels"),
@@ -362,6 +362,28 @@ async def test_what_comes_later_says_so(gateway: Suite) -> None:
         assert response.status_code == 501, path
         found = error(response)
         assert (found["reason"], found["metadata"]) == ("NOT_IMPLEMENTED", {"feature": feature})
+
+
+async def test_a_probe_is_a_stream_of_results_and_then_its_report(gateway: Suite) -> None:
+    found = [
+        ag.ProbeModelResponse(result=probe_pb2.ProbeResult(prompt_id="p"), total=1),
+        ag.ProbeModelResponse(report=probe_pb2.ProbeReport(model="demo"), total=1),
+    ]
+    gateway.agents.queue("ProbeModel", found)
+    body = {"model": "demo", "tiers": ["PROBE_TIER_FORCED"], "repetitions": 2}
+    async with gateway.http.stream("POST", "/v1/models/probe", json=body) as response:
+        assert response.headers["content-type"].startswith("text/event-stream")
+        lines = [line async for line in response.aiter_lines() if line.startswith("event: ")]
+    assert lines == ["event: result", "event: report"]
+    (asked,) = gateway.agents.calls["ProbeModel"]
+    assert (asked.model, list(asked.tiers), asked.repetitions) == ("demo", [3], 2)
+
+
+async def test_a_probe_that_fails_at_once_is_an_http_error(gateway: Suite) -> None:
+    gateway.agents.always("ProbeModel", ModelUnavailable("gone at http://x", retry_after=3))
+    response = await gateway.http.post("/v1/models/probe", json={"model": "gone:x"})
+    assert response.status_code == 503
+    assert error(response)["reason"] == "MODEL_UNAVAILABLE"
 
 
 async def test_unknown_paths(gateway: Suite) -> None:
