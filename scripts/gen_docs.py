@@ -13,7 +13,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from docgen import cli, configuration, errors, http, rpcs
+from docgen import cli, configuration, errors, http, rpcs, tools
 from gen_protos import compile_image
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -27,6 +27,7 @@ def _documents(image: Path) -> dict[str, Callable[[], str]]:
         "configuration.md": configuration.render,
         "cli.md": cli.render,
         "http.md": http.render,
+        "tools.md": tools.render,
     }
 
 

@@ -77,10 +77,11 @@ def is_below(session_key: str, ancestor_key: str) -> bool:
 
 
 def below(runs: Iterable[Member], own: Member, *, ended_after_us: int) -> list[Member]:
-    """The runs that `own` may see, numbered.
+    """The runs that `own` may see, numbered from 1 in the order of acceptance.
 
     `runs` are whole trees of its session. Left out are trees of another customer or of a
-    conversation before `/new`, and what ended before a time: that is archived.
+    conversation before `/new`, and what ended before a time: that is archived, and leaves its
+    number free.
     """
     found = {run.run_id: run for run in runs}
     roots = {run.flow_id: run for run in found.values() if run.depth == 0}
@@ -96,11 +97,14 @@ def below(runs: Iterable[Member], own: Member, *, ended_after_us: int) -> list[M
             if is_below(run.session_key, own.session_key)
             and run.customer_key == own.customer_key
             and same_conversation(run)
-            and (run.live or not run.end_us or run.end_us >= ended_after_us)
         ),
         key=lambda run: run.run_id,
     )
-    return [replace(run, number=number) for number, run in enumerate(seen, start=1)]
+    return [
+        replace(run, number=number)
+        for number, run in enumerate(seen, start=1)
+        if run.live or not run.end_us or run.end_us >= ended_after_us
+    ]
 
 
 def ancestors(runs: Iterable[Member], own: Member) -> list[Member]:
