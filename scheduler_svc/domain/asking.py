@@ -136,6 +136,20 @@ def check_wait(k: Kernel, run: Run, wait: Wait) -> None:
             )
 
 
+def lane_wait(k: Kernel, holder: Run) -> Wait | None:
+    """What whoever waits behind a suspended run is told that it waits for.
+
+    Where a run of its tree asks people something, that comes before the wait for that run.
+    """
+    wait = holder.wait
+    if wait is None or wait.kind is not WaitKind.CHILDREN or holder.depth:
+        return wait
+    asked = k.questions.of_tree(holder.session_key, holder.flow_id)
+    if not asked:
+        return wait
+    return Wait(kind=WaitKind.APPROVAL, question_ids=[question.question_id for question in asked])
+
+
 def _close(
     k: Kernel,
     run: Run,

@@ -25,6 +25,7 @@ from typing import NamedTuple
 
 import msgspec
 
+from scheduler_svc.domain import asking
 from scheduler_svc.domain.kernel import Kernel
 from scheduler_svc.domain.lanes import RESUMED_BEFORE_FIRST, GlobalLane, ReadyQueue, Session
 from scheduler_svc.domain.records import (
@@ -99,7 +100,7 @@ def estimate(k: Kernel, run: Run, now: int, *, near: int = NEAR) -> Estimate:
     session_ahead = session.ahead_of(run)
     # Those that only wait start before; the one that executes has started.
     before = session_ahead - (holder is not None and holder.lease is not None)
-    wait = holder.wait if holder is not None else None
+    wait = asking.lane_wait(k, holder) if holder is not None else None
     queue = lane.queue(run.queue)
     found: _Start | None
     if session.ready == run.run_id and 0 < lane.free >= lane.waiting:

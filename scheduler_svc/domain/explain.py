@@ -11,6 +11,7 @@ from itertools import islice
 
 import msgspec
 
+from scheduler_svc.domain import asking
 from scheduler_svc.domain.kernel import Kernel
 from scheduler_svc.domain.lanes import GlobalLane
 from scheduler_svc.domain.records import (
@@ -268,19 +269,20 @@ def _behind(k: Kernel, run: Run) -> Reason | None:
     if not ahead:
         return None
     first = k.runs[session.holder or _directly_ahead(k, run)]
-    if first.wait is not None and first.wait.kind is WaitKind.CHILDREN:
-        live = sum(child in first.live for child in first.wait.run_ids)
+    wait = asking.lane_wait(k, first)
+    if wait is not None and wait.kind is WaitKind.CHILDREN:
+        live = sum(child in first.live for child in wait.run_ids)
         what = f"An earlier message of the session waits for {count(live, 'sub-agent')}"
-    elif first.wait is not None and first.wait.kind is WaitKind.APPROVAL:
+    elif wait is not None and wait.kind is WaitKind.APPROVAL:
         what = "An earlier message of the session is waiting for your approval"
-    elif first.wait is not None:
+    elif wait is not None:
         what = "An earlier message of the session waits for a limit"
     elif first.lease is not None:
         what = "An earlier message of the session is being worked on"
     else:
         what = "An earlier message of the session goes first"
     more = f"; {ahead} are ahead in all" if ahead > 1 else ""
-    return Reason(BehindRun(_ref(first), ahead, first.wait), f"{what}{more}.")
+    return Reason(BehindRun(_ref(first), ahead, wait), f"{what}{more}.")
 
 
 def _directly_ahead(k: Kernel, run: Run) -> str:

@@ -110,6 +110,11 @@ class OpenQuestions:
         """The open question with this order."""
         return self._by_order.get(order)
 
+    def of_tree(self, root_session_key: str, flow_id: str) -> list[Question]:
+        """What the runs of a spawn tree ask, oldest first."""
+        asked = self._by_root.get(root_session_key, {})
+        return [question for question in asked.values() if question.flow_id == flow_id]
+
     def add(self, question: Question) -> None:
         """Takes in one that is open."""
         self._by_id[question.question_id] = self._by_order[question.order] = question

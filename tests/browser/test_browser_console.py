@@ -15,7 +15,7 @@ from gateway_svc.app import GatewayApp
 from svckit.testing import eventually, free_port
 from svckit.worker import Outcome
 from tests.browser.conftest import Browser
-from tests.service.gateway.suite import Suite, Turn, delegating, suite
+from tests.service.gateway.suite import Suite, Turn, asking, delegating, suite
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(120)]
 
@@ -197,6 +197,32 @@ async def test_a_waiting_message_says_its_place_and_why(tmp_path: Path, browser:
         await seen(page, ".row.agent .bubble", "echo: second")
         await page.locator(".why").wait_for(state="detached")
         assert await page.locator(".reasons").count() == 0, "what was true before is gone"
+
+
+async def test_a_sub_agents_question_is_answered_with_a_button(
+    tmp_path: Path, browser: Browser
+) -> None:
+    async with suite(tmp_path) as around, around.serve():
+        around.agent.on("go", delegating("careful"))
+        around.agent.on("careful", asking("delete everything"))
+        page = await browser.open(address(around))
+        await write(page, "go")
+        card = await seen(page, ".card.question", "Question 1: delete everything")
+        await card.locator(".card-figures", has_text=re.compile("min .*, then Deny")).wait_for()
+        left = await card.locator(".card-figures").inner_text()
+        await page.locator(".node .tag", has_text="waits for an answer").wait_for()
+        await write(page, "and?")
+        await seen(page, ".row.mine .meta", "waiting for your approval")
+        # It counts down, and the buttons stay what they were.
+        button = card.locator("button", has_text="Allow once")
+        handle = await button.element_handle()
+        await card.locator(".card-figures", has_not_text=left).wait_for()
+        await handle.click()
+        await seen(page, ".card .tag", "Allow once (local)")
+        await seen(page, ".row.agent .bubble", "local said yes")
+        assert await page.locator(".card button").count() == 0
+        await page.reload()
+        await seen(page, ".card .tag", "Allow once (local)")
 
 
 async def test_a_refused_message_says_why(tmp_path: Path, browser: Browser) -> None:

@@ -50,6 +50,11 @@ export const api = {
   lanes: () => request("GET", "/v1/lanes?kind=global"),
   messages: (key) => request("GET", `${session(key)}/messages?page_size=500`),
   flow: (id) => request("GET", `/v1/flows/${encodeURIComponent(id)}`),
+  questions: () => request("GET", "/v1/questions?page_size=500"),
+  answer: (id, option) =>
+    persistently(() =>
+      request("POST", `/v1/questions/${encodeURIComponent(id)}`, { body: { option_id: option } }),
+    ),
   explain: (id) => request("GET", `/v1/runs/${encodeURIComponent(id)}/explain`),
   send: (key, id, body) =>
     persistently(() =>

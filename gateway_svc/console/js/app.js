@@ -15,9 +15,10 @@ const SESSIONS_EVERY = 8000;
 const views = new Map(); // session key to { model, stream, state }
 let current = "";
 let sessions = [];
+let asking = new Set(); // session keys in which somebody is asked something
 let drawing = false;
 
-const chat = new ChatView((example) => { textbox.value = example; grow(); textbox.focus(); });
+const chat = new ChatView((example) => { textbox.value = example; grow(); textbox.focus(); }, answer);
 const tree = new TreeView((flowId) => attempt(api.cancelFlow(flowId)), (runId) => attempt(api.explain(runId)));
 const textbox = byId("composer-text");
 const problem = byId("problem");
@@ -102,7 +103,7 @@ function drawSessions() {
     const button = item.firstElementChild;
     const busy = isBusy(session);
     const title = sessionTitle(session.session_key);
-    const sub = busy ? "working" : session.agent_id ? `agent ${session.agent_id}` : "new";
+    const sub = asking.has(session.session_key) ? "asks you something" : busy ? "working" : session.agent_id ? `agent ${session.agent_id}` : "new";
     const when = session.active_time ? ago(session.active_time) : "";
     button.setAttribute("aria-current", String(session.session_key === current));
     button.title = session.session_key;
@@ -143,6 +144,19 @@ async function send(text) {
   redraw();
 }
 
+// The event that closes the question shows what came of it.
+async function answer(item, option) {
+  Object.assign(item, { sending: option, problem: "" });
+  redraw();
+  try {
+    await api.answer(item.question.question_id, option);
+    loadSessions();
+  } catch (error) {
+    Object.assign(item, { sending: "", problem: error.message });
+  }
+  redraw();
+}
+
 async function attempt(promise) {
   try {
     problem.hidden = true;
@@ -156,7 +170,9 @@ async function attempt(promise) {
 
 async function loadSessions() {
   try {
-    sessions = (await api.sessions()).sessions || [];
+    const [listed, open] = await Promise.all([api.sessions(), api.questions()]);
+    sessions = listed.sessions || [];
+    asking = new Set((open.questions || []).map((question) => question.root_session_key));
     redraw();
   } catch { /* the link state already says that the gateway is gone */ }
 }

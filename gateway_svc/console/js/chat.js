@@ -6,7 +6,9 @@ import { markdown } from "./markdown.js";
 const EXAMPLE = "Do three things: research a market trend, analyse competitors, draft a summary";
 
 export class ChatView {
-  constructor(onExample) {
+  // `answer` gets the item of a question and the id of an option.
+  constructor(onExample, answer) {
+    this.answer = answer;
     this.log = byId("log");
     this.spoken = byId("spoken");
     this.onExample = onExample;
@@ -29,6 +31,10 @@ export class ChatView {
   }
 
   draw(node, item) {
+    if (item.type === "question") {
+      drawQuestion(node, item, this.answer);
+      return;
+    }
     const estimate = item.runId ? this.model.estimates.get(item.runId) : null;
     const signature = JSON.stringify([item, item.mine ? estimate : null]);
     if (node.signature === signature) return;
@@ -59,6 +65,7 @@ export class ChatView {
       this.said.add(item.id);
       if (!this.model.live || item.mine) continue;
       if (item.type === "announcement") this.spoken.textContent = `${nameOf(item.result)}: ${stateText(item.result.status)}`;
+      else if (item.type === "question") this.spoken.textContent = `Question: ${item.question.title}`;
       else if (item.text) this.spoken.textContent = item.text;
     }
   }
@@ -105,3 +112,42 @@ function drawAnnouncement(node, item) {
     result.error ? el("div", { class: "card-text bad-text", text: result.error.message || "" }) : text,
   );
 }
+
+// The countdown moves without new buttons: one of them may be just under a finger.
+function drawQuestion(node, item, answer) {
+  const { question, closed } = item;
+  const signature = JSON.stringify(item);
+  if (node.signature !== signature) {
+    node.signature = signature;
+    node.className = closed ? "card" : "card question";
+    const buttons = (question.options || []).map((option) =>
+      el("button", {
+        type: "button", class: "small", text: option.name, disabled: Boolean(item.sending),
+        "aria-pressed": item.sending === option.option_id ? "true" : undefined,
+        onclick: () => answer(item, option.option_id),
+      }));
+    node.replaceChildren(
+      el("div", { class: "card-head" },
+        el("span", { class: "card-title", text: `Question ${question.number}: ${question.title}` }),
+        closed ? el("span", { class: `tag ${closedTone(closed)}`, text: closedText(closed) }) : "",
+        el("span", { class: "card-figures" })),
+      ...(question.locations || []).map((path) => el("div", { class: "card-text" }, el("code", { text: path }))),
+      closed ? "" : el("div", { class: "options", role: "group", "aria-label": question.title }, ...buttons),
+      item.problem ? el("div", { class: "card-text bad-text", text: item.problem }) : "",
+    );
+  }
+  const left = closed ? "" : `${seconds(Date.parse(question.expire_time) - Date.now())}, then ${defaultOf(question)}`;
+  const figures = node.querySelector(".card-figures");
+  if (figures.textContent !== left) figures.textContent = left;
+}
+
+const defaultOf = (question) =>
+  question.options.find((option) => option.option_id === question.default_option_id)?.name || "rejected";
+
+function closedText(closed) {
+  const taken = closed.option_name || "rejected";
+  if (closed.state === "QUESTION_STATE_ANSWERED") return `${taken} (${closed.answer.responder})`;
+  return closed.state === "QUESTION_STATE_EXPIRED" ? `nobody answered: ${taken}` : "not needed any more";
+}
+
+const closedTone = (closed) => (closed.state === "QUESTION_STATE_ANSWERED" ? "good" : "wait");

@@ -49,6 +49,10 @@ const STATES = {
   RUN_STATE_EXPIRED: ["timed out", "bad"],
 };
 export const stateText = (state) => (STATES[state] || ["unknown", "wait"])[0];
+const WAITS = { approval: "waits for an answer", limit: "waits for a limit" };
+// The state of a run with what it waits for.
+export const runText = (run) =>
+  (run.state === "RUN_STATE_SUSPENDED" && WAITS[run.waitsFor]) || stateText(run.state);
 export const stateTone = (state) => (STATES[state] || ["unknown", "wait"])[1];
 export const isTerminal = (state) => ["good", "bad"].includes(stateTone(state));
 
@@ -62,6 +66,8 @@ export function place(estimate) {
   const rank = position === 1 ? "next" : `${position}${ENDINGS[ordinals.select(position)]}`;
   const left = estimate.start_time ? Date.parse(estimate.start_time) - Date.parse(estimate.as_of_time) : NaN;
   if (position === 1 && left < 500) return "";
-  const busy = estimate.session_lane_wait?.children ? ", working on your previous message" : "";
+  const wait = estimate.session_lane_wait || {};
+  const busy = wait.approval ? ", waiting for your approval"
+    : wait.children ? ", working on your previous message" : "";
   return `${rank} in line${left >= 500 ? `, about ${seconds(left)}` : ""}${busy}`;
 }

@@ -71,7 +71,9 @@ export class SessionModel {
       run.models = asked && answered && asked !== answered ? `${asked} → ${answered}` : "";
     } else if (event.note_added && own && (event.note_added.visible || event.note_added.level === "NOTE_LEVEL_WARNING")) {
       this.note(event, event.note_added.text);
-    } else if (event.steer_missed && own) {
+    } else if (event.question_asked) this.asked(event.question_asked.question);
+    else if (event.question_closed) this.closed(event.question_closed);
+    else if (event.steer_missed && own) {
       this.note(event, "Too late to steer that; it is answered on its own.");
     }
   }
@@ -81,6 +83,7 @@ export class SessionModel {
     run.state = change.state;
     run.why = "";
     run.stateTime = event.create_time;
+    run.waitsFor = Object.keys(change.suspension?.condition || {})[0] || "";
     if (!change.previous_state) run.created = event.create_time;
     if (change.state === "RUN_STATE_RUNNING" && !run.started) run.started = event.create_time;
     if (isTerminal(change.state)) run.ended = event.create_time;
@@ -151,6 +154,17 @@ export class SessionModel {
     if (!own) return; // told to a child, not to this conversation
     const id = `announcement ${announcement.announcement_id}`;
     this.items.set(id, { id, type: "announcement", result, left: announcement.live_siblings || 0, time: event.create_time });
+  }
+
+  // Whichever run of a tree asks, people are asked in this conversation.
+  asked(question) {
+    const id = `question ${question.question_id}`;
+    if (!this.items.has(id)) this.items.set(id, { id, type: "question", question, time: question.create_time });
+  }
+
+  closed(closed) {
+    const item = this.items.get(`question ${closed.answer.question_id}`);
+    if (item) Object.assign(item, { closed, sending: "", problem: "" });
   }
 
   note(event, text, bad = false) {

@@ -1,6 +1,6 @@
 // Draws one flow as a tree with states, times and tokens.
 import { byId, el, keyed } from "./dom.js";
-import { isTerminal, place, seconds, stateText, stateTone, tokens } from "./format.js";
+import { isTerminal, place, runText, seconds, stateTone, tokens } from "./format.js";
 
 export class TreeView {
   constructor(onStop, explain) {
@@ -90,7 +90,7 @@ export class TreeView {
   node(node, run) {
     const tone = stateTone(run.state);
     const name = run.label || (run.parent ? run.task || "sub-agent" : run.task || "request");
-    const parts = [name, run.state, elapsed(run), run.tokens, run.models, run.text, run.why];
+    const parts = [name, run.state, run.waitsFor, elapsed(run), run.tokens, run.models, run.text, run.why];
     const signature = parts.join("\u0000");
     if (node.signature === signature) return;
     node.signature = signature;
@@ -99,7 +99,7 @@ export class TreeView {
       el("span", { class: "mark", "aria-hidden": "true" }),
       el("div", { class: "name", text: name.length > 140 ? `${name.slice(0, 139)}…` : name }),
       el("div", { class: "figures" },
-        el("span", { class: `tag ${tone}`, text: stateText(run.state) }),
+        el("span", { class: `tag ${tone}`, text: runText(run) }),
         el("span", { text: elapsed(run) }),
         el("span", { text: tokens(run.tokens) }),
         run.models ? el("span", { class: "models", text: run.models }) : "",

@@ -252,11 +252,18 @@ async def test_questions_of_a_tree_belong_to_the_session_of_its_root(s: Driver) 
     assert {q.customer_key for q in found} == {"a"}
     assert [q.number for q in await listed(s, customer_key="b")] == [1]
     assert [q.run_id for q in await listed(s, session_key="a")] == [roots["a"].run.run_id]
+    # Whoever waits behind a tree that asks is told so, whichever run of it asks.
+    await s.wait_for_children(roots["a"], child_id)
+    behind = await s.send("a", "and this?")
+    approval = behind.estimate.session_lane_wait.approval
+    assert set(approval.question_ids) == {q.question_id for q in found}
+    explained = await s.scheduler.ExplainRun(pb.ExplainRunRequest(run_id=behind.run.run_id))
+    assert "is waiting for your approval" in explained.explanation.reasons[0].text
     # A number that is told stays, whatever is closed meanwhile.
     await answer(s, roots["a"])
     [left] = await listed(s, root_session_key="a")
     assert (left.question_id, left.number) == (f"{child_id}/1.1.0", 2)
-    await append(s, roots["a"], question(roots["a"], "1.1.1"))
+    await append(s, child, question(child, "1.1.1"))
     assert [q.number for q in await listed(s, root_session_key="a")] == [3, 2]
     # Stopping the tree closes what its runs asked, and nobody can ask any more.
     await s.scheduler.CancelRun(pb.CancelRunRequest(run_id=roots["a"].run.run_id))

@@ -244,7 +244,7 @@ class BehindRun(_message.Message):
 
     @_builtins.property
     def condition(self) -> _run_pb2.WaitCondition:
-        """What that run waits for, if it is suspended with the lane."""
+        """What that run waits for, if it is suspended with the lane; as `QueueEstimate.session_lane_wait`."""
 
     def __init__(
         self,

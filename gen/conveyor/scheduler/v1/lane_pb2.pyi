@@ -301,7 +301,8 @@ class QueueEstimate(_message.Message):
     @_builtins.property
     def session_lane_wait(self) -> _run_pb2.WaitCondition:
         """What the suspended run that holds the session lane waits for, so that a channel can say "working
-        on your previous message" or "waiting for your approval". Unset when none holds it.
+        on your previous message" or "waiting for your approval": the latter also when it waits for a
+        run of its tree that waits for that. Unset when none holds it.
         """
 
     def __init__(
