@@ -13,20 +13,33 @@ from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from pathlib import Path
 
+from conveyor.events.v1 import event_pb2
 from conveyor_client import ConveyorClient
-from tests.system.harness import START_BOUND, STOP_BOUND, clean_environment, free_addresses
+from tests.system.harness import (
+    START_BOUND,
+    STOP_BOUND,
+    clean_environment,
+    free_addresses,
+    log_of,
+)
 
 REBORN = Path(__file__).with_name("reborn.py")
 
 
 class Apart:
-    """Its processes, in a directory of its own. `toml` is added to the configuration."""
+    """Its processes, in a directory of its own. `toml` is added to the configuration.
 
-    def __init__(self, directory: Path, toml: str, environ: Mapping[str, str]) -> None:
+    `worker_to`: where the agent finds the scheduler, when something stands between them.
+    """
+
+    def __init__(
+        self, directory: Path, toml: str, environ: Mapping[str, str], *, worker_to: str = ""
+    ) -> None:
         self.directory = directory
         self.store = directory / "data"
         self.config = directory / "conveyor.toml"
         self._environ = dict(environ)
+        self._worker_to = {"CONVEYOR_SERVICES__SCHEDULER": worker_to} if worker_to else {}
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self.scheduler, self.agent, self.gateway, http = free_addresses(4)
         self.config.write_text(
@@ -48,13 +61,17 @@ acp = "127.0.0.1:1"
         """Start everything and wait until it listens."""
         self._start("scheduler", "-m", "scheduler_svc")
         self._start("gateway", "-m", "gateway_svc")
-        self._start("agent", str(REBORN))
+        self._start("agent", str(REBORN), **self._worker_to)
         for name in ("scheduler", "gateway", "agent"):
             self._wait_listening(name)
 
     def client(self) -> ConveyorClient:
         """Return a client of the gateway. Use it as an async context manager."""
         return ConveyorClient(self.gateway)
+
+    async def events(self, session_key: str) -> list[event_pb2.Event]:
+        """Return the log of one session, checked for gaps."""
+        return await log_of(self.scheduler, session_key)
 
     def said(self, name: str) -> str:
         """What a process printed."""
@@ -76,14 +93,14 @@ acp = "127.0.0.1:1"
         for process in self._processes.values():
             _end(process)
 
-    def _start(self, name: str, *program: str) -> None:
+    def _start(self, name: str, *program: str, **environ: str) -> None:
         with self._log(name).open("ab") as log:
             self._processes[name] = subprocess.Popen(
                 [sys.executable, *program, "--config", str(self.config)],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env=clean_environment(GRPC_VERBOSITY="NONE", **self._environ),
+                env=clean_environment(GRPC_VERBOSITY="NONE", **self._environ, **environ),
                 cwd=self.directory,
                 start_new_session=True,
             )
@@ -104,9 +121,17 @@ acp = "127.0.0.1:1"
 
 
 @contextmanager
-def running_apart(directory: Path, toml: str, environ: Mapping[str, str]) -> Iterator[Apart]:
+def running_apart(
+    directory: Path, toml: str, environ: Mapping[str, str] | None = None
+) -> Iterator[Apart]:
     """Run the processes inside the block."""
-    apart = Apart(directory, toml, environ)
+    with started(Apart(directory, toml, environ or {})) as apart:
+        yield apart
+
+
+@contextmanager
+def started(apart: Apart) -> Iterator[Apart]:
+    """Run what was prepared inside the block."""
     try:
         apart.start()
         yield apart

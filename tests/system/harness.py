@@ -239,24 +239,27 @@ acp = "{self.acp}"
 
     async def events(self, session_key: str) -> list[event_pb2.Event]:
         """Return the log of one session as the scheduler keeps it, checked for gaps."""
-        found: list[event_pb2.Event] = []
-        async with make_channel(self.scheduler) as channel:
-            stub: Any = log_grpc.EventLogServiceStub(channel)
-            token = ""
-            while True:
-                page = await stub.ListEvents(
-                    log_pb.ListEventsRequest(
-                        session_key=session_key, page_size=1000, page_token=token
-                    )
-                )
-                found += page.events
-                token = page.next_page_token
-                if not token:
-                    break
-        assert [event.sequence for event in found] == list(range(1, len(found) + 1))
-        ids = [event.event_id for event in found]
-        assert len(ids) == len(set(ids))
-        return found
+        return await log_of(self.scheduler, session_key)
+
+
+async def log_of(scheduler: str, session_key: str) -> list[event_pb2.Event]:
+    """Return the log of one session as the scheduler at an address keeps it, checked for gaps."""
+    found: list[event_pb2.Event] = []
+    async with make_channel(scheduler) as channel:
+        stub: Any = log_grpc.EventLogServiceStub(channel)
+        token = ""
+        while True:
+            page = await stub.ListEvents(
+                log_pb.ListEventsRequest(session_key=session_key, page_size=1000, page_token=token)
+            )
+            found += page.events
+            token = page.next_page_token
+            if not token:
+                break
+    assert [event.sequence for event in found] == list(range(1, len(found) + 1))
+    ids = [event.event_id for event in found]
+    assert len(ids) == len(set(ids))
+    return found
 
 
 @contextmanager
