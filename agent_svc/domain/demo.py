@@ -4,8 +4,8 @@
 together it takes as one. Without any, a message that asks for several things is delegated, one
 sub-agent per thing, and their results are joined; told in words to use sub-agents, or not to, it
 obeys.
-Where no tool is offered it does everything itself. `demo-weak` is a model that delegates badly:
-asked to delegate it claims that it may not, and otherwise it ignores its tools.
+Where no sub-agents may be started it does everything itself. `demo-weak` is a model that delegates
+badly: asked to delegate it claims that it may not, and otherwise it ignores its tools.
 
 They see exactly the prompt that any model would see, and count words as tokens.
 """
@@ -61,7 +61,8 @@ def demo(prompt: Prompt) -> DemoReply:
     if failing := next((order for order in orders if order.verb == "fail"), None):
         return DemoReply(sleep_seconds=pause, failure=failing.text or "told to fail")
     calls = _calls(text, orders, forced=prompt.force_tool == SPAWN)
-    if calls and prompt.has_tool(SPAWN):
+    # A tool that is not offered is called all the same: what comes back says why it is not.
+    if calls and (prompt.has_tool(SPAWN) or any(order.verb == "tool" for order in orders)):
         count = sum(1 for name, _ in calls if name == SPAWN)
         noun = "sub-agent" if count == 1 else "sub-agents"
         said = f"I'll hand this to {count} {noun}." if count else ""
@@ -123,6 +124,8 @@ def _calls(
         elif order.verb == "acp" and order.text:
             extra = {"runtime": "acp", **({"agent_id": order.arg} if order.arg else {})}
             calls.append((SPAWN, _spawn(order.text, wait=True, **extra)))
+        elif order.verb == "tool" and order.arg:
+            calls.append((order.arg, order.text or "{}"))
     calls.extend(
         (YIELD, json.dumps({"message": order.text or "I'll get back to you."}))
         for order in orders
@@ -170,6 +173,8 @@ def _after_tools(text: str, orders: Sequence[Directive], after: Sequence[PromptM
     if (said := _told_to_reply(orders)) is not None:
         return said
     answers = [message for message in after if isinstance(message, ToolAnswer)]
+    if ordered := [order.arg for order in orders if order.verb == "tool"]:
+        return _from_tools([answer for answer in answers if answer.tool in ordered], answers)
     found = [result for answer in answers for result in results.read(answer.content)]
     if found:
         return _joined(found)
@@ -178,6 +183,16 @@ def _after_tools(text: str, orders: Sequence[Directive], after: Sequence[PromptM
         return f"I could not delegate this: {refused[0]}"
     started = sum(1 for answer in answers if answer.tool == SPAWN and not answer.failed)
     return f"Started {started} in the background. I'll tell you when the work is done."
+
+
+def _from_tools(called: Sequence[ToolAnswer], answers: Sequence[ToolAnswer]) -> str:
+    """Say what the tools returned that the message told to call, and what sub-agents found."""
+    lines = [
+        f"{answer.tool}{' failed' if answer.failed else ''}: {results.read_tool(answer.content)}"
+        for answer in called
+    ]
+    found = [result for answer in answers for result in results.read(answer.content)]
+    return "\n".join([*lines, *([_joined(found)] if found else [])])
 
 
 def _own_answer(text: str, orders: Sequence[Directive], before: Sequence[PromptMessage]) -> str:

@@ -3,6 +3,7 @@
     [[spawn: task]]             one sub-agent, waited for
     [[spawn-background: task]]  one sub-agent in the background
     [[acp harness: task]]       an external coding agent, waited for
+    [[tool name: {"a": 1}]]     call this tool with these arguments
     [[yield: text]]             end the turn with this text while sub-agents work
     [[sleep: 2s]]               take this long (ms, s or m)
     [[reply: text]]             reply this, after everything else
@@ -20,14 +21,14 @@ from dataclasses import dataclass
 _HEAD = re.compile(r"\s*(?P<verb>[a-z][a-z-]*)(?:\s+(?P<arg>[^\s:\]]+))?\s*:", re.IGNORECASE)
 _DURATION = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*(ms|s|m)?\s*$")
 _ITEM = re.compile(r"^\s*(?:\d{1,3}[.)]|[-*•])\s+(?P<item>\S.*)$", re.MULTILINE)
-_VERBS = frozenset({"spawn", "spawn-background", "acp", "yield", "sleep", "reply", "fail"})
+_VERBS = frozenset({"spawn", "spawn-background", "acp", "tool", "yield", "sleep", "reply", "fail"})
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0}
 LONGEST_SLEEP = 3600.0
 
 
 @dataclass(frozen=True)
 class Directive:
-    """One directive. `arg` is the word after the verb, for example the harness."""
+    """One directive. `arg` is the word after the verb: the harness, or the tool."""
 
     verb: str
     arg: str

@@ -2,9 +2,11 @@ from __future__ import annotations
 
 import json
 
+from agent_svc.domain import results
 from agent_svc.domain import steps as s
 from agent_svc.domain.content import text_message
 from agent_svc.domain.demo import demo, demo_weak
+from agent_svc.domain.prompt import Answered, Prompt, Said, ToolAnswer
 from tests.unit.agent.builders import asked, numbered, prompt_of, says, told
 
 CLASSIC = "Do three things: research a market trend, analyse competitors, draft a summary"
@@ -139,3 +141,18 @@ def test_failed_children_are_named() -> None:
 def test_labels_leave_the_signs_of_directives_out() -> None:
     reply = demo(says("[[spawn: [[sleep: 2s]] [[spawn: dig deep down there now]]]]"))
     assert arguments(reply.calls)[0]["label"] == "2s dig deep down"
+
+
+def test_a_tool_is_called_as_told_and_what_it_returned_is_said() -> None:
+    text = '[[tool time__now: {"zone": ["UTC"]}]] and [[tool files__read:]]'
+    first = demo(says(text, delegating=False))
+    assert first.calls == (("time__now", '{"zone": ["UTC"]}'), ("files__read", "{}"))
+    calls = s.name_calls(1, 2, first.calls)
+    answers = [
+        ToolAnswer("1.2.1", "time__now", results.show_tool("time__now", "12:00\n(noon)")),
+        ToolAnswer("1.2.2", "files__read", "There is no tool 'files__read' here.", failed=True),
+    ]
+    last = demo(Prompt("sys", [Said(text), Answered("", calls), *answers], ()))
+    assert last.text == (
+        "time__now: 12:00\n(noon)\nfiles__read failed: There is no tool 'files__read' here."
+    )
