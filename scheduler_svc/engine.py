@@ -64,7 +64,7 @@ class _Command(Generic[T]):
         runs: Sequence[str],
         sessions: Sequence[str],
         event_ids: Sequence[tuple[str, str]],
-        questions: Sequence[str],
+        questions: Sequence[str] = (),
     ) -> None:
         self.apply = apply
         self.future = future

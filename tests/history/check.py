@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from conveyor.common.v1 import usage_pb2
+from conveyor.common.v1 import question_pb2, usage_pb2
 from conveyor.events.v1 import event_pb2
 from conveyor.scheduler.v1 import announcement_pb2, run_pb2
 from tests.history.model import History, RunRow, Totals, Violation, name
@@ -74,6 +74,10 @@ class _Life:
     replied_in: int = 0
     replies: int = 0
     spawned: int = 0
+    # Ids of its open questions; of those it waits for; of closed ones that no turn was told yet.
+    asked: set[str] = field(default_factory=set)
+    awaited_answers: list[str] = field(default_factory=list)
+    answers: list[str] = field(default_factory=list)
     # The time at which its wait was satisfied: it must go on in the same commit.
     satisfied: int = 0
     usage: Totals = field(default_factory=Totals)
@@ -91,6 +95,7 @@ class _Pass:
         self.running: dict[str, int] = defaultdict(int)  # lane -> executing runs
         self.started: dict[str, int] = {}  # session -> order of the newest first start
         self.steers: set[tuple[str, str]] = set()
+        self.questions: dict[str, int] = {}  # id -> state
         self.moved: set[str] = set()  # requests that were offered to a run
         self.position = 0
         self.time = 0
@@ -113,6 +118,10 @@ class _Pass:
             kind = event.WhichOneof("payload")
             if event.attempt:
                 self._by_worker(event, life)
+                if kind == "question_asked":
+                    self._asked(event, life)
+            elif kind == "question_closed":
+                self._question_closed(event, life)
             elif kind == "run_state_changed":
                 self._changed(event, life)
             elif kind == "message_completed":
@@ -226,7 +235,7 @@ class _Pass:
         if now != (life.turn + 1, 1) and not goes_on:
             self.say(6, run_id, f"{where}: attempt {now} comes after {before}")
         if change.turn != life.turn:
-            life.untold = []
+            life.untold, life.answers = [], []
         other = self.executing.get(row.session_key)
         if other:
             self.say(1, run_id, f"{where}: starts while run {other} of its session executes")
@@ -274,8 +283,10 @@ class _Pass:
 
     def _suspends(self, change: event_pb2.RunStateChanged, life: _Life, where: str) -> None:
         condition = change.suspension.condition
+        life.awaited, life.awaited_answers = [], []
+        if condition.HasField("approval"):
+            self._awaits_answers(list(condition.approval.question_ids), life, where)
         if condition.WhichOneof("condition") != "children":
-            life.awaited = []
             return
         life.awaited = list(condition.children.run_ids)
         life.each = condition.children.mode == run_pb2.ANNOUNCE_MODE_EACH
@@ -296,6 +307,9 @@ class _Pass:
             self.say(8, life.row.run_id, f"{where}: resumed as settled while {left} are live")
         if settled and life.awaited and not life.untold:
             self.say(8, life.row.run_id, f"{where}: resumed a second time for what it was told")
+        answered = change.resume_reason == announcement_pb2.RESUME_REASON_ANSWERED
+        if answered and not set(life.awaited_answers) & set(life.answers):
+            self.say(8, life.row.run_id, f"{where}: resumed as answered, but nothing was")
 
     def _ends(self, change: event_pb2.RunStateChanged, life: _Life, where: str) -> None:
         if life.live:
@@ -303,6 +317,10 @@ class _Pass:
                 9,
                 life.row.run_id,
                 f"{where}: {name(change.state)} while {sorted(life.live)} have not ended",
+            )
+        if life.asked:
+            self.say(
+                0, life.row.run_id, f"{where}: {name(change.state)} while {life.asked} are open"
             )
         row = life.row
         timed_out = change.state == EXPIRED and change.cause.startswith("run_timeout")
@@ -379,6 +397,38 @@ class _Pass:
                     f"its wait was satisfied at position {life.satisfied}, but it did not go on",
                 )
         self.due = []
+
+    # -- Questions --------------------------------------------------------------------------------
+
+    def _asked(self, event: event_pb2.Event, life: _Life) -> None:
+        question, where = event.question_asked.question, f"position {event.position}"
+        if question.question_id in self.questions:
+            self.say(0, life.row.run_id, f"{where}: {question.question_id} is asked twice")
+        self.questions[question.question_id] = question_pb2.QUESTION_STATE_OPEN
+        life.asked.add(question.question_id)
+
+    def _question_closed(self, event: event_pb2.Event, life: _Life) -> None:
+        closed, where = event.question_closed, f"position {event.position}"
+        question_id = closed.answer.question_id
+        if question_id not in life.asked:
+            before = self.questions.get(question_id)
+            what = "is not asked by it" if before is None else "was closed before"
+            self.say(0, life.row.run_id, f"{where}: {question_id} is closed, but {what}")
+            return
+        life.asked.discard(question_id)
+        self.questions[question_id] = closed.state
+        if closed.state == question_pb2.QUESTION_STATE_CANCELLED:
+            return
+        life.answers.append(question_id)
+        if life.state == SUSPENDED and question_id in life.awaited_answers:
+            life.satisfied = event.position
+            self.due.append(life)
+
+    def _awaits_answers(self, question_ids: list[str], life: _Life, where: str) -> None:
+        life.awaited_answers = question_ids
+        not_open = [one for one in question_ids if one not in life.asked]
+        if not_open:
+            self.say(8, life.row.run_id, f"{where}: waits for {not_open}, which are not open")
 
     # -- Messages ---------------------------------------------------------------------------------
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from conveyor.common.v1 import question_pb2
 from conveyor.events.v1 import event_pb2
 from conveyor.scheduler.v1 import run_pb2
 
@@ -138,6 +139,11 @@ def _line(event: event_pb2.Event) -> str:
     elif kind == "child_announced":
         result = event.child_announced.announcement.result
         what += f" {result.run_id} {name(result.status)}"
+    elif kind == "question_asked":
+        what += f" {event.question_asked.question.question_id}"
+    elif kind == "question_closed":
+        closed = event.question_closed
+        what += f" {closed.answer.question_id} {question_pb2.QuestionState.Name(closed.state)}"
     time = event.create_time.ToMicroseconds()
     entry = f"{event.session_key}#{event.sequence}"
     return f"  {event.position:>6} {time} {entry} {event.run_id} {what}"
