@@ -167,9 +167,7 @@ class Inbox:
         read = read_strictly(request.text)
         if isinstance(read, Problem):
             raise refusal(read.text)
-        if not request.session_key:
-            if read.form.needs_session:
-                raise invalid_field("session_key", f"is required for /{read.name}")
+        if not request.session_key and not read.form.needs_session:
             check_request_id(request.request_id)
             return await self._commands.execute(None, read, request.request_id, principal)
         text = content_pb2.ContentPart(text=request.text)

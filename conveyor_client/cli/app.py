@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from conveyor_client.cli import (
+    command,
     flows,
     forecast,
     lanes,
@@ -18,6 +19,7 @@ from conveyor_client.cli import (
     questions,
     runs,
     talk,
+    tasks,
     up,
     why,
 )
@@ -68,11 +70,13 @@ app.command("demo")(up.demo)
 app.command("chat")(talk.chat)
 app.command("send")(talk.send)
 app.command("watch")(talk.watch)
+app.command("command")(command.command)
 app.command("sessions")(lists.sessions)
 app.command("runs")(runs.runs)
 app.command("cancel")(runs.cancel)
 app.command("steer")(runs.steer)
 app.add_typer(flows.flow_app, name="flow")
+app.add_typer(tasks.tasks_app, name="tasks")
 app.add_typer(questions.questions_app, name="questions")
 app.add_typer(lanes.lanes_app, name="lanes")
 app.command("why")(why.why)

@@ -143,6 +143,11 @@ class Narrator:
             yield from self._line(where)
 
     def _ended(self, run: run_pb.Run) -> Iterator[Utterance]:
+        if not run.run_id:  # a command: its lines are lines, not a paragraph
+            yield from self._close()
+            yield Utterance(Voice.PIECE, text_of(run.result.reply))
+            yield Utterance(Voice.BREAK)
+            return
         if run.HasField("result") and run.result.HasField("reply"):
             yield from self._whole(run.result.reply.message_id, text_of(run.result.reply))
         yield from self._close()

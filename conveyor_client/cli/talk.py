@@ -126,14 +126,12 @@ def chat(
     session: Session = "",
     agent: Agent = "",
 ) -> None:
-    """Converse. /new forgets, /quit leaves; what is under way goes on without you."""
+    """Converse. /help lists commands, /quit leaves; what is under way goes on without you."""
     run(_converse(context, session, agent))
 
 
 async def _converse(context: typer.Context, session: str, agent: str) -> None:
-    from conveyor_client.cli.output import print_json, printable
     from conveyor_client.cli.printer import printer
-    from svckit.errors import ServiceError
 
     shown = printer()
     lines = _read_lines()
@@ -144,7 +142,7 @@ async def _converse(context: typer.Context, session: str, agent: str) -> None:
         await client.agents(page_size=1)
         known = _Conversation(session)
         if interactive:
-            print("Type a message. /new forgets, /quit leaves.")
+            print("Type a message. /help lists commands, /quit leaves.")
         try:
             while (line := await lines.get()) is not None:
                 text = line.strip()
@@ -152,25 +150,13 @@ async def _converse(context: typer.Context, session: str, agent: str) -> None:
                     continue
                 if text in ("/quit", "/exit"):
                     return
-                try:
-                    if text == "/new":
-                        if known.key:
-                            await client.reset(known.key)
-                        print("· forgotten; the next message begins afresh")
-                    elif text.startswith("/"):
-                        answer = await client.execute(text, session_key=known.key)
-                        print(printable(answer.text)) if answer.text else print_json(answer)
-                    else:
-                        accepted = asyncio.Event()
-                        task = asyncio.create_task(
-                            _exchange(client, known, text, agent, shown, accepted)
-                        )
-                        at_work.add(task)
-                        task.add_done_callback(at_work.discard)
-                        # The next message must not overtake this one.
-                        await accepted.wait()
-                except ServiceError as error:
-                    print(f"✗ {printable(error.message)}")
+                accepted = asyncio.Event()
+                # Commands too: what is one, and what only looks like one, the gateway knows.
+                task = asyncio.create_task(_exchange(client, known, text, agent, shown, accepted))
+                at_work.add(task)
+                task.add_done_callback(at_work.discard)
+                # The next message must not overtake this one.
+                await accepted.wait()
             # Input that ends (a pipe) still gets its answers.
             while at_work:
                 await asyncio.wait(at_work)

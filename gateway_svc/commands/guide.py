@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from conveyor.agent.v1 import agent_service_pb2 as ag
+from conveyor.gateway.v1 import gateway_service_pb2 as gw
 from conveyor.scheduler.v1 import lane_pb2, run_pb2
 from conveyor.scheduler.v1 import scheduler_service_pb2 as ss
 from gateway_svc.commands.asked import Answer, Asked, Handler, Refused, Services
 from gateway_svc.commands.trees import Trees
 from gateway_svc.domain.commands import targets
+from gateway_svc.domain.commands.grammar import FORMS
 from gateway_svc.domain.commands.guide import agents_text, help_text, lanes_text, why_text
 from gateway_svc.domain.commands.parsing import Problem
 from gateway_svc.domain.commands.words import name_of
@@ -41,7 +43,17 @@ class Guide:
         text = help_text(asked.get("command"))
         if isinstance(text, Problem):
             raise Refused(text.text)
-        return Answer(text)
+        forms = [
+            gw.CommandForm(
+                name=form.name,
+                usage=form.usage,
+                summary=form.summary,
+                example=form.example,
+                aliases=form.aliases,
+            )
+            for form in FORMS
+        ]
+        return Answer(text, gw.CommandForms(forms=forms))
 
     async def agents(self, asked: Asked) -> Answer:
         """List the agents."""

@@ -1,6 +1,7 @@
 // Puts the parts together: which session is shown, what is sent, what is drawn when.
 import { api, newId } from "./api.js";
 import { ChatView } from "./chat.js";
+import { Completion } from "./commands.js";
 import { byId, el, keyed } from "./dom.js";
 import { ago, isTerminal, sessionTitle } from "./format.js";
 import { drawLanes } from "./lanes.js";
@@ -210,10 +211,13 @@ byId("composer").addEventListener("submit", (event) => {
   if (!text) return;
   textbox.value = "";
   grow();
+  completion.hide();
   send(text);
 });
-textbox.addEventListener("input", grow);
+const completion = new Completion(textbox, byId("commands"));
+textbox.addEventListener("input", () => { grow(); completion.show(); });
 textbox.addEventListener("keydown", (event) => {
+  if (completion.key(event)) return;
   if (event.key === "Enter" && !event.shiftKey && !event.isComposing) {
     event.preventDefault();
     byId("composer").requestSubmit();

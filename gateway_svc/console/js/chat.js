@@ -43,6 +43,9 @@ export class ChatView {
     else if (item.type === "note") {
       node.className = item.bad ? "note bad" : "note";
       node.textContent = item.text;
+    } else if (item.type === "answer") {
+      node.className = "answer";
+      node.replaceChildren(...markdown(item.text));
     } else if (item.type === "empty") this.drawEmpty(node);
     else if (item.kind === "MESSAGE_KIND_INTERNAL") {
       node.className = "aside";

@@ -30,7 +30,7 @@ export class SessionModel {
     if (run && !run.run_id) { // a command: answered at once, and no event will tell of it
       if (item) item.pending = false;
       const text = (run.result?.reply?.parts || []).map((part) => part.text || "").join("");
-      this.items.set(`re-${messageId}`, { id: `re-${messageId}`, type: "note", text });
+      this.items.set(`re-${messageId}`, { id: `re-${messageId}`, type: "answer", text });
       return;
     }
     if (item && run) item.runId = run.run_id;

@@ -108,19 +108,50 @@ async def test_chat_converses_in_order_and_answers_before_it_ends(
     gateway.script.queue(
         "Chat",
         [accepted(), replied("one", 1), ended()],
+        commanded("main: 1 of 4 working\nacp: paused"),
         [accepted(), replied("two", 2), ended()],
     )
-    gateway.script.always("ResetSession", agent_pb.ResetSessionResponse(epoch=1))
-    gateway.script.always("ExecuteCommand", NotImplementedYet("not in this release"))
-    monkeypatch.setattr(sys, "stdin", io.StringIO("first\n\n/new\n/lanes\nsecond\n"))
+    monkeypatch.setattr(sys, "stdin", io.StringIO("first\n\n/lanes\n/etc/hosts is odd\n/quit\n"))
     assert await conveyor("--address", gateway.address, "chat") == 0
     lines = capsys.readouterr().out.splitlines()
-    assert sorted(lines) == sorted(
-        ["one", "· forgotten; the next message begins afresh", "✗ not in this release", "two"]
-    )
-    first, second = gateway.script.calls["Chat"]
-    assert (first.inbound.session_key, second.inbound.session_key) == ("", SESSION)
-    assert gateway.script.calls["ResetSession"][0].session_key == SESSION
+    # What is a command the gateway knows; the lines of its answer stay lines.
+    assert {"one", "main: 1 of 4 working", "acp: paused"} <= set(lines)
+    sent = [call.inbound for call in gateway.script.calls["Chat"]]
+    assert [item.session_key for item in sent] == ["", SESSION, SESSION]
+    assert [item.message.parts[0].text for item in sent] == [
+        "first",
+        "/lanes",
+        "/etc/hosts is odd",
+    ]
+
+
+def commanded(text: str) -> list[gateway_pb.ChatResponse]:
+    """What a chat with a command answers."""
+    run = run_pb2.Run(state=run_pb2.RUN_STATE_SUCCEEDED)
+    run.spec.session_key = SESSION
+    run.result.reply.message_id = "re-1"
+    run.result.reply.parts.add(text=text)
+    first = gateway_pb.ChatResponse()
+    first.accepted.run.CopyFrom(run)
+    return [first, gateway_pb.ChatResponse(ended=run)]
+
+
+async def test_commands_of_the_chat_from_the_command_line(
+    gateway: Gateway, capsys: pytest.CaptureFixture[str]
+) -> None:
+    answer = gateway_pb.ExecuteCommandResponse(command="subagents kill", text="Stopped it.\nNow.")
+    answer.data.Pack(scheduler_pb.CancelRunResponse(affected_runs=2))
+    gateway.script.always("ExecuteCommand", answer)
+    at = ("--address", gateway.address, "command")
+    assert await conveyor(*at, "/kill 1", "--session", SESSION, "--request-id", "r1") == 0
+    assert capsys.readouterr().out == "Stopped it.\nNow.\n"
+    assert await conveyor(*at, "kill", "market trend", "--json") == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["command"] == "subagents kill"
+    assert printed["data"]["affected_runs"] == 2
+    first, second = gateway.script.calls["ExecuteCommand"]
+    assert (first.text, first.session_key, first.request_id) == ("/kill 1", SESSION, "r1")
+    assert second.text == "/kill market trend"
 
 
 async def test_lists_have_tables_and_json(

@@ -405,8 +405,10 @@ async def test_a_slip_is_answered_and_a_path_goes_to_the_agent(gateway: Suite) -
     lanes = await execute(gateway, "/lanes", "")
     assert "main: " in lanes.text
     assert unpacked(lanes, ss.ListLanesResponse).lanes
-    error = await refused(gateway, "/status", "")
-    assert error.metadata["field"] == "session_key"
+    # A command that needs a conversation is about the caller's own.
+    await execute(gateway, "/queue collect", "")
+    own = await execute(gateway, "/queue", "agent:main:http:direct:local")
+    assert own.text.startswith("Queue mode collect")
 
 
 async def test_new_forgets_and_says_that_work_goes_on(gateway: Suite) -> None:

@@ -122,7 +122,6 @@ async def test_commands_over_their_own_call(gateway: Suite) -> None:
         ("/queue loud", "alice", "text"),
         ("/nothing", "alice", "text"),
         ("", "alice", "text"),
-        ("/queue", "", "session_key"),
     ):
         with pytest.raises(aio.AioRpcError) as refused:
             await execute(text, session)

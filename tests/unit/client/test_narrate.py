@@ -32,7 +32,7 @@ def reply(text: str, message_id: str = "m") -> gateway_pb.ChatResponse:
 
 
 def ended(text: str = "", **fields: object) -> gateway_pb.ChatResponse:
-    run = run_pb2.Run(**{"state": run_pb2.RUN_STATE_SUCCEEDED, **fields})
+    run = run_pb2.Run(**{"run_id": "R", "state": run_pb2.RUN_STATE_SUCCEEDED, **fields})
     if text:
         run.result.reply.CopyFrom(message(text))
     return gateway_pb.ChatResponse(ended=run)
@@ -111,6 +111,11 @@ def test_a_failed_child_is_told_with_its_reason() -> None:
     result.error.message = "the model refused"
     told = list(Narrator().announce(announcement_pb2.Announcement(result=result)))
     assert told == [Utterance(Voice.BAD, "r1 failed: the model refused")]
+
+
+def test_the_answer_to_a_command_keeps_its_lines() -> None:
+    item = ended("main: paused\nacp: paused", run_id="")
+    assert said(Narrator(), item) == [pieces("main: paused\nacp: paused"), BREAK]
 
 
 def test_a_failed_run_is_told_with_its_reason() -> None:

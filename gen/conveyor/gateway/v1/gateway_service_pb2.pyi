@@ -462,7 +462,10 @@ class ExecuteCommandRequest(_message.Message):
     TEXT_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     session_key: _builtins.str
-    """The session that the command is about. May be empty for commands without one."""
+    """The conversation that the command is about; need not exist yet. Empty means the caller's own, and
+    none for `help`, `agents`, `lanes`, `why` and `flow`, which then reach every run that the caller
+    may see, by its id.
+    """
     text: _builtins.str
     """The command as typed, with its slash. 1 to 4096 characters."""
     request_id: _builtins.str
@@ -492,13 +495,15 @@ class ExecuteCommandResponse(_message.Message):
     TEXT_FIELD_NUMBER: _builtins.int
     DATA_FIELD_NUMBER: _builtins.int
     command: _builtins.str
-    """Canonical name without slash, for example `acp doctor`."""
+    """Canonical name without slash, for example `subagents kill`."""
     text: _builtins.str
-    """The answer for people, in Markdown."""
+    """The answer for people, in Markdown: short lines, a telephone shows it whole."""
     @_builtins.property
     def data(self) -> _any_pb2.Any:
         """The answer for programs: the response message of the call with the same effect, for example
-        `ListLanesResponse` for `/lanes`. Unset when there is none, for example for `/help`.
+        `ListLanesResponse` for `/lanes`, and the list of what changed where the call was made several
+        times, for example `ListRunsResponse` for `/kill all`. `/status`, `/queue` and `/model` give
+        `GetSessionResponse`, `/help` gives `CommandForms`. Unset when there is none.
         """
 
     def __init__(
@@ -515,6 +520,70 @@ class ExecuteCommandResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ExecuteCommandResponse: _TypeAlias = ExecuteCommandResponse  # noqa: Y015
+
+@_typing.final
+class CommandForms(_message.Message):
+    """Data of `/help`: everything that can be typed."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FORMS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def forms(self) -> _containers.RepeatedCompositeFieldContainer[Global___CommandForm]:
+        """In the order of the manual."""
+
+    def __init__(
+        self,
+        *,
+        forms: _abc.Iterable[Global___CommandForm] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["forms", b"forms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CommandForms: _TypeAlias = CommandForms  # noqa: Y015
+
+@_typing.final
+class CommandForm(_message.Message):
+    """One thing that can be typed."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    USAGE_FIELD_NUMBER: _builtins.int
+    SUMMARY_FIELD_NUMBER: _builtins.int
+    EXAMPLE_FIELD_NUMBER: _builtins.int
+    ALIASES_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Canonical name without slash."""
+    usage: _builtins.str
+    """As in a manual, for example `/subagents log <target> [lines]`."""
+    summary: _builtins.str
+    """What it does, in one line."""
+    example: _builtins.str
+    """Something that can be typed."""
+    @_builtins.property
+    def aliases(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Other first words for it, without slash."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        usage: _builtins.str = ...,
+        summary: _builtins.str = ...,
+        example: _builtins.str = ...,
+        aliases: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["aliases", b"aliases", "example", b"example", "name", b"name", "summary", b"summary", "usage", b"usage"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CommandForm: _TypeAlias = CommandForm  # noqa: Y015
 
 @_typing.final
 class GetSessionRequest(_message.Message):

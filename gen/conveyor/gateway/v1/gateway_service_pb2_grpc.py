@@ -234,8 +234,11 @@ class GatewayServiceServicer:
         """Queues a message and answers once it is stored. Scope `send`. Idempotent per `request_id`. Fails
         with `LANE_FULL`, `BUDGET_EXCEEDED`, `AGENT_NOT_FOUND` or `REQUEST_ID_REUSED`.
 
-        A message that is a slash command (`/queue`) is not queued: the run in the answer then has no
-        `run_id` and is `SUCCEEDED`, and its `result` says what came of it. So with `Chat`.
+        A message that is a slash command (`/status`, see `ExecuteCommand`) is not queued but done at once:
+        the run in the answer then has no `run_id` and is `SUCCEEDED`, and its `result` says what came of
+        it, also when it could not be done. A first word that is nearly a command (`/stauts`) is answered
+        with a hint in the same way. Any other text that begins with a slash is an ordinary message; two
+        slashes always are. So with `Chat`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -273,7 +276,11 @@ class GatewayServiceServicer:
 
     def ExecuteCommand(self, request, context):
         """Runs a slash command, for example `/lanes`, beside the lanes. Scope: that of the call with the
-        same effect. Idempotent per `request_id`. Unknown commands fail with `INVALID_FIELD`.
+        same effect. Idempotent per `request_id`: what it is about is decided once, so that `/stop` sent
+        again does not stop the next message. With a conversation, only what belongs to its own spawn
+        trees can be named. Unknown commands, and those that cannot be done, fail with `INVALID_FIELD`,
+        whose message is the line for people; others with the reasons of the call with the same effect,
+        or `REQUEST_ID_REUSED`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -52,8 +52,11 @@ class GatewayServiceStub:
     """Queues a message and answers once it is stored. Scope `send`. Idempotent per `request_id`. Fails
     with `LANE_FULL`, `BUDGET_EXCEEDED`, `AGENT_NOT_FOUND` or `REQUEST_ID_REUSED`.
 
-    A message that is a slash command (`/queue`) is not queued: the run in the answer then has no
-    `run_id` and is `SUCCEEDED`, and its `result` says what came of it. So with `Chat`.
+    A message that is a slash command (`/status`, see `ExecuteCommand`) is not queued but done at once:
+    the run in the answer then has no `run_id` and is `SUCCEEDED`, and its `result` says what came of
+    it, also when it could not be done. A first word that is nearly a command (`/stauts`) is answered
+    with a hint in the same way. Any other text that begins with a slash is an ordinary message; two
+    slashes always are. So with `Chat`.
     """
     Chat: _grpc.UnaryStreamMultiCallable[_gateway_service_pb2.ChatRequest, _gateway_service_pb2.ChatResponse]
     """Queues a message and streams the events of the run that answers it, until the run and its flow
@@ -75,7 +78,11 @@ class GatewayServiceStub:
     """
     ExecuteCommand: _grpc.UnaryUnaryMultiCallable[_gateway_service_pb2.ExecuteCommandRequest, _gateway_service_pb2.ExecuteCommandResponse]
     """Runs a slash command, for example `/lanes`, beside the lanes. Scope: that of the call with the
-    same effect. Idempotent per `request_id`. Unknown commands fail with `INVALID_FIELD`.
+    same effect. Idempotent per `request_id`: what it is about is decided once, so that `/stop` sent
+    again does not stop the next message. With a conversation, only what belongs to its own spawn
+    trees can be named. Unknown commands, and those that cannot be done, fail with `INVALID_FIELD`,
+    whose message is the line for people; others with the reasons of the call with the same effect,
+    or `REQUEST_ID_REUSED`.
     """
     GetSession: _grpc.UnaryUnaryMultiCallable[_gateway_service_pb2.GetSessionRequest, _gateway_service_pb2.GetSessionResponse]
     """Returns a session. Scope `read`. Read only. Fails with `SESSION_NOT_FOUND`."""
@@ -187,8 +194,11 @@ class GatewayServiceAsyncStub(GatewayServiceStub):
     """Queues a message and answers once it is stored. Scope `send`. Idempotent per `request_id`. Fails
     with `LANE_FULL`, `BUDGET_EXCEEDED`, `AGENT_NOT_FOUND` or `REQUEST_ID_REUSED`.
 
-    A message that is a slash command (`/queue`) is not queued: the run in the answer then has no
-    `run_id` and is `SUCCEEDED`, and its `result` says what came of it. So with `Chat`.
+    A message that is a slash command (`/status`, see `ExecuteCommand`) is not queued but done at once:
+    the run in the answer then has no `run_id` and is `SUCCEEDED`, and its `result` says what came of
+    it, also when it could not be done. A first word that is nearly a command (`/stauts`) is answered
+    with a hint in the same way. Any other text that begins with a slash is an ordinary message; two
+    slashes always are. So with `Chat`.
     """
     Chat: _aio.UnaryStreamMultiCallable[_gateway_service_pb2.ChatRequest, _gateway_service_pb2.ChatResponse]  # type: ignore[assignment]
     """Queues a message and streams the events of the run that answers it, until the run and its flow
@@ -210,7 +220,11 @@ class GatewayServiceAsyncStub(GatewayServiceStub):
     """
     ExecuteCommand: _aio.UnaryUnaryMultiCallable[_gateway_service_pb2.ExecuteCommandRequest, _gateway_service_pb2.ExecuteCommandResponse]  # type: ignore[assignment]
     """Runs a slash command, for example `/lanes`, beside the lanes. Scope: that of the call with the
-    same effect. Idempotent per `request_id`. Unknown commands fail with `INVALID_FIELD`.
+    same effect. Idempotent per `request_id`: what it is about is decided once, so that `/stop` sent
+    again does not stop the next message. With a conversation, only what belongs to its own spawn
+    trees can be named. Unknown commands, and those that cannot be done, fail with `INVALID_FIELD`,
+    whose message is the line for people; others with the reasons of the call with the same effect,
+    or `REQUEST_ID_REUSED`.
     """
     GetSession: _aio.UnaryUnaryMultiCallable[_gateway_service_pb2.GetSessionRequest, _gateway_service_pb2.GetSessionResponse]  # type: ignore[assignment]
     """Returns a session. Scope `read`. Read only. Fails with `SESSION_NOT_FOUND`."""
@@ -325,8 +339,11 @@ class GatewayServiceServicer(metaclass=_abc_1.ABCMeta):
         """Queues a message and answers once it is stored. Scope `send`. Idempotent per `request_id`. Fails
         with `LANE_FULL`, `BUDGET_EXCEEDED`, `AGENT_NOT_FOUND` or `REQUEST_ID_REUSED`.
 
-        A message that is a slash command (`/queue`) is not queued: the run in the answer then has no
-        `run_id` and is `SUCCEEDED`, and its `result` says what came of it. So with `Chat`.
+        A message that is a slash command (`/status`, see `ExecuteCommand`) is not queued but done at once:
+        the run in the answer then has no `run_id` and is `SUCCEEDED`, and its `result` says what came of
+        it, also when it could not be done. A first word that is nearly a command (`/stauts`) is answered
+        with a hint in the same way. Any other text that begins with a slash is an ordinary message; two
+        slashes always are. So with `Chat`.
         """
 
     @_abc_1.abstractmethod
@@ -372,7 +389,11 @@ class GatewayServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_gateway_service_pb2.ExecuteCommandResponse, _abc.Awaitable[_gateway_service_pb2.ExecuteCommandResponse]]:
         """Runs a slash command, for example `/lanes`, beside the lanes. Scope: that of the call with the
-        same effect. Idempotent per `request_id`. Unknown commands fail with `INVALID_FIELD`.
+        same effect. Idempotent per `request_id`: what it is about is decided once, so that `/stop` sent
+        again does not stop the next message. With a conversation, only what belongs to its own spawn
+        trees can be named. Unknown commands, and those that cannot be done, fail with `INVALID_FIELD`,
+        whose message is the line for people; others with the reasons of the call with the same effect,
+        or `REQUEST_ID_REUSED`.
         """
 
     @_abc_1.abstractmethod
