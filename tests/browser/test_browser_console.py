@@ -225,6 +225,29 @@ async def test_a_sub_agents_question_is_answered_with_a_button(
         await seen(page, ".card .tag", "Allow once (local)")
 
 
+async def test_commands_are_completed_and_answered(tmp_path: Path, browser: Browser) -> None:
+    async with suite(tmp_path) as around, around.serve():
+        around.agent.on(REQUEST, delegating(*TASKS))
+        for task in TASKS:
+            around.agent.hold(task)
+        page = await browser.open(address(around))
+        await write(page, REQUEST)
+        await seen(page, ".tree ul ul .node", TASKS[2])
+        await page.fill("#composer-text", "/ki")
+        await seen(page, "#commands button", "/kill <target>")
+        await page.keyboard.press("Tab")
+        assert await page.input_value("#composer-text") == "/kill "
+        await page.keyboard.type(TASKS[1])
+        await page.keyboard.press("Enter")
+        await seen(page, ".answer", f"Stopped {TASKS[1]}.")
+        await write(page, "/subagents")
+        listed = await seen(page, ".answer", "3 sub-agents:")
+        assert await listed.locator("br").count() == 4, "each on a line of its own"
+        assert await page.locator("#commands").is_hidden()
+        await write(page, "/kill all")
+        await seen(page, ".answer", "Stopped research a market trend and draft a summary.")
+
+
 async def test_a_refused_message_says_why(tmp_path: Path, browser: Browser) -> None:
     async with suite(tmp_path, CONVEYOR_LANES__SESSION__CAP="1") as around, around.serve():
         around.agent.hold("first")
