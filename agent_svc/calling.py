@@ -82,7 +82,7 @@ class Caller:
         `call` names it among the calls of the turn, the same in every attempt: the number of the
         step that its reply becomes, for example.
         """
-        requested = full_name(work.models[0])
+        requested = work.requested_model
         tickets = self._reserver.tickets(work, call, prompt)
         names = [full_name(model) for model in work.models]
         # A fallback that the turn resumed for is next: those before it have failed already.

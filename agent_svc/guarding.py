@@ -89,7 +89,7 @@ class Guard:
 
     def take_over(self, work: Work) -> None:
         """Give the run the stronger model, once the guard has chosen it."""
-        name = work.agent.settings.guard.fallback_model
+        name = _fallback(work)
         if name and ladder.fell_back(work.steps):
             work.models = [self._catalog.get(name), *_without(work.models, name)]
 
@@ -179,8 +179,13 @@ class Guard:
         asked = plan.model_calls(work.steps, work.number)
         return ladder.Rungs(
             can_ask=work.over_budget is None and asked < self._max_model_calls,
-            fallback=work.agent.settings.guard.fallback_model,
+            fallback=_fallback(work),
         )
+
+
+def _fallback(work: Work) -> str:
+    """The stronger model; none for a run whose chosen model must answer itself."""
+    return "" if work.exact_model else work.agent.settings.guard.fallback_model
 
 
 def _facts(work: Work, reply: str = "") -> Facts:

@@ -42,7 +42,7 @@ FLOWS = 20
 """Trees of a conversation that are looked at, the newest."""
 NODE_PAGES = 4
 EVENTS_PER_PAGE = 250
-EVENT_PAGES = 8
+EVENT_PAGES = 40
 PATIENCE_SECONDS = 10.0
 """How long a scheduler that is away is waited for: a restart takes less."""
 FOR_YOUR_INFORMATION = "For your information, your task stays the same: "

@@ -52,6 +52,11 @@ class Work:
         return self.turn.run.run_id
 
     @property
+    def requested_model(self) -> str:
+        """The model that the run or its agent asks for, whichever answers in the end."""
+        return self.task.model or self.agent.settings.model
+
+    @property
     def exact_model(self) -> bool:
         """True when the run's own choice of a model must be served by exactly that model."""
         return self.agent.settings.strict_model and bool(self.task.model)

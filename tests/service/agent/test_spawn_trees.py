@@ -157,6 +157,32 @@ max_spawn_depth = {depth}
         assert nodes[0].tree_usage.model_calls == sum(n.usage.model_calls for n in nodes)
 
 
+async def test_an_orchestrator_that_yields_announces_only_what_it_has_in_the_end(
+    tmp_path: Path,
+) -> None:
+    toml = "[agents.defaults.subagents]\nmax_spawn_depth = 2\n"
+    async with house(tmp_path, toml) as h:
+        worker = "[[spawn: [[sleep: 300ms]] [[reply: gold]]]]"
+        run_id = await h.send(f"[[spawn: {worker} [[yield: be right back]]]]")
+        assert (await h.ended(run_id)).state == SUCCEEDED
+        [(kind, text)] = await h.said()
+        assert kind == "reply"
+        assert "gold" in text
+        assert text.endswith("gold: gold")
+        assert len(await h.announced()) == 1
+
+
+async def test_a_child_that_executes_too_long_is_expired_and_its_parent_answers(
+    tmp_path: Path,
+) -> None:
+    toml = "[agents.defaults.subagents]\nrun_timeout_seconds = 0.3\n"
+    async with house(tmp_path, toml) as h:
+        run_id = await h.send("[[spawn: [[sleep: 60s]]]]")
+        assert (await h.ended(run_id)).state == SUCCEEDED
+        [(_, text)] = await h.said()
+        assert "expired (run_timeout has passed)" in text
+
+
 async def test_a_leaf_at_the_depth_limit_does_the_work_itself(tmp_path: Path) -> None:
     async with house(tmp_path) as h:
         run_id = await h.send(deeper(2, "[[reply: gold]]"))
