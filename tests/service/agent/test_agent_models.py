@@ -169,3 +169,27 @@ async def test_a_conversation_is_handed_over_to_the_same_agent_and_when_it_is_sh
     # Both are told: the one who asked for it, and the one who would look for it.
     assert "too long to hand over" in isolated.message.parts[0].text
     assert "too long to hand over" in provider.requests[-1].last["content"]
+
+
+async def test_the_guards_stronger_model_is_seen_as_such_and_never_replaces_a_strict_choice(
+    scheduler: FakeScheduler, start_agent: StartAgent
+) -> None:
+    toml = """
+[agents.defaults.guard]
+fallback_model = "demo"
+[agents.list.main]
+model = "demo-weak"
+[agents.list.strict]
+strict_model = true
+"""
+    ask = "Spawn a sub-agent for this: [[spawn: dig]]"
+    async with start_agent(toml):
+        await scheduler.answer(scheduler.leased(ask, run_id="R1"))
+        last = list(scheduler.reports.values())[-1]
+        assert (last.requested_model, last.call.provider_id) == ("demo-weak", "demo")
+        assert len(scheduler.children) == 1
+        end = await scheduler.answer(
+            scheduler.leased(ask, run_id="R2", task=task("strict", "demo-weak"))
+        )
+        assert models_of(end) == ("demo-weak", "demo-weak")
+        assert len(scheduler.children) == 1
