@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from agent_svc.domain.prompt import Answered, Prompt, Said, ToolAnswer
+from collections.abc import Iterable
+
+from agent_svc.domain.prompt import Answered, Prompt, PromptMessage, Said, ToolAnswer
 from agent_svc.domain.steps import Usage
 
 # Bytes of UTF-8 for one token: about right for English, and more than enough for other scripts.
@@ -17,16 +19,34 @@ def expected(prompt: Prompt) -> Usage:
     """Tokens that a prompt may be counted as, and its reply."""
     size, extra = len(prompt.system.encode()), 0
     for message in prompt.messages:
-        extra += TOKENS_PER_MESSAGE
-        match message:
-            case Said(text, _, attachments):
-                size += len(text.encode())
-                extra += TOKENS_PER_ATTACHMENT * len(attachments)
-            case Answered(text, calls):
-                size += len(text.encode())
-                size += sum(len(call.name) + len(call.arguments.encode()) for call in calls)
-            case ToolAnswer(_, tool, content):
-                size += len(tool) + len(content.encode())
+        bytes_, more = _size(message)
+        size, extra = size + bytes_, extra + more
     for schema in prompt.tools:
         size += len(schema.name) + len(schema.description.encode()) + len(str(schema.parameters))
-    return Usage(read=extra + -(-size // BYTES_PER_TOKEN), written=REPLY_TOKENS)
+    return Usage(read=extra + _tokens(size), written=REPLY_TOKENS)
+
+
+def tokens(messages: Iterable[PromptMessage]) -> int:
+    """Tokens that messages may be counted as."""
+    total = 0
+    for message in messages:
+        size, extra = _size(message)
+        total += extra + _tokens(size)
+    return total
+
+
+def _size(message: PromptMessage) -> tuple[int, int]:
+    """Bytes of text, and tokens beside them."""
+    extra = TOKENS_PER_MESSAGE
+    match message:
+        case Said(text, _, attachments):
+            return len(text.encode()), extra + TOKENS_PER_ATTACHMENT * len(attachments)
+        case Answered(text, calls):
+            said = sum(len(call.name) + len(call.arguments.encode()) for call in calls)
+            return len(text.encode()) + said, extra
+        case ToolAnswer(_, tool, content):
+            return len(tool) + len(content.encode()), extra
+
+
+def _tokens(size: int) -> int:
+    return -(-size // BYTES_PER_TOKEN)

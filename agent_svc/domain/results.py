@@ -112,9 +112,14 @@ def read(text: str) -> list[ShownResult]:
 
 def _marked(tag: str, facts: Mapping[str, str], body: str) -> str:
     attributes = " ".join(f'{name}="{_attribute(value)}"' for name, value in facts.items())
+    return f"<{tag} {attributes}>\n{unmarked(body)}\n</{tag}>"
+
+
+def unmarked(text: str) -> str:
+    """Take out of a text what would read as a mark of ours."""
     for name in (_TAG, _RECORD):
-        body = body.replace(name, name.replace("-", "_"))
-    return f"<{tag} {attributes}>\n{body}\n</{tag}>"
+        text = text.replace(name, name.replace("-", "_"))
+    return text
 
 
 def _attribute(text: str) -> str:

@@ -72,6 +72,20 @@ steps = Table(
     Column("create_us", BigInteger, nullable=False),
 )
 
+summaries = Table(
+    "summaries",
+    metadata,
+    Column("session_key", String(256), primary_key=True),
+    Column("epoch", BigInteger, primary_key=True),
+    # Stands for the exchanges up to this ordinal; 0 for one that came with a copied conversation.
+    Column("covers", BigInteger, primary_key=True),
+    # Whose turn paid for it; empty for a copy.
+    Column("run_id", String(64), nullable=False),
+    Column("turn", Integer, nullable=False),
+    Column("data", LargeBinary, nullable=False),
+    Column("create_us", BigInteger, nullable=False),
+)
+
 exchanges = Table(
     "exchanges",
     metadata,
