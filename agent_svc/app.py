@@ -25,6 +25,7 @@ from agent_svc.store.transcripts import Transcripts
 from agent_svc.toolsets import Toolset
 from agent_svc.turn import TurnRunner
 from agent_svc.usage import UsageReporter
+from agent_svc.windows import Windows
 from conveyor.agent.v1 import agent_service_pb2_grpc as agent_grpc
 from conveyor.events.v1 import event_log_service_pb2_grpc as log_grpc
 from conveyor.scheduler.v1 import flow_service_pb2_grpc as flow_grpc
@@ -76,7 +77,7 @@ async def build(context: Context) -> AsyncIterator[App]:
             SessionTools(scheduler, flows, event_log, store, clock),
             tool_servers,
         ]
-        prices = Prices(settings.providers)
+        prices, windows = Prices(settings.providers), Windows(settings.providers)
         runner = TurnRunner(
             store=store,
             agents=agents,
@@ -84,6 +85,7 @@ async def build(context: Context) -> AsyncIterator[App]:
             spawner=Spawner(scheduler, agents, catalog),
             usage=usage,
             reserver=Reserver(limits, usage, prices, settings, clock),
+            windows=windows,
             event_log=event_log,
             clock=clock,
             tracer=context.tracer,
@@ -105,6 +107,7 @@ async def build(context: Context) -> AsyncIterator[App]:
             store=store,
             agents=agents,
             catalog=catalog,
+            windows=windows,
             standing=standing,
             clock=clock,
             toolsets=toolsets,

@@ -152,9 +152,11 @@ class Tickets:
 def _held(work: Work) -> tuple[str, limit_pb.ReserveGrant | None]:
     """The model that a turn resumed to ask, and the grant that it holds for it.
 
-    Only before its first reply: an attempt that takes over later has used it.
+    Only before its first reply or summary: an attempt that takes over later has used it.
     """
     leased = work.turn.leased
+    if work.summaries:
+        return "", None
     if leased.resumption.reason != ann.RESUME_REASON_LIMIT_GRANTED or any(
         step.turn == work.number and isinstance(step.record, s.Replied) for step in work.steps
     ):

@@ -7,20 +7,21 @@ or a tool that is safe to repeat; of any other tool the model is told that it wa
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from opentelemetry import trace
 
 from agent_svc import convert
 from agent_svc.agents import Agent, Agents
-from agent_svc.calling import Bill, Caller, NoAnswer
+from agent_svc.calling import Answer, Bill, Caller, NoAnswer
+from agent_svc.compacting import Compactor, too_long
 from agent_svc.domain import plan, results
 from agent_svc.domain import steps as s
 from agent_svc.domain import tools as t
 from agent_svc.domain.orders import Order, next_reply
 from agent_svc.domain.reconcile import Standing
-from agent_svc.domain.render import RunFacts, render
+from agent_svc.domain.render import RunFacts
 from agent_svc.ending import Ending
 from agent_svc.eventwriter import EventWriter, call_ended, call_started, noted, said_between
 from agent_svc.guarding import Guard
@@ -34,6 +35,7 @@ from agent_svc.store.transcripts import Transcripts
 from agent_svc.tooling import Tooling, error_of, shown_of
 from agent_svc.toolsets import Offering, Toolset
 from agent_svc.usage import UsageReporter
+from agent_svc.windows import Windows
 from agent_svc.work import Work
 from conveyor.agent.v1 import task_pb2 as task_pb
 from svckit.clock import Clock
@@ -62,6 +64,7 @@ class TurnRunner:
         spawner: Spawner,
         usage: UsageReporter,
         reserver: Reserver,
+        windows: Windows,
         event_log: EventLogServiceAsyncStub,
         clock: Clock,
         tracer: trace.Tracer,
@@ -75,6 +78,7 @@ class TurnRunner:
         self._permits = Permits(store, clock)
         self._caller = Caller(reserver, usage, clock, tracer)
         self._guard = Guard(catalog, max_model_calls)
+        self._compactor = Compactor(self._caller, windows)
         self._event_log = event_log
         self._clock = clock
         self._max_model_calls = max_model_calls
@@ -100,6 +104,7 @@ class TurnRunner:
             work = await self._take_over(turn, agent, task, models, events)
             self._guard.take_over(work)
             await self._tell_again(work)
+            await self._compactor.tell_again(work)
             return await self._go_on(work)
 
     async def _take_over(
@@ -163,6 +168,7 @@ class TurnRunner:
             facts=RunFacts(run.run_id, turn.turn, inputs),
             steps=transcript.steps,
             history=transcript.history,
+            summaries=transcript.summaries,
             events=events,
             store=self._store,
             clock=self._clock,
@@ -276,18 +282,10 @@ class TurnRunner:
 
     async def _call_model(self, work: Work, step: int) -> Outcome | None:
         """Ask, and store the reply. Something is returned when the turn ends without one."""
-        prompt = render(
-            system=work.system,
-            history=work.history,
-            run=work.facts,
-            steps=work.steps,
-            tools=work.tools,
-            force_tool=self._guard.forced_tool(work),
-        )
-        held = self._guard.hold(work)
         await work.events.new_message()
+        held = self._guard.hold(work)
         try:
-            answer = await self._caller.ask(work, str(step), prompt, held.text)
+            answer = await self._ask(work, step, held.text)
         except NoAnswer as end:
             await work.events.flush()
             return None if await self._guard.goes_on(work, end.outcome) else end.outcome
@@ -308,6 +306,24 @@ class TurnRunner:
         if record.calls and record.text:
             await work.events.write(said_between(work.run_id, work.number, step, record.text))
         return None
+
+    async def _ask(self, work: Work, step: int, on_text: Callable[[str], None]) -> Answer:
+        """Ask with a prompt that fits; once more with a shorter one if it did not. Raises
+        `NoAnswer`."""
+        force = self._guard.forced_tool(work)
+        prompt = await self._compactor.prompt(work, force)
+        try:
+            return await self._caller.ask(work, str(step), prompt, on_text)
+        except NoAnswer as end:
+            if end.failed is None or not end.failed.too_long or end.failed.started:
+                raise
+        prompt = await self._compactor.shorter(work, prompt)
+        try:
+            return await self._caller.ask(work, f"{step}.shorter", prompt, on_text)
+        except NoAnswer as end:
+            if end.failed is not None and end.failed.too_long:
+                raise too_long(work) from None
+            raise
 
     async def _report(self, work: Work, step: int, record: s.Replied) -> None:
         if record.ordered:

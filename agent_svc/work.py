@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from agent_svc.agents import Agent
 from agent_svc.domain import steps as s
 from agent_svc.domain import tools as t
+from agent_svc.domain.compaction import Summary, replaced
 from agent_svc.domain.prompt import ToolSchema
 from agent_svc.domain.render import Exchange, RunFacts
 from agent_svc.eventwriter import EventWriter, noted
@@ -43,6 +44,10 @@ class Work:
     asks: Collection[str] = ()
     # What the model is told about tools that it may not use, by name or pattern.
     refused: Mapping[str, str] = field(default_factory=dict)
+    # What the turn has summarised of the conversation, in this attempt or an earlier one.
+    summaries: list[Summary] = field(default_factory=list)
+    # Outputs of tools are shown with at most so many characters, when the prompt grew too long.
+    longest_output: int | None = None
     # Set when a report said that a budget is used up.
     over_budget: ServiceError | None = field(default=None)
 
@@ -80,6 +85,14 @@ class Work:
             s.Step(self.number, number, record) for number, record in enumerate(records, first)
         )
         return first
+
+    async def add_summary(self, summary: Summary) -> None:
+        """Store a summary and go on with it. Raises `LeaseLost`."""
+        spec, token = self.turn.run.spec, self.turn.leased.lease.fencing_token
+        now = self.clock.now_us()
+        await self.store.add_summary(spec.session_key, spec.session_epoch, token, summary, now)
+        self.summaries.append(summary)
+        self.history = replaced(self.history, summary)
 
     def taken(self) -> list[str]:
         """Request ids of the steered messages that this turn took."""

@@ -245,6 +245,16 @@ class GuardSettings(Table):
     fallback_model: str = ""
 
 
+class ContextSettings(Table):
+    """`[agents.….context]`: what is done about long conversations.
+
+    `compact_at`: share of the model's context at which the older part is summarised; 0 leaves it
+    to the provider to refuse.
+    """
+
+    compact_at: float = Field(default=0.7, ge=0, le=0.95)
+
+
 class AgentDefaults(Table):
     """`[agents.defaults]`: what every agent has unless its own table says otherwise.
 
@@ -255,6 +265,7 @@ class AgentDefaults(Table):
     model: str = Field(default="demo", min_length=1)
     queue_mode: QueueMode = "followup"
     fallback_models: Texts = ()
+    context: ContextSettings = ContextSettings()
     strict_model: bool = False
     approvals: dict[str, Approval] = {}
     approval_timeout_seconds: float = Field(default=300, ge=10, le=86_400)
@@ -335,7 +346,8 @@ class ProviderSettings(Table):
     """`[providers.<id>]`: a model provider.
 
     Rates of 0 mean no limit; with `rates_per_model` they hold for each model on its own. Prices, in
-    US dollars for a million tokens, replace those of the price list; set both or none. The table
+    US dollars for a million tokens, replace those of the price list; set both or none.
+    `context_tokens`: how much its models read at once, 0 for what the same list says. The table
     `[providers.demo]` limits the demo models.
     """
 
@@ -347,6 +359,7 @@ class ProviderSettings(Table):
     rates_per_model: bool = False
     input_price_usd: float | None = Field(default=None, ge=0)
     output_price_usd: float | None = Field(default=None, ge=0)
+    context_tokens: int = Field(default=0, ge=0, le=100_000_000)
 
     @model_validator(mode="after")
     def _http(self) -> Self:

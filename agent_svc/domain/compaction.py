@@ -30,7 +30,7 @@ SYSTEM = (
 
 KEEP_SHARE = 0.3
 """Share of the room that the newest exchanges keep, word for word."""
-PIECE_SHARE = 0.6
+PIECE_SHARE = 0.7
 """Share of the window that one summary may read."""
 SUMMARY_SHARE = 0.1
 MOST_SUMMARY_TOKENS = 1500
@@ -38,6 +38,8 @@ MOST_EXCHANGES = 300
 """More are summarised although they would fit: what is read for a turn has a limit."""
 SMALLEST_OUTPUT = 2000
 """Characters that are left of an output of a tool, at least."""
+NOTE_CHARACTERS = 100
+"""More than the note about what was left out has."""
 
 
 class Summary(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -159,7 +161,7 @@ def _cut(over: int, steps: Sequence[s.Step]) -> CutOutputs | None:
         if saved >= over * estimate.BYTES_PER_TOKEN:
             break
     # A cut output carries a note, which must not make it a candidate again.
-    return CutOutputs(limit) if longest > SMALLEST_OUTPUT + len(_note(longest)) else None
+    return CutOutputs(limit) if longest > SMALLEST_OUTPUT + NOTE_CHARACTERS else None
 
 
 def _outputs(steps: Sequence[s.Step]) -> list[str]:
@@ -172,8 +174,10 @@ def _outputs(steps: Sequence[s.Step]) -> list[str]:
     return found
 
 
-def with_cut_outputs(steps: Sequence[s.Step], longest: int) -> list[s.Step]:
+def with_cut_outputs(steps: Sequence[s.Step], longest: int | None) -> Sequence[s.Step]:
     """Show the steps with every longer output of a tool cut in the middle, with a note."""
+    if longest is None:
+        return steps
     shown_steps: list[s.Step] = []
     for step in steps:
         record: s.Record = step.record
@@ -191,7 +195,7 @@ def with_cut_outputs(steps: Sequence[s.Step], longest: int) -> list[s.Step]:
 
 def cut(text: str, longest: int) -> str:
     """Keep the beginning and the end of a text, with a note between them."""
-    if len(text) <= longest + len(_note(len(text))):
+    if len(text) <= longest + NOTE_CHARACTERS:
         return text
     head = longest * 2 // 3
     return text[:head] + _note(len(text) - longest) + text[len(text) - (longest - head) :]

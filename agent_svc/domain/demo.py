@@ -17,7 +17,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from agent_svc.domain import results
+from agent_svc.domain import compaction, results
 from agent_svc.domain.content import excerpt
 from agent_svc.domain.directives import Directive, directives, seconds, things
 from agent_svc.domain.guard.asks import asks_to_delegate
@@ -49,6 +49,8 @@ class DemoReply:
 
 def demo(prompt: Prompt) -> DemoReply:
     """Reply as the model `demo`."""
+    if prompt.system == compaction.SYSTEM:
+        return DemoReply(_summary(prompt.messages))
     asked_at, asked = _last_said(prompt.messages)
     after = prompt.messages[asked_at + 1 :]
     if asked is not None and asked.origin == "runtime":
@@ -72,6 +74,8 @@ def demo(prompt: Prompt) -> DemoReply:
 
 def demo_weak(prompt: Prompt) -> DemoReply:
     """Reply as the model `demo-weak`."""
+    if prompt.system == compaction.SYSTEM:
+        return DemoReply(_summary(prompt.messages))
     asked_at, _ = _last_said(prompt.messages)
     text = _said_together(prompt.messages, asked_at)
     words = text.lower()
@@ -91,6 +95,17 @@ def count_words(prompt: Prompt, reply: DemoReply) -> tuple[int, int]:
     written = len(reply.text.split())
     written += sum(len(arguments.split()) + 1 for _, arguments in reply.calls)
     return read, written
+
+
+def _summary(messages: Sequence[PromptMessage]) -> str:
+    """Sum a conversation up by what the customer said, in a few words each."""
+    told = "\n".join(message.text for message in messages if isinstance(message, Said))
+    said = [
+        excerpt(line.partition(": ")[2], 60)
+        for line in told.splitlines()
+        if line.startswith(("Customer: ", "Summary of what came before: "))
+    ]
+    return "The customer said: " + "; ".join(said[-20:])
 
 
 def _last_said(messages: Sequence[PromptMessage]) -> tuple[int, Said | None]:

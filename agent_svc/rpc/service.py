@@ -14,6 +14,7 @@ from agent_svc.standing import StandingReader
 from agent_svc.store.probes import ProbeReports
 from agent_svc.store.transcripts import Transcripts
 from agent_svc.toolsets import Toolset
+from agent_svc.windows import Windows
 from conveyor.agent.v1 import agent_service_pb2 as pb
 from conveyor.agent.v1 import agent_service_pb2_grpc as pb_grpc
 from svckit import paging
@@ -38,6 +39,7 @@ class AgentServicer(pb_grpc.AgentServiceServicer):
         store: Transcripts,
         agents: Agents,
         catalog: Catalog,
+        windows: Windows,
         standing: StandingReader,
         clock: Clock,
         prober: Prober,
@@ -47,6 +49,7 @@ class AgentServicer(pb_grpc.AgentServiceServicer):
         self._store = store
         self._agents = agents
         self._catalog = catalog
+        self._windows = windows
         self._standing = standing
         self._prober = prober
         self._reports = reports
@@ -94,7 +97,13 @@ class AgentServicer(pb_grpc.AgentServiceServicer):
             report = reports.get((name, base_url))
             probe = probe_wire.report_to_proto(report) if report is not None else None
             models.append(
-                pb.Model(model=name, base_url=base_url, agent_ids=users[name], probe=probe)
+                pb.Model(
+                    model=name,
+                    base_url=base_url,
+                    context_tokens=await self._windows.known(name),
+                    agent_ids=users[name],
+                    probe=probe,
+                )
             )
         return pb.ListModelsResponse(models=models, next_page_token=token)
 

@@ -11,10 +11,11 @@ import msgspec
 import sqlalchemy as sa
 
 from agent_svc.domain import steps as s
+from agent_svc.domain.compaction import Summary, as_exchange
 from agent_svc.domain.content import Input, Message, quote, text_message
 from agent_svc.domain.reconcile import Adoption, Standing, adoptions
 from agent_svc.domain.render import Exchange
-from agent_svc.store import rows
+from agent_svc.store import rows, summaries
 from agent_svc.store import schema as t
 
 # Older exchanges of a conversation are no longer shown to the model.
@@ -184,6 +185,11 @@ def copy_conversation(db: sa.Connection, start: TurnStart, now_us: int) -> None:
     if epoch is None:
         return
     c = t.exchanges.c
+    summary = summaries.newest(db, start.fork_session, epoch)
+    if summary is not None:
+        copy = Summary("", 0, 0, summary.exchanges, summary.text)
+        summaries.add(db, start.session_key, start.epoch, copy, now_us)
+    covered = summary.covers if summary is not None else 0
     source = sa.select(
         sa.literal(start.session_key),
         sa.literal(start.epoch),
@@ -195,7 +201,7 @@ def copy_conversation(db: sa.Connection, start: TurnStart, now_us: int) -> None:
         c.quoted,
         sa.true(),
         sa.literal(now_us),
-    ).where(c.session_key == start.fork_session, c.epoch == epoch)
+    ).where(c.session_key == start.fork_session, c.epoch == epoch, c.ordinal > covered)
     columns = ["session_key", "epoch", "run_id", "turn", "kind", "inputs", "reply", "quoted"]
     db.execute(
         sa.insert(t.exchanges).from_select(
@@ -243,14 +249,20 @@ def working(db: sa.Connection, start: TurnStart) -> tuple[str, ...]:
 
 
 def conversation(db: sa.Connection, session_key: str, epoch: int) -> list[Exchange]:
-    """Read the exchanges of one epoch, oldest first."""
+    """Read the exchanges of one epoch, oldest first, a summary in the place of what it covers."""
+    summary = summaries.newest(db, session_key, epoch)
+    covered = summary.covers if summary is not None else 0
     found = db.execute(
         sa.select(t.exchanges)
-        .where(t.exchanges.c.session_key == session_key, t.exchanges.c.epoch == epoch)
+        .where(
+            t.exchanges.c.session_key == session_key,
+            t.exchanges.c.epoch == epoch,
+            t.exchanges.c.ordinal > covered,
+        )
         .order_by(t.exchanges.c.ordinal.desc())
         .limit(HISTORY_LIMIT)
     ).all()
-    return [
+    exchanges = [
         Exchange(
             ordinal=row.ordinal,
             run_id=row.run_id,
@@ -261,6 +273,7 @@ def conversation(db: sa.Connection, session_key: str, epoch: int) -> list[Exchan
         )
         for row in reversed(found)
     ]
+    return exchanges if summary is None else [as_exchange(summary), *exchanges]
 
 
 def messages(row: sa.Row[tuple[object, ...]]) -> list[Message]:
@@ -292,7 +305,7 @@ def forget_runs(db: sa.Connection, before_us: int, limit: int) -> int:
     in_use = set(
         db.scalars(sa.select(t.runs.c.session_key).where(t.runs.c.session_key.in_(children)))
     )
-    for table in (t.exchanges, t.resets, t.sessions):
+    for table in (t.exchanges, t.summaries, t.resets, t.sessions):
         gone = sa.delete(table).where(table.c.session_key.in_(children - in_use))
         removed += db.execute(gone).rowcount
     return removed

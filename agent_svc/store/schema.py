@@ -75,7 +75,7 @@ steps = Table(
 summaries = Table(
     "summaries",
     metadata,
-    Column("session_key", String(256), primary_key=True),
+    Column("session_key", _key, primary_key=True),
     Column("epoch", BigInteger, primary_key=True),
     # Stands for the exchanges up to this ordinal; 0 for one that came with a copied conversation.
     Column("covers", BigInteger, primary_key=True),

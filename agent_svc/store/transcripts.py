@@ -15,11 +15,12 @@ import sqlalchemy as sa
 
 from agent_svc.domain import steps as s
 from agent_svc.domain.approval import Rule
+from agent_svc.domain.compaction import Summary
 from agent_svc.domain.content import Message
 from agent_svc.domain.reconcile import Standing
 from agent_svc.domain.render import Exchange
 from agent_svc.domain.session_texts import Entry
-from agent_svc.store import history, rows, toolanswers
+from agent_svc.store import history, rows, summaries, toolanswers
 from agent_svc.store import schema as t
 from agent_svc.store.history import TurnStart
 from svckit.database import Database
@@ -32,10 +33,14 @@ SPOKEN = ("answered", "closing", "failed")
 
 @dataclass(frozen=True)
 class Transcript:
-    """All a turn is built from. `steps` are the run's, `history` its conversation's."""
+    """All a turn is built from. `steps` are the run's, `history` its conversation's.
+
+    `summaries` are those that earlier attempts of the turn have stored.
+    """
 
     steps: list[s.Step]
     history: list[Exchange]
+    summaries: list[Summary]
 
 
 @dataclass(frozen=True)
@@ -95,6 +100,25 @@ class Transcripts:
         failpoint("agent.step.before")
         await self._db.run(add)
         failpoint("agent.step.stored")
+
+    async def add_summary(
+        self, session_key: str, epoch: int, fencing: int, summary: Summary, now_us: int
+    ) -> None:
+        """Store a summary of a session's older exchanges. Raises `LeaseLost`."""
+
+        def add(db: sa.Connection) -> None:
+            newest = db.scalar(
+                sa.select(t.runs.c.fencing)
+                .where(t.runs.c.run_id == summary.run_id)
+                .with_for_update()
+            )
+            if newest is None or newest > fencing:
+                raise _lease_lost(summary.run_id, summary.turn)
+            summaries.add(db, session_key, epoch, summary, now_us)
+
+        failpoint("agent.summary.before")
+        await self._db.run(add)
+        failpoint("agent.summary.stored")
 
     async def tool_answers(self, flow_id: str) -> dict[str, Rule]:
         """What people said about tools for the rest of the conversation of a flow, by tool."""
@@ -297,16 +321,21 @@ def _begin(db: sa.Connection, start: TurnStart, now_us: int) -> Transcript:
         )
     history.align(db, start.session_key, epoch, history.standings(db, start), now_us)
     steps = rows.steps(db, start.run_id)
+    told = history.conversation(db, start.session_key, start.epoch)
     if not any(step.turn == start.turn for step in steps):
         began = msgspec.structs.replace(
             start.began,
-            mark=rows.newest_ordinal(db, start.session_key),
+            # Of the session, not only of this epoch; and a copied summary covers no ordinal here.
+            mark=max(
+                rows.newest_ordinal(db, start.session_key), *(e.ordinal for e in told[-1:]), 0
+            ),
             working=history.working(db, start),
             reset_since=epoch > start.epoch,
         )
         rows.insert_step(db, start.run_id, start.turn, 1, began, start.fencing, now_us)
         steps.append(s.Step(start.turn, 1, began))
-    return Transcript(steps, history.conversation(db, start.session_key, start.epoch))
+    own = summaries.of_turn(db, start.run_id, start.session_key, start.turn)
+    return Transcript(steps, told, own)
 
 
 def _lease_lost(run_id: str, turn: int) -> LeaseLost:

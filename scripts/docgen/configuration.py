@@ -58,7 +58,7 @@ def _tables(path: str, table: type[BaseModel]) -> Iterator[tuple[str, type[BaseM
         yield path, table
     for name, field in table.model_fields.items():
         found = _table_of(field.annotation)
-        if found is None or (path == "agents.list.<id>" and name == "subagents"):
+        if found is None or (path == "agents.list.<id>" and name in AgentDefaults.model_fields):
             continue
         many, inner = found
         below = f"{path}.{name}" if path else name

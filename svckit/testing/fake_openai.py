@@ -51,11 +51,15 @@ class Reply:
 
 @dataclass(frozen=True)
 class Failure:
-    """An HTTP error, for example 401, 429 (with `retry_after` seconds) or 500."""
+    """An HTTP error, for example 401, 429 (with `retry_after` seconds) or 500.
+
+    `code` is the vendor's, for example `context_length_exceeded`.
+    """
 
     status: int
     message: str = "scripted failure"
     retry_after: float | None = None
+    code: str | None = None
 
 
 @dataclass(frozen=True)
@@ -343,7 +347,9 @@ def _error(failure: Failure) -> Response:
     headers = {}
     if failure.retry_after is not None:
         headers["retry-after"] = str(failure.retry_after)
-    body = {"error": {"message": failure.message, "type": "error", "code": None, "param": None}}
+    body = {
+        "error": {"message": failure.message, "type": "error", "code": failure.code, "param": None}
+    }
     return JSONResponse(body, status_code=failure.status, headers=headers)
 
 

@@ -20,6 +20,7 @@ from agent_svc.spawning import Spawner
 from agent_svc.store.transcripts import Transcripts
 from agent_svc.turn import TurnRunner
 from agent_svc.usage import UsageReporter
+from agent_svc.windows import Windows
 from conveyor.events.v1 import event_log_service_pb2_grpc as log_grpc
 from conveyor.scheduler.v1 import limit_service_pb2_grpc as limit_grpc
 from conveyor.scheduler.v1 import scheduler_service_pb2_grpc as sched_grpc
@@ -96,6 +97,7 @@ async def bench(
         spawner=Spawner(sched_grpc.SchedulerServiceStub(channel), agents, catalog),
         usage=usage,
         reserver=Reserver(limits, usage, Prices(settings.providers), settings, clock),
+        windows=Windows(settings.providers),
         event_log=log_grpc.EventLogServiceStub(channel),
         clock=clock,
         tracer=trace.get_tracer("test"),

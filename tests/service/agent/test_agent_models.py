@@ -28,6 +28,7 @@ allow_agents = ["*"]
 strict_model = true
 [providers.p]
 base_url = "{url}"
+context_tokens = 1000000
 """
 
 

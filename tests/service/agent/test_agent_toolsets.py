@@ -21,6 +21,7 @@ from agent_svc.spawning import Spawner
 from agent_svc.toolsets import Note, Offering
 from agent_svc.turn import TurnRunner
 from agent_svc.usage import UsageReporter
+from agent_svc.windows import Windows
 from agent_svc.work import Work
 from conveyor.common.v1 import question_pb2
 from conveyor.events.v1 import event_log_service_pb2_grpc as log_grpc
@@ -123,6 +124,7 @@ async def a_bench(
         spawner=Spawner(sched_grpc.SchedulerServiceStub(channel), agents, catalog),
         usage=usage,
         reserver=Reserver(limits, usage, Prices(settings.providers), settings, clock),
+        windows=Windows(settings.providers),
         event_log=log_grpc.EventLogServiceStub(channel),
         clock=clock,
         tracer=trace.get_tracer("test"),
