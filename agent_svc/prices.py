@@ -52,7 +52,10 @@ def _listed(model: str, settings: ProviderSettings, usage: Usage) -> int | None:
     from genai_prices import calc_price
 
     tokens = Tokens(
-        input_tokens=usage.read, cache_read_tokens=usage.cached, output_tokens=usage.written
+        input_tokens=usage.read,
+        cache_read_tokens=usage.cached,
+        cache_write_tokens=usage.stored,
+        output_tokens=usage.written,
     )
     try:
         if settings.base_url:

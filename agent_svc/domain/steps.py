@@ -33,7 +33,8 @@ class ToolCall(msgspec.Struct, frozen=True):
 
 
 class Usage(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Tokens of one model call. `cached` is the part of `read` that came from a cache.
+    """Tokens of one model call. `cached` is the part of `read` that came from a cache, `stored` the
+    part that went into one, where that has a price of its own.
 
     `cost` is in millionths of a US dollar; `None` when the price is not known.
     """
@@ -42,6 +43,7 @@ class Usage(msgspec.Struct, frozen=True, omit_defaults=True):
     cached: int = 0
     written: int = 0
     cost: int | None = None
+    stored: int = 0
 
 
 class ToldChild(msgspec.Struct, frozen=True, omit_defaults=True):

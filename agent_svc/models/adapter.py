@@ -29,6 +29,9 @@ class Built:
 
     model: WireModel
     close: Callable[[], Awaitable[None]]
+    # True for providers that keep a prompt only when they are told where it may be cut. The others
+    # find the beginnings that they know by themselves.
+    marks_cache: bool = False
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,7 @@ class Answer:
     calls: tuple[tuple[str, str], ...]
     read: int
     cached: int
+    stored: int
     written: int
     finish_reason: str
     # The model that answered, as the provider names it. Empty when it does not say.
@@ -56,6 +60,7 @@ def build(*, kind: str, provider_id: str, model: str, base_url: str, api_key: st
         return Built(
             AnthropicModel(model, provider=AnthropicProvider(anthropic_client=claude)),
             claude.close,
+            marks_cache=True,
         )
     if kind == "google":
         return _build_google(model, base_url, api_key)
@@ -95,6 +100,8 @@ async def stream(
     settings = ModelSettings(
         first_event_timeout=first_token_seconds, request_timeout=whole_seconds, max_retries=0
     )
+    if built.marks_cache:
+        settings["cache"] = True
     if prompt.has_tool(prompt.force_tool):
         settings["tool_choice"] = [prompt.force_tool]
     parameters = ModelRequestParameters(
@@ -209,6 +216,7 @@ def _take_apart(response: wire.ModelResponse) -> Answer:
         calls=tuple(calls),
         read=usage.input_tokens,
         cached=usage.cache_read_tokens,
+        stored=usage.cache_write_tokens,
         written=usage.output_tokens,
         finish_reason=response.finish_reason or "",
         served=response.model_name or "",

@@ -74,7 +74,9 @@ class ProviderModel:
         if not (answer.text or answer.calls or answer.finish_reason):
             # A proxy that hides a failure, or a stream cut off before its first piece.
             raise self._failed(judging.nothing(), started=False)
-        usage = Usage(read=answer.read, cached=answer.cached, written=answer.written)
+        usage = Usage(
+            read=answer.read, cached=answer.cached, stored=answer.stored, written=answer.written
+        )
         reason = _STOP_REASONS.get(answer.finish_reason, "end_turn")
         return ModelReply(answer.text, answer.calls, usage, reason, answer.served)
 

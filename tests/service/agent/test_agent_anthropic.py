@@ -43,6 +43,20 @@ def message(blocks: list[dict[str, Any]]) -> bytes:
     return sse(events)
 
 
+def read_in_order(body: dict[str, Any]) -> list[Any]:
+    """What a model reads, the first first, without the marks of the cache."""
+    parts = [*body["tools"], *body["system"], *body["messages"]]
+    return [_unmarked(part) for part in parts]
+
+
+def _unmarked(part: Any) -> Any:
+    if isinstance(part, list):
+        return [_unmarked(item) for item in part]
+    if isinstance(part, dict):
+        return {key: _unmarked(value) for key, value in part.items() if key != "cache_control"}
+    return part
+
+
 async def test_streaming_with_parallel_calls(
     scheduler: FakeScheduler, start_agent: StartAgent, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -93,3 +107,10 @@ api_key_env = "CLAUDE_KEY"
     answers = [b["tool_use_id"] for b in asked[2]["content"] if b["type"] == "tool_result"]
     assert calls == answers == ["call_1_2_1", "call_1_2_2"]
     assert "toolu_0" not in str(bodies)
+    # What the next prompt will begin with is kept by the provider: tools, system, messages so far.
+    for body in bodies:
+        assert "cache_control" in body["tools"][-1]
+        assert "cache_control" in body["system"][-1]
+        assert "cache_control" in body or "cache_control" in str(body["messages"][-1])
+    first, second = (json.dumps(read_in_order(body))[:-1] for body in bodies)
+    assert second.startswith(first)

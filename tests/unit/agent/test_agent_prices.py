@@ -21,7 +21,11 @@ def test_the_list_knows_models_of_the_vendors() -> None:
     cached = cost("gpt-5", Usage(read=1_000_000, cached=1_000_000, written=1_000_000))
     assert cached is not None
     assert cached < priced
-    assert cost("claude-sonnet-4-5", kind="anthropic")
+    plain = cost("claude-sonnet-4-5", Usage(read=1_000_000), kind="anthropic")
+    stored = cost("claude-sonnet-4-5", Usage(read=1_000_000, stored=1_000_000), kind="anthropic")
+    assert plain is not None
+    assert stored is not None
+    assert stored > plain, "putting a prompt into a cache has its own price"
 
 
 def test_a_model_that_the_list_does_not_know_has_no_price() -> None:
