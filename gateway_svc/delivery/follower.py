@@ -18,7 +18,13 @@ from conveyor.scheduler.v1 import run_pb2
 from conveyor.scheduler.v1 import scheduler_service_pb2 as ss
 from gateway_svc.delivery.channel import Channel
 from gateway_svc.domain import asking
-from gateway_svc.domain.deliveries import AnnounceStyle, speaker, told
+from gateway_svc.domain.deliveries import (
+    AnnounceStyle,
+    is_failure,
+    message_text,
+    speaker,
+    told,
+)
 from gateway_svc.domain.keys import default_customer, parse_key
 from gateway_svc.domain.reply_route import ReplyAddress, decode_address
 from gateway_svc.domain.sessions import created_run, ended_run, is_spoken
@@ -181,7 +187,8 @@ class Follower:
         channel = self._channels.get(address.channel) if address else None
         if channel is None or address is None:
             return None
-        message = told(event, self._styles.get(channel.name, AnnounceStyle.STATUS))
+        about = await self._asked(event.run_id) if is_failure(event) else ""
+        message = told(event, self._styles.get(channel.name, AnnounceStyle.STATUS), about)
         if message is None:
             return None
         return outbox.NewEntry(
@@ -193,6 +200,11 @@ class Follower:
             run_id=event.run_id,
             create_us=at_us,
         )
+
+    async def _asked(self, run_id: str) -> str:
+        """Return the messages that a run was to answer, as text."""
+        run = await self._find_run(run_id)
+        return "\n".join(message_text(item.message) for item in run.inputs) if run else ""
 
     async def _route(self, run_id: str) -> ReplyAddress | None:
         """Return the stored route of a run; what the session does later does not change it."""

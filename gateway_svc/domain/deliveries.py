@@ -12,6 +12,7 @@ from gateway_svc.domain import asking
 
 # Of what a child said: its whole text comes in the answer, joined with the others'.
 EXCERPT_CHARS = 500
+QUOTE_CHARS = 80
 
 
 class DeliveryKind(StrEnum):
@@ -44,15 +45,19 @@ class Told:
     text: str
 
 
-def told(event: event_pb2.Event, style: AnnounceStyle) -> Told | None:
-    """Return what a push channel tells of `event`, or `None` when it is silent about it."""
+def told(event: event_pb2.Event, style: AnnounceStyle, about: str = "") -> Told | None:
+    """Return what a push channel tells of `event`, or `None` when it is silent about it.
+
+    `about` is the message that the event's run answers: the end of one that had more than a turn is
+    told with it, for the customer may have moved on since.
+    """
     payload = event.WhichOneof("payload")
     if payload == "message_completed":
         return _told_message(event.message_completed)
     if payload == "child_announced":
         return _told_announcement(event.child_announced.announcement, style)
     if payload == "run_state_changed":
-        return _told_end(event)
+        return _told_end(event, about)
     if payload == "note_added" and event.note_added.visible:
         return Told(DeliveryKind.NOTE, event.note_added.text)
     if payload == "question_asked":
@@ -147,17 +152,28 @@ def _span(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
-def _excerpt(text: str) -> str:
+def _excerpt(text: str, longest: int = EXCERPT_CHARS) -> str:
     text = text.strip()
-    return text if len(text) <= EXCERPT_CHARS else text[: EXCERPT_CHARS - 1].rstrip() + "…"
+    return text if len(text) <= longest else text[: longest - 1].rstrip() + "…"
 
 
-def _told_end(event: event_pb2.Event) -> Told | None:
-    # Only the root speaks to the customer, and a cancellation was asked for.
-    if event.run_id != event.flow_id:
+def _line(text: str, longest: int) -> str:
+    return _excerpt(" ".join(text.split()), longest)
+
+
+def is_failure(event: event_pb2.Event) -> bool:
+    """True for the end of a root without an answer. A cancellation was asked for."""
+    return (
+        event.WhichOneof("payload") == "run_state_changed"
+        and event.run_id == event.flow_id
+        and event.run_state_changed.state in (run_pb2.RUN_STATE_FAILED, run_pb2.RUN_STATE_EXPIRED)
+    )
+
+
+def _told_end(event: event_pb2.Event, about: str) -> Told | None:
+    if not is_failure(event):
         return None
     changed = event.run_state_changed
-    if changed.state not in (run_pb2.RUN_STATE_FAILED, run_pb2.RUN_STATE_EXPIRED):
-        return None
     why = changed.error.message or changed.cause or "the run ended without an answer"
-    return Told(DeliveryKind.FAILURE, f"That did not work: {why}")
+    quoted = f" («{_line(about, QUOTE_CHARS)}»)" if about.strip() and changed.turn > 1 else ""
+    return Told(DeliveryKind.FAILURE, f"That did not work{quoted}: {_line(why, EXCERPT_CHARS)}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -23,7 +24,14 @@ from scheduler_svc.app import build as build_scheduler
 from svckit.errors import StartError
 from svckit.settings import ConfigError, load
 from svckit.testing import eventually, in_process
-from svckit.testing.fake_openai import ChatRequest, FakeOpenAI, Reply, ToolCall
+from svckit.testing.fake_openai import (
+    Answer,
+    ChatRequest,
+    Failure,
+    FakeOpenAI,
+    Reply,
+    ToolCall,
+)
 from tests.service.gateway.suite import user
 from tests.service.gateway.test_gateway_delivery import Caught, Phone
 
@@ -189,6 +197,57 @@ async def test_who_answers_depends_on_channel_account_and_peer(team: Team) -> No
     assert all(len(request.texts("user")) == 1 for request in team.provider.requests)
     answered = {(item.address.peer, item.address.account) for item in team.phone.sent}
     assert answered == {("ann", ""), ("editor", ""), ("ann", "facts")}
+
+
+async def test_a_customer_who_has_moved_on_is_still_answered(team: Team) -> None:
+    """`/new` while the children of two messages work: one is answered, the other fails."""
+    done = asyncio.Event()
+
+    async def front(request: ChatRequest) -> Answer:
+        text = request.texts("user")[-1]
+        if "has ended" in text:
+            return Failure(400) if "> dig for silver" in text else Reply("Gold it is.")
+        if request.last["role"] == "tool":
+            return Reply("Under way.")
+        if text.startswith("dig"):
+            task = {"task": text, "agent_id": "researcher", "wait": False}
+            return Reply(tool_calls=[ToolCall("sessions_spawn", task)])
+        return Reply(f"answer to {text}")
+
+    async def dig(_: ChatRequest) -> Answer:
+        await done.wait()
+        return Reply("Found.")
+
+    team.provider.when(lambda r: r.body["model"] == "front-model", front)
+    team.provider.when(lambda r: r.body["model"] == "reading-model", dig)
+    said = team.phone.texts
+    for count, text in enumerate(("small talk", "dig for gold", "dig for silver"), 1):
+        await team.hear("ann", text)
+        await eventually(lambda: len(said("ann")) == count, timeout=30)  # noqa: B023
+    await team.hear("ann", "/new")
+    await eventually(lambda: len(said("ann")) == 4)
+    await team.hear("ann", "hello again")
+    await eventually(lambda: len(said("ann")) == 5)
+    assert said("ann")[-1] == "answer to hello again"
+    assert "dig" not in str(team.asked("front-model")[-1].messages)
+
+    done.set()
+    await eventually(lambda: len(said("ann")) == 7, timeout=30)
+    gold, silver = sorted(said("ann")[-2:])
+    assert gold == "Gold it is."
+    assert silver.startswith("That did not work («dig for silver»): fake refused the request")
+    assert "\n" not in silver
+    (closing,) = [r for r in team.asked("front-model") if "> dig for gold" in str(r.messages)]
+    assert "small talk" in closing.texts("user"), "the conversation that it belongs to"
+    assert "hello again" not in str(closing.messages)
+    assert "began a new conversation" in closing.texts("user")[-1]
+
+    await team.hear("ann", "and now?")
+    await eventually(lambda: len(said("ann")) == 8)
+    told = team.asked("front-model")[-1].texts("user")
+    assert any("«dig for gold», was answered: «Gold it is.»" in text for text in told)
+    assert any("«dig for silver», got no answer: its run failed" in text for text in told)
+    assert "small talk" not in str(told)
 
 
 @pytest.mark.parametrize(
