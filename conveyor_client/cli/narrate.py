@@ -181,11 +181,7 @@ class Narrator:
         elif kind == "steer_accepted":
             yield from self._line("the running turn took the message")
         elif kind == "guard_intervened":
-            step = event_pb.GuardStep.Name(event.guard_intervened.step)
-            yield from self._line(
-                "the delegation guard stepped in: "
-                + step.removeprefix("GUARD_STEP_").lower().replace("_", " ")
-            )
+            yield from self._line(_guard_line(event.guard_intervened))
         elif self._thorough:
             yield from self._detail(event, kind)
 
@@ -253,3 +249,16 @@ class Narrator:
 def _ended_word(state: run_pb.RunState.ValueType) -> str:
     word = state_word(state)
     return f"was {word}" if state == run_pb.RUN_STATE_CANCELLED else word
+
+
+_GUARD_LINES = {
+    event_pb.GUARD_STEP_PARSE_CALL: "made the call that the model wrote as text",
+    event_pb.GUARD_STEP_INSIST: "told the model what is true and asked again",
+    event_pb.GUARD_STEP_FORCE_TOOL: "made the model call the tool",
+    event_pb.GUARD_STEP_FALL_BACK_MODEL: "asked the stronger model",
+    event_pb.GUARD_STEP_DELIVER_WITH_NOTE: "delivered the reply with a note",
+}
+
+
+def _guard_line(did: event_pb.GuardIntervened) -> str:
+    return "delegation guard: " + _GUARD_LINES.get(did.step, "stepped in")

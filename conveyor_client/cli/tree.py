@@ -44,6 +44,8 @@ def node_line(run: run_pb.Run) -> str:
         parts.append(tokens(run.usage))
     if (models := model_words(run)) != "":
         parts.append(f"[yellow]{plain(models)}[/]")
+    if run.guard:
+        parts.append(f"[yellow]{plain(guard_words(run))}[/]")
     if run.HasField("suspension"):
         parts.append(f"[blue]{_waits_for(run.suspension)}[/]")
     if run.error.message:
@@ -55,6 +57,38 @@ def model_words(run: run_pb.Run) -> str:
     """Return `requested → effective` when another model answered than was asked, else nothing."""
     asked, answered = run.requested_model, run.effective_model
     return f"{asked} → {answered}" if asked and answered and asked != answered else ""
+
+
+_GUARD_SAW = {
+    "false_claim": "false claim",
+    "ignored_instruction": "ignored instruction",
+    "textual_call": "call as text",
+    "invented_result": "invented result",
+}
+_GUARD_DID = {
+    "parse_call": "made the call",
+    "insist": "insisted",
+    "force_tool": "forced",
+    "deliver_with_note": "delivered with a note",
+}
+
+
+def guard_words(run: run_pb.Run) -> str:
+    """Return what the delegation guard did, as one line: `guard: false claim → insisted`.
+
+    The model that it fell back to is the one that answered last.
+    """
+    words = []
+    saw = ""
+    for did in run.guard:
+        if did.trigger != saw:
+            saw = did.trigger
+            words.append(_GUARD_SAW.get(saw, saw))
+        if did.step == "fall_back_model":
+            words.append(f"fell back to {run.effective_model or 'another model'}")
+        else:
+            words.append(_GUARD_DID.get(did.step, did.step))
+    return f"guard: {' → '.join(words)}"
 
 
 def _times(timing: run_pb.RunTiming, state: run_pb.RunState.ValueType) -> str:

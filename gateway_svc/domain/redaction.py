@@ -21,9 +21,28 @@ def clear_run(run: run_pb2.Run, *, for_admin: bool) -> run_pb2.Run:
     return run
 
 
+def clear_ended(run: run_pb2.Run, *, for_admin: bool) -> run_pb2.Run:
+    """Clear, in place, what a stream does not say of the run that it ends with; returns the run.
+
+    The details of a result may hold what was kept from the customer. `GetRun` has them.
+    """
+    clear_run(run, for_admin=for_admin)
+    if run.HasField("result"):
+        run.result.ClearField("details")
+    return run
+
+
 def clear_event(event: event_pb2.Event) -> event_pb2.Event:
-    """Clear, in place, what no client sees of an event: tokens hold positions instead."""
+    """Clear, in place, what no client sees of an event; returns the event.
+
+    Tokens hold positions instead. And what the delegation guard caught was kept from the customer:
+    it is in no stream, whoever reads it. Operators find it in the result of the run.
+    """
     event.ClearField("position")
+    if event.HasField("guard_intervened"):
+        event.guard_intervened.ClearField("excerpt")
+    if event.HasField("message_completed") and event.message_completed.caught:
+        event.message_completed.message.ClearField("parts")
     return event
 
 

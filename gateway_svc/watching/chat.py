@@ -12,7 +12,7 @@ from conveyor.gateway.v1 import gateway_service_pb2 as gw
 from conveyor.scheduler.v1 import scheduler_service_pb2 as ss
 from gateway_svc.auth import Principal, Scope
 from gateway_svc.domain import asking
-from gateway_svc.domain.redaction import clear_event, clear_run
+from gateway_svc.domain.redaction import clear_ended, clear_event
 from gateway_svc.domain.sessions import TERMINAL_STATES, ended_run
 from gateway_svc.domain.tokens import Positions, decode_token, encode_token
 from gateway_svc.inbox import Accepted, Inbox
@@ -56,7 +56,7 @@ class ChatService:
         positions = decode_token(chat_subject(request.request_id), request.resume_token)
         accepted = await self._inbox.accept(request.inbound, request.request_id, principal)
         run = accepted.accepted.run
-        clear_run(run, for_admin=principal.is_admin)
+        clear_ended(run, for_admin=principal.is_admin)
         if accepted.answered:
             token = encode_token(chat_subject(request.request_id), positions)
             yield gw.ChatResponse(accepted=accepted.accepted, resume_token=token)
@@ -84,7 +84,7 @@ class ChatService:
             lambda: self._upstream.scheduler.GetRun(ss.GetRunRequest(run_id=answer.run_id)),
             service="scheduler",
         )
-        run = clear_run(found.run, for_admin=principal.is_admin)
+        run = clear_ended(found.run, for_admin=principal.is_admin)
         yield gw.ChatResponse(ended=run, resume_token=answer.token())
 
     async def _rest(self, answer: _Answer) -> list[event_pb2.Event]:

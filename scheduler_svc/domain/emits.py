@@ -9,7 +9,7 @@ from __future__ import annotations
 import msgspec
 
 from scheduler_svc.domain.questions import Question, QuestionState
-from scheduler_svc.domain.records import Failure, ResumeReason, RunState, Usage, Wait
+from scheduler_svc.domain.records import Failure, GuardStep, ResumeReason, RunState, Usage, Wait
 
 
 class StateChanged(msgspec.Struct, frozen=True):
@@ -93,6 +93,12 @@ class Asked(Appended, frozen=True):
 
     question: Question
     data: bytes
+
+
+class Intervened(Appended, frozen=True):
+    """What the delegation guard did, kept on the run for people."""
+
+    step: GuardStep
 
 
 class QuestionClosed(msgspec.Struct, frozen=True):

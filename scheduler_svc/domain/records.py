@@ -235,6 +235,15 @@ class PreviousRun(msgspec.Struct, frozen=True, array_like=True):
     turn: int
 
 
+class GuardStep(msgspec.Struct, frozen=True, array_like=True):
+    """One step of the delegation guard, in the words of the contract's enums."""
+
+    trigger: str
+    step: str
+    model: str
+    resolved: bool
+
+
 class Run(msgspec.Struct, kw_only=True, omit_defaults=True):
     """One unit of work in a session and one node of a spawn tree."""
 
@@ -321,6 +330,8 @@ class Run(msgspec.Struct, kw_only=True, omit_defaults=True):
     # Of the newest model call, for people. One string per model, however many runs use it.
     requested_model: str = ""
     effective_model: str = ""
+    # What the delegation guard did, oldest first.
+    guard: tuple[GuardStep, ...] = ()
 
     @property
     def terminal(self) -> bool:

@@ -7,7 +7,7 @@ cancellation was asked for, each confirms it.
 from __future__ import annotations
 
 from scheduler_svc.domain import asking, leasing, reserving, settling, steering, waiting
-from scheduler_svc.domain.emits import Appended, Asked, Replied
+from scheduler_svc.domain.emits import Appended, Asked, Intervened, Replied
 from scheduler_svc.domain.kernel import Kernel
 from scheduler_svc.domain.records import (
     AnnounceMode,
@@ -21,6 +21,9 @@ from scheduler_svc.domain.records import (
 )
 from scheduler_svc.domain.turntimes import kind_of
 from svckit.errors import invalid_field
+
+MOST_GUARD_STEPS = 16
+"""Steps of the delegation guard that a run remembers. Its ladder has five."""
 
 
 def complete(
@@ -208,6 +211,9 @@ def append(k: Kernel, run_id: str, token: int, events: list[Appended], now: int)
                 asking.ask(k, run, event, now)
             else:
                 k.emit(run, event, now, by_worker=True)
+            if isinstance(event, Intervened) and len(run.guard) < MOST_GUARD_STEPS:
+                run.guard = (*run.guard, event.step)
+                k.touch(run)
             k.event_ids[key] = k.sessions[run.session_key].head
         last = k.event_ids[key]
     if run.stopping:  # nobody should answer any more

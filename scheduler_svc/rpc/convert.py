@@ -137,6 +137,10 @@ def run_message(
     message.worker = run.lease.worker if run.lease else ""
     message.cancel_reason, message.interim_sent = run.cancel_reason, run.interim_sent
     message.requested_model, message.effective_model = run.requested_model, run.effective_model
+    for did in run.guard:
+        message.guard.add(
+            trigger=did.trigger, step=did.step, model=did.model, resolved=did.resolved
+        )
     return message
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import AsyncIterator, Iterable
 
 from conveyor.events.v1 import event_log_service_pb2 as pb
@@ -10,6 +11,7 @@ from conveyor.events.v1 import event_log_service_pb2_grpc as pb_grpc
 from conveyor.events.v1 import event_pb2
 from scheduler_svc.domain import emits, leasing, turns
 from scheduler_svc.domain.kernel import Kernel
+from scheduler_svc.domain.records import GuardStep
 from scheduler_svc.engine import Engine
 from scheduler_svc.hub import Watcher
 from scheduler_svc.rpc import CallContext, answers, questions, validate
@@ -283,7 +285,28 @@ def _checked(event: event_pb2.Event, index: int) -> emits.Appended:
         raise invalid_field(f"{where}.event_id", "must not start with s-, which the scheduler uses")
     if kind == "question_asked":
         return questions.asked(event, where)
+    if kind == "guard_intervened":
+        return _intervened(event, where)
     return emits.Appended(event.event_id, event.SerializeToString())
+
+
+def _intervened(event: event_pb2.Event, where: str) -> emits.Intervened:
+    did = event.guard_intervened
+    validate.text(did.model, f"{where}.guard_intervened.model", 256, required=False)
+    if not did.trigger or not did.step:
+        raise invalid_field(f"{where}.guard_intervened", "needs trigger and step")
+    step = GuardStep(
+        # One string per word and model, however many runs use it.
+        sys.intern(_word(event_pb2.GuardTrigger.Name(did.trigger), "GUARD_TRIGGER_")),
+        sys.intern(_word(event_pb2.GuardStep.Name(did.step), "GUARD_STEP_")),
+        sys.intern(did.model),
+        did.resolved,
+    )
+    return emits.Intervened(event.event_id, event.SerializeToString(), step)
+
+
+def _word(name: str, prefix: str) -> str:
+    return name.removeprefix(prefix).lower()
 
 
 def _piece(delta: event_pb2.MessageDelta, index: int) -> tuple[str, str, int]:

@@ -69,6 +69,8 @@ export class SessionModel {
       run.tokens += Number(usage.input_tokens || 0) + Number(usage.output_tokens || 0);
       const { requested_model: asked, effective_model: answered } = event.usage_reported;
       run.models = asked && answered && asked !== answered ? `${asked} → ${answered}` : "";
+    } else if (event.guard_intervened) {
+      run.guard = guardWords(run.guard, event.guard_intervened);
     } else if (event.note_added && own && (event.note_added.visible || event.note_added.level === "NOTE_LEVEL_WARNING")) {
       this.note(event, event.note_added.text);
     } else if (event.question_asked) this.asked(event.question_asked.question);
@@ -101,7 +103,8 @@ export class SessionModel {
   }
 
   message(run, event, own) {
-    const { message, kind } = event.message_completed;
+    const { message, kind, caught } = event.message_completed;
+    if (caught) return;
     const text = (message.parts || []).map((part) => part.text ?? part.resource?.uri ?? "[attachment]").join("\n");
     if (!own) {
       run.text = kind === REPLY ? "" : run.text;
@@ -189,4 +192,19 @@ function splice(text, offset, piece = "") {
   if (!offset) return piece;
   if (text.length < offset) return text + piece;
   return [...text].slice(0, offset).join("") + piece;
+}
+
+const GUARD_SAW = {
+  GUARD_TRIGGER_FALSE_CLAIM: "false claim", GUARD_TRIGGER_IGNORED_INSTRUCTION: "ignored instruction",
+  GUARD_TRIGGER_TEXTUAL_CALL: "call as text", GUARD_TRIGGER_INVENTED_RESULT: "invented result",
+};
+const GUARD_DID = {
+  GUARD_STEP_PARSE_CALL: "made the call", GUARD_STEP_INSIST: "insisted", GUARD_STEP_FORCE_TOOL: "forced",
+  GUARD_STEP_FALL_BACK_MODEL: "fell back to another model", GUARD_STEP_DELIVER_WITH_NOTE: "delivered with a note",
+};
+
+// What the delegation guard did in a run so far, one step after the other.
+function guardWords(before, did) {
+  const step = GUARD_DID[did.step] || "stepped in";
+  return before ? `${before} → ${step}` : `guard: ${GUARD_SAW[did.trigger] || "caught a reply"} → ${step}`;
 }

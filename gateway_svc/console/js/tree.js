@@ -90,7 +90,9 @@ export class TreeView {
   node(node, run) {
     const tone = stateTone(run.state);
     const name = run.label || (run.parent ? run.task || "sub-agent" : run.task || "request");
-    const parts = [name, run.state, run.waitsFor, elapsed(run), run.tokens, run.models, run.text, run.why];
+    const parts = [
+      name, run.state, run.waitsFor, elapsed(run), run.tokens, run.models, run.guard, run.text, run.why,
+    ];
     const signature = parts.join("\u0000");
     if (node.signature === signature) return;
     node.signature = signature;
@@ -103,6 +105,7 @@ export class TreeView {
         el("span", { text: elapsed(run) }),
         el("span", { text: tokens(run.tokens) }),
         run.models ? el("span", { class: "models", text: run.models }) : "",
+        run.guard ? el("span", { class: "models", text: run.guard }) : "",
         tone === "wait" ? el("button", { type: "button", class: "why", text: "why?", onclick: () => this.why(run) }) : ""),
       run.why ? el("div", { class: "reasons", role: "status", text: run.why }) : "",
       run.text ? el("div", { class: "live", text: run.text.slice(-160) }) : "",

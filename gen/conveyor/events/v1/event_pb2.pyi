@@ -480,8 +480,8 @@ class MessageCompleted(_message.Message):
     kind: Global___MessageKind.ValueType
     """What it is for."""
     caught: _builtins.bool
-    """True for a reply that the delegation guard caught. The gateway leaves its text out for callers
-    without the scope `admin`.
+    """True for a reply that the delegation guard caught. The gateway leaves its text out of every
+    stream.
     """
     @_builtins.property
     def message(self) -> _content_pb2.Message:
@@ -650,8 +650,8 @@ class GuardIntervened(_message.Message):
     model: _builtins.str
     """Model that gave the reply, as `provider:model`."""
     excerpt: _builtins.str
-    """The part of the reply that was caught, cut to 512 characters. The gateway leaves it out for
-    callers without the scope `admin`.
+    """The part of the reply that was caught, cut to 512 characters. The gateway leaves it out of
+    every stream; `AgentResult.interventions` holds it.
     """
     def __init__(
         self,

@@ -258,7 +258,7 @@ class ChatResponse(_message.Message):
 
     @_builtins.property
     def ended(self) -> _run_pb2.Run:
-        """Always last: the run, terminal, with its result."""
+        """Always last: the run, terminal, with its result but without the details of the result."""
 
     def __init__(
         self,

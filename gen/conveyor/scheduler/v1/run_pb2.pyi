@@ -796,6 +796,7 @@ class Run(_message.Message):
     TRACE_FIELD_NUMBER: _builtins.int
     REQUESTED_MODEL_FIELD_NUMBER: _builtins.int
     EFFECTIVE_MODEL_FIELD_NUMBER: _builtins.int
+    GUARD_FIELD_NUMBER: _builtins.int
     run_id: _builtins.str
     """Server-chosen, sortable by acceptance (ULID)."""
     state: Global___RunState.ValueType
@@ -863,6 +864,10 @@ class Run(_message.Message):
     def trace(self) -> _trace_pb2.TraceContext:
         """Context of the span that created the run: the parent of its turns' spans."""
 
+    @_builtins.property
+    def guard(self) -> _containers.RepeatedCompositeFieldContainer[Global___GuardRemark]:
+        """What the delegation guard did in this run, oldest first. Empty for most runs."""
+
     def __init__(
         self,
         *,
@@ -885,14 +890,49 @@ class Run(_message.Message):
         trace: _trace_pb2.TraceContext | None = ...,
         requested_model: _builtins.str = ...,
         effective_model: _builtins.str = ...,
+        guard: _abc.Iterable[Global___GuardRemark] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "result", b"result", "spawn", b"spawn", "spec", b"spec", "suspension", b"suspension", "timing", b"timing", "trace", b"trace", "tree_usage", b"tree_usage", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "cancel_reason", b"cancel_reason", "effective_model", b"effective_model", "error", b"error", "inputs", b"inputs", "interim_sent", b"interim_sent", "requested_model", b"requested_model", "result", b"result", "run_id", b"run_id", "spawn", b"spawn", "spec", b"spec", "state", b"state", "suspension", b"suspension", "timing", b"timing", "trace", b"trace", "tree_usage", b"tree_usage", "turn", b"turn", "usage", b"usage", "worker", b"worker"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "cancel_reason", b"cancel_reason", "effective_model", b"effective_model", "error", b"error", "guard", b"guard", "inputs", b"inputs", "interim_sent", b"interim_sent", "requested_model", b"requested_model", "result", b"result", "run_id", b"run_id", "spawn", b"spawn", "spec", b"spec", "state", b"state", "suspension", b"suspension", "timing", b"timing", "trace", b"trace", "tree_usage", b"tree_usage", "turn", b"turn", "usage", b"usage", "worker", b"worker"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Run: _TypeAlias = Run  # noqa: Y015
+
+@_typing.final
+class GuardRemark(_message.Message):
+    """One step of the delegation guard, as `GuardIntervened` told it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TRIGGER_FIELD_NUMBER: _builtins.int
+    STEP_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    RESOLVED_FIELD_NUMBER: _builtins.int
+    trigger: _builtins.str
+    """What it saw: the name of a `GuardTrigger` without its prefix, in lower case: `false_claim`."""
+    step: _builtins.str
+    """What it did: the name of a `GuardStep` in the same form: `insist`."""
+    model: _builtins.str
+    """Model that gave the reply, as `provider:model`."""
+    resolved: _builtins.bool
+    """True when the step led to a valid call, or was the last."""
+    def __init__(
+        self,
+        *,
+        trigger: _builtins.str = ...,
+        step: _builtins.str = ...,
+        model: _builtins.str = ...,
+        resolved: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "resolved", b"resolved", "step", b"step", "trigger", b"trigger"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GuardRemark: _TypeAlias = GuardRemark  # noqa: Y015
 
 @_typing.final
 class RunFilter(_message.Message):
