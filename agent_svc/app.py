@@ -67,6 +67,7 @@ async def build(context: Context) -> AsyncIterator[App]:
     database = await Database.open(_database_of(settings), migrations=MIGRATIONS, name="agent")
     channel = make_channel(settings.services.scheduler, tracer=context.tracer)
     try:
+        await tool_servers.clear_up()
         store = Transcripts(database)
         scheduler: SchedulerServiceAsyncStub = sched_grpc.SchedulerServiceStub(channel)
         event_log: EventLogServiceAsyncStub = log_grpc.EventLogServiceStub(channel)

@@ -3,7 +3,8 @@
 A program runs in a process group of its own, sees only the environment it is given, and its errors
 go to a small ring. Stopping it is a ladder: its input is closed, then the group is told to end,
 then it is killed, with whatever of what it started left the group: that is known by a mark in its
-environment.
+environment. By the mark a service also finds what an earlier life of it, that was killed, left
+behind.
 """
 
 from __future__ import annotations
@@ -11,12 +12,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import secrets as secrets_module
 import signal
 from asyncio.subprocess import PIPE, Process
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from secrets import token_hex
 from typing import Self
 
 INHERITED = ("HOME", "LANG", "LC_ALL", "LOGNAME", "PATH", "SHELL", "TERM", "TMPDIR", "TZ", "USER")
@@ -28,7 +29,9 @@ RING_CHARS = 300
 CLOSED_SECONDS = 1.0
 TERMINATED_SECONDS = 1.0
 KILLED_SECONDS = 2.0
-MARK = "CONVEYOR_PROGRAM"
+MARK = "STARTED_BY_CONVEYOR"
+"""Holds the owner, the life of the owner's process, and one start."""
+_LIFE = token_hex(8)
 _LOOK_SECONDS = 0.01
 
 
@@ -52,10 +55,18 @@ class Program:
 
     @classmethod
     async def start(
-        cls, command: Sequence[str], env: Mapping[str, str], secrets: Iterable[str] = ()
+        cls,
+        command: Sequence[str],
+        env: Mapping[str, str],
+        *,
+        owner: str,
+        secrets: Iterable[str] = (),
     ) -> Self:
-        """Start it. `secrets` are blotted out of what it says. Raises `OSError`."""
-        mark = secrets_module.token_hex(16)
+        """Start it for `owner`, a name without spaces that the service keeps over restarts.
+
+        `secrets` are blotted out of what it says. Raises `OSError`.
+        """
+        mark = f"{owner}:{_LIFE}:{token_hex(8)}"
         process = await asyncio.create_subprocess_exec(
             *command,
             stdin=PIPE,
@@ -119,7 +130,7 @@ class Program:
         self._signal(signal.SIGTERM)
         if not await self._gone(TERMINATED_SECONDS):
             self._signal(signal.SIGKILL)
-        await asyncio.to_thread(_kill_marked, f"{MARK}={self._mark}".encode())
+        await asyncio.to_thread(_kill_marked, self._mark)
         await self._gone(KILLED_SECONDS)
         self._draining.cancel()
         await asyncio.gather(self._draining, return_exceptions=True)
@@ -169,9 +180,19 @@ class Program:
                 self._ring.append(text[:RING_CHARS])
 
 
-def _kill_marked(mark: bytes) -> None:
-    """Kill every process that has the mark in its environment, where the system shows them."""
+async def clear_up(owner: str) -> int:
+    """Kill what an earlier life of `owner` left behind; returns how many processes."""
+    return await asyncio.to_thread(_kill_marked, f"{owner}:", f"{owner}:{_LIFE}:")
+
+
+def _kill_marked(mark: str, spared: str = "") -> int:
+    """Kill every process whose mark begins so, where the system shows them."""
+    killed = 0
     for entry in Path("/proc").glob("[0-9]*/environ"):
         with contextlib.suppress(OSError):
-            if mark in entry.read_bytes():
+            variables = entry.read_bytes().split(b"\0")
+            own = [v for v in variables if v.startswith(f"{MARK}={mark}".encode())]
+            if own and not (spared and own[0].startswith(f"{MARK}={spared}".encode())):
                 os.kill(int(entry.parent.name), signal.SIGKILL)
+                killed += 1
+    return killed

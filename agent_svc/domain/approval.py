@@ -102,12 +102,7 @@ def verdicts(steps: Sequence[s.Step]) -> dict[str, Verdict]:
 
 def standing_answers(steps: Sequence[s.Step], turn: int) -> dict[str, Rule]:
     """What the answers that `turn` began with say for the rest of the conversation, by tool."""
-    names = {
-        call.id: call.name
-        for step in steps
-        if isinstance(step.record, s.Replied)
-        for call in step.record.calls
-    }
+    names = {call.id: call.name for step in steps for call in s.calls_of(step.record)}
     fresh = {
         answer.question_id
         for step in steps

@@ -44,8 +44,9 @@ _log = get_logger("agent.mcp")
 class Connection:
     """A server that was started, or reached. `open` it, and `close` it."""
 
-    def __init__(self, server_id: str, settings: McpSettings) -> None:
+    def __init__(self, server_id: str, settings: McpSettings, owner: str) -> None:
         self._id = server_id
+        self._owner = owner
         self._settings = settings
         loop = asyncio.get_running_loop()
         self._opened: asyncio.Future[list[ServerTool]] = loop.create_future()
@@ -223,7 +224,9 @@ class Connection:
             return
         secret = _resolved(self._settings.env_from, "env_from")
         env = environment(os.environ, self._settings.env | secret)
-        program = await Program.start(self._settings.command, env, secret.values())
+        program = await Program.start(
+            self._settings.command, env, owner=self._owner, secrets=secret.values()
+        )
         self._program = program
         try:
             yield stdio.streams(program)

@@ -31,8 +31,9 @@ _log = get_logger("agent.mcp")
 class Server:
     """One server of the configuration. Safe for concurrent use; `close` it when done."""
 
-    def __init__(self, server_id: str, settings: McpSettings, clock: Clock) -> None:
+    def __init__(self, server_id: str, settings: McpSettings, owner: str, clock: Clock) -> None:
         self.server_id = server_id
+        self._owner = owner
         self.settings = settings
         self._clock = clock
         # The one that is open; and the one that is being opened, so that it can be closed too.
@@ -115,7 +116,7 @@ class Server:
         try:
             # In a thread: leases must be extended while a second of imports runs.
             module = await asyncio.to_thread(importlib.import_module, "agent_svc.mcp.connection")
-            connection: Connection = module.Connection(self.server_id, self.settings)
+            connection: Connection = module.Connection(self.server_id, self.settings, self._owner)
             self._starting = connection
             self._tools = await connection.open()
         except ServerDown as down:

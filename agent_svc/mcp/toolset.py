@@ -7,6 +7,7 @@ and nothing takes longer than the configuration allows.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from collections.abc import Sequence
 from importlib.util import find_spec
 
@@ -23,6 +24,7 @@ from agent_svc.work import Work
 from svckit.clock import Clock
 from svckit.errors import StartError
 from svckit.logging import get_logger
+from svckit.programs import clear_up
 from svckit.settings import Settings
 from svckit.settings_model import McpSettings
 
@@ -43,12 +45,19 @@ class McpTools:
                 f"mcp.{next(iter(settings.mcp))}: tool servers need an optional part: "
                 "pip install 'conveyor-suite[mcp]'"
             )
+        self._owner = _owner(settings)
         self._servers = {
-            server_id: Server(server_id, own, clock) for server_id, own in settings.mcp.items()
+            server_id: Server(server_id, own, self._owner, clock)
+            for server_id, own in settings.mcp.items()
         }
         self._choices = {server_id: _choice(own) for server_id, own in settings.mcp.items()}
         # What tools were offered as; names lead back to a server and its own name for the tool.
         self._known: dict[str, tuple[Server, mcptools.ServerTool, ToolSchema]] = {}
+
+    async def clear_up(self) -> None:
+        """End what servers of an earlier life of the service, one that was killed, still run."""
+        if self._servers and (killed := await clear_up(self._owner)):
+            _log.warning("tool servers of an earlier start were left: killed", processes=killed)
 
     @property
     def names(self) -> Sequence[str]:
@@ -109,6 +118,15 @@ class McpTools:
     async def close(self) -> None:
         """Stop all servers, at once."""
         await asyncio.gather(*(server.close() for server in self._servers.values()))
+
+
+def _owner(settings: Settings) -> str:
+    """Name this worker as no other on the machine is named, the same after a restart."""
+    url = settings.store.url
+    if url.startswith("sqlite:"):
+        url = str(settings.store.directory.absolute())
+    words = f"{url} {settings.services.agent} {settings.agent.worker_name}"
+    return hashlib.sha256(words.encode()).hexdigest()[:16]
 
 
 def _choice(own: McpSettings) -> mcptools.ServerChoice:
