@@ -54,8 +54,10 @@ def setup(service: str, settings: Settings) -> None:
     root.handlers[:] = [handler]
     root.setLevel(settings.log.level.upper())
     # These tell every request and every poll, which is noise at our level of detail.
-    for library in ("httpx", "httpcore", "uvicorn.access", "alembic"):
+    for library in ("httpx", "httpx2", "httpcore", "uvicorn.access", "alembic"):
         logging.getLogger(library).setLevel(logging.WARNING)
+    # It writes what tool servers said, which may be anything; their failures we report ourselves.
+    logging.getLogger("mcp").setLevel(logging.CRITICAL)
     _route_structlog(shared)
 
 

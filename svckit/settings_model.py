@@ -405,6 +405,8 @@ class McpSettings(Table):
             raise ValueError("needs exactly one of command and url")
         if self.url and not self.url.startswith(("http://", "https://")):
             raise ValueError("url must start with http:// or https://")
+        if "@" in self.url.partition("//")[2].partition("/")[0]:
+            raise ValueError("url must hold no name and password; use headers_env")
         if self.url and (self.env or self.env_from):
             raise ValueError("env and env_from are of a command; a url has headers_env")
         if self.command and self.headers_env:

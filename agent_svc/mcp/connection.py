@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Coroutine, Mapping
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import httpx2
 import mcp_types
+import structlog
 from mcp import Client, MCPError
+from opentelemetry import trace
 from pydantic import ValidationError
 
 from agent_svc.domain.mcptools import MOST_TOOLS, ServerTool
@@ -67,7 +69,8 @@ class Connection:
 
     async def open(self) -> list[ServerTool]:
         """Start it and list its tools. Raises `ServerDown`, in time."""
-        self._living = asyncio.create_task(self._live(), name=f"mcp {self._id}")
+        with _unrecorded():
+            self._living = asyncio.create_task(self._live(), name=f"mcp {self._id}")
         # The task keeps the time itself; the second is for what does not heed it.
         limit = self._settings.start_timeout_seconds + 1
         first: set[asyncio.Future[Any]] = {self._opened, self._over}
@@ -116,7 +119,8 @@ class Connection:
 
     async def _bounded(self, request: Coroutine[Any, Any, T], seconds: float) -> T:
         """Wait for an answer, the end of the server, or the end of the time."""
-        asking = asyncio.create_task(request)
+        with _unrecorded():
+            asking = asyncio.create_task(request)
         try:
             first: set[asyncio.Future[Any]] = {asking, self._over}
             await asyncio.wait(first, timeout=seconds, return_when="FIRST_COMPLETED")
@@ -175,6 +179,8 @@ class Connection:
                 started.reschedule(None)
                 self._client = client
                 self._opened.set_result(tools)
+                # From here on it belongs to all turns, not to the one that started it.
+                structlog.contextvars.clear_contextvars()
                 await self._until_the_end()
         except TimeoutError:
             return self._not_in_time()
@@ -191,7 +197,7 @@ class Connection:
         self._over.set_result(why)
         if not self._leave.is_set():
             words = self._program.last_words if self._program is not None else []
-            _log.warning("tool server ended", server=self._id, problem=why, stderr=words[-5:])
+            _log.warning("tool server failed", server=self._id, problem=why, stderr=words[-5:])
 
     async def _until_the_end(self) -> None:
         """Until it is told to leave, or its program ends or says nothing more."""
@@ -303,6 +309,18 @@ def _resolved(named: Mapping[str, str], key: str) -> dict[str, str]:
             raise MissingVariable(f"the variable {variable}, named in {key}, is not set")
         found[name] = value
     return found
+
+
+@contextmanager
+def _unrecorded() -> Iterator[None]:
+    """Keep the SDK's spans out of the traces: they hold what servers say. Ours has the facts.
+
+    The server still learns which trace it is part of.
+    """
+    now = trace.get_current_span().get_span_context()
+    quiet = trace.SpanContext(now.trace_id, now.span_id, False, trace.TraceFlags(0))
+    with trace.use_span(trace.NonRecordingSpan(quiet)):
+        yield
 
 
 def _forget(task: asyncio.Task[Any]) -> None:

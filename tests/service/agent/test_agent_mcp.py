@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 import sys
 import time
 from collections.abc import AsyncIterator
@@ -284,19 +282,3 @@ async def test_without_its_sdk_a_configured_server_stops_the_start(
     with pytest.raises(StartError, match=r"mcp\.time.*conveyor-suite\[mcp\]"):
         async with start_agent(TIME):
             pass
-
-
-def test_without_a_server_nothing_of_the_sdk_is_imported() -> None:
-    import subprocess
-
-    code = "import sys, agent_svc.app; print(json.dumps([m for m in sys.modules if 'mcp' in m]))"
-    out = subprocess.run(
-        [sys.executable, "-c", f"import json; {code}"],
-        capture_output=True,
-        check=True,
-        env=os.environ,
-        text=True,
-    )
-    imported = json.loads(out.stdout)
-    assert [name for name in imported if not name.startswith("agent_svc.")] == []
-    assert "agent_svc.mcp.connection" not in imported

@@ -29,10 +29,10 @@ async def test_migrations_and_tables_say_the_same(database_url: str) -> None:
     assert found == []
 
 
-def test_the_demo_path_never_imports_the_model_library() -> None:
+def test_the_demo_path_never_imports_the_model_library_nor_that_of_tool_servers() -> None:
     code = (
         "import sys, agent_svc.app, agent_svc.models.demo;"
-        "print([m for m in ('pydantic_ai', 'openai', 'anthropic') if m in sys.modules])"
+        "print([m for m in ('pydantic_ai', 'openai', 'anthropic', 'mcp') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
