@@ -44,7 +44,8 @@ def listed(members: Sequence[Member], now_us: int, limit: int) -> str:
     if not members:
         return "No sub-agents in this conversation."
     live = sum(1 for member in members if member.live)
-    lines = [f"{len(members)} sub-agents, {live} live:"]
+    noun = "sub-agent" if len(members) == 1 else "sub-agents"
+    lines = [f"{len(members)} {noun}, {live} live:"]
     if len(members) > limit:
         lines.append(f"({len(members) - limit} older ones left out)")
     numbers = {member.run_id: member.number for member in members}

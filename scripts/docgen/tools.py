@@ -38,6 +38,25 @@ at {entry} characters, an answer at {total}.
 a sub-agent and a message have request ids of their run and tool call.
 """
 
+TRY = """
+## Try it without a model
+
+The built-in `demo` model calls a tool when it is told to. Start something in the background, then look at
+it from a later message of the same conversation, and stop it:
+
+```sh
+conveyor send --session agent:main:cli:direct:bob '[[spawn-background: [[sleep: 60s]] [[reply: found it]]]]'
+conveyor send --wait --session agent:main:cli:direct:bob '[[tool subagents: {"action": "list"}]]'
+conveyor send --wait --session agent:main:cli:direct:bob '[[tool subagents: {"action": "kill", "target": "1"}]]'
+```
+
+The second one answers with a line like this:
+
+```
+1. «60s found it»: working · main, demo · 6.9 s old · 0 tokens · run 01M82S1DCBBED33XSV1WJFH4WN
+```
+"""
+
 
 def render() -> str:
     """The document."""
@@ -48,7 +67,7 @@ def render() -> str:
         entry=f"{session_texts.ENTRY_CHARS:,}",
         total=f"{session_texts.TOTAL_CHARS:,}",
     )
-    return NOTE + intro + "".join(_tool(tool) for tool in tools)
+    return NOTE + intro + "".join(_tool(tool) for tool in tools) + TRY
 
 
 def _tool(tool: ToolSchema) -> str:
