@@ -83,7 +83,7 @@ async def build(context: Context) -> AsyncIterator[App]:
             store=store,
             agents=agents,
             catalog=catalog,
-            spawner=Spawner(scheduler, agents, catalog),
+            spawner=Spawner(scheduler, agents, catalog, windows),
             usage=usage,
             reserver=Reserver(limits, usage, prices, settings, clock),
             windows=windows,

@@ -21,6 +21,7 @@ from agent_svc.domain import tools as t
 from agent_svc.domain.prompt import runtime_line
 from agent_svc.domain.render import Exchange
 from agent_svc.models.catalog import Catalog
+from agent_svc.windows import Windows
 from conveyor.acp.v1 import session_pb2
 from conveyor.acp.v1 import task_pb2 as acp_task_pb
 from conveyor.agent.v1 import task_pb2 as task_pb
@@ -69,18 +70,35 @@ class SpawnOutcome:
     error: status_pb2.Status | None = None
 
 
+@dataclass(frozen=True)
+class _Asked:
+    """One call that is going to start a child. `note`: what both should know about how."""
+
+    call: s.ToolCall
+    args: t.SpawnArgs
+    note: str
+    item: sched.EnqueueItem
+
+
 class Spawner:
     """Turns `sessions_spawn` calls into child runs."""
 
-    def __init__(self, stub: SchedulerServiceAsyncStub, agents: Agents, catalog: Catalog) -> None:
+    def __init__(
+        self,
+        stub: SchedulerServiceAsyncStub,
+        agents: Agents,
+        catalog: Catalog,
+        windows: Windows,
+    ) -> None:
         self._stub = stub
         self._agents = agents
         self._catalog = catalog
+        self._windows = windows
 
     async def spawn(self, parent: Parent, calls: Sequence[s.ToolCall]) -> list[SpawnOutcome]:
         """Start a child per call. A refusal is the result of its call; `LeaseLost` is raised."""
         outcomes: dict[str, SpawnOutcome] = {}
-        items: list[tuple[s.ToolCall, t.SpawnArgs, sched.EnqueueItem]] = []
+        items: list[_Asked] = []
         for tool_call in calls:
             if len(items) == MOST_AT_ONCE:
                 why = f"at most {MOST_AT_ONCE} can be started in one reply"
@@ -88,7 +106,9 @@ class Spawner:
                 continue
             try:
                 args = t.read_spawn(tool_call.arguments)
-                items.append((tool_call, args, self._item(parent, tool_call, args)))
+                note = await self._not_forked(parent, args) if args.context == "fork" else ""
+                item = self._item(parent, tool_call, args, note)
+                items.append(_Asked(tool_call, args, note, item))
             except t.BadArguments as err:
                 outcomes[tool_call.id] = _refused(tool_call, str(err))
             except ModelNotFound as err:
@@ -98,20 +118,15 @@ class Spawner:
             except AgentNotFound as err:
                 outcomes[tool_call.id] = _refused(tool_call, err.message, to_proto(err))
         if items:
-            request = sched.EnqueueRunsRequest(items=[item for _, _, item in items])
+            request = sched.EnqueueRunsRequest(items=[asked.item for asked in items])
             response = await call(self._stub.EnqueueRuns(request), service="scheduler")
             failpoint("agent.spawn.answered")
-            for (tool_call, args, _), result in zip(items, response.results, strict=True):
-                outcomes[tool_call.id] = self._outcome(parent, tool_call, args, result)
+            for asked, result in zip(items, response.results, strict=True):
+                outcomes[asked.call.id] = self._outcome(parent, asked, result)
         return [outcomes[tool_call.id] for tool_call in calls]
 
-    def _outcome(
-        self,
-        parent: Parent,
-        tool_call: s.ToolCall,
-        args: t.SpawnArgs,
-        result: sched.EnqueueResult,
-    ) -> SpawnOutcome:
+    def _outcome(self, parent: Parent, asked: _Asked, result: sched.EnqueueResult) -> SpawnOutcome:
+        tool_call, args = asked.call, asked.args
         if result.WhichOneof("result") == "error":
             error = from_proto(result.error)
             if isinstance(error, LeaseLost):
@@ -125,16 +140,18 @@ class Spawner:
             child.spec.session_key,
             t.label_of(args),
             wait,
-            _not_forked(parent, args),
+            asked.note,
         )
         return SpawnOutcome(tool_call, record)
 
-    def _item(self, parent: Parent, tool_call: s.ToolCall, args: t.SpawnArgs) -> sched.EnqueueItem:
+    def _item(
+        self, parent: Parent, tool_call: s.ToolCall, args: t.SpawnArgs, note: str
+    ) -> sched.EnqueueItem:
         caps = run_pb2.Budget()
         if args.runtime == "acp":
             task, key = self._acp_task(parent, args)
         else:
-            task, key = self._agent_task(parent, args)
+            task, key = self._agent_task(parent, args, fork=args.context == "fork" and not note)
             caps = self._caps(parent, args)
         spec = run_pb2.RunSpec(
             queue="acp" if args.runtime == "acp" else "agent",
@@ -153,7 +170,6 @@ class Spawner:
         if asked.max_cost_usd is not None:
             _lower(spec.budget, "max_cost_micros_usd", round(asked.max_cost_usd * 1_000_000))
         run_id = parent.run.run_id
-        note = _not_forked(parent, args)
         text = f"{args.task}\n\n{runtime_line(note).text}" if note else args.task
         return sched.EnqueueItem(
             spec=spec,
@@ -186,25 +202,12 @@ class Spawner:
 
     # Both return the task, and what its turns are compared with when times are estimated.
 
-    def _agent_task(self, parent: Parent, args: t.SpawnArgs) -> tuple[any_pb2.Any, str]:
-        agent_id = args.agent_id or parent.agent.agent_id
-        if args.agent_id and agent_id not in parent.agent.spawnable:
-            allowed = ", ".join(parent.agent.spawnable)
-            raise t.BadArguments(f"agent_id {agent_id!r} may not be spawned here; use: {allowed}")
-        agent = self._agents.get(agent_id)
-        model = args.model or parent.agent.settings.subagents.model
-        if not model and agent_id == parent.agent.agent_id:
-            model = parent.task.model
-        if model:
-            self._catalog.get(model)
-        if args.context == "fork" and agent_id != parent.agent.agent_id:
-            raise t.BadArguments(
-                "`context` fork hands this conversation over, and only to the same agent: leave "
-                "`agent_id` out, or put what it needs into `task`"
-            )
-        fork = args.context == "fork" and not _not_forked(parent, args)
+    def _agent_task(
+        self, parent: Parent, args: t.SpawnArgs, *, fork: bool
+    ) -> tuple[any_pb2.Any, str]:
+        agent, model = self._chosen(parent, args)
         task = task_pb.AgentTask(
-            agent_id=agent_id,
+            agent_id=agent.agent_id,
             model=model,
             context_mode=(task_pb.CONTEXT_MODE_FORK if fork else task_pb.CONTEXT_MODE_ISOLATED),
             fork_session_key=parent.run.spec.session_key if fork else "",
@@ -215,7 +218,31 @@ class Spawner:
         )
         packed = any_pb2.Any()
         packed.Pack(task)
-        return packed, f"{agent_id}/{model or agent.settings.model}"
+        return packed, f"{agent.agent_id}/{model or agent.settings.model}"
+
+    def _chosen(self, parent: Parent, args: t.SpawnArgs) -> tuple[Agent, str]:
+        """The child's agent, and the model it is to use unless that is its agent's own."""
+        agent_id = args.agent_id or parent.agent.agent_id
+        if args.agent_id and agent_id not in parent.agent.spawnable:
+            allowed = ", ".join(parent.agent.spawnable)
+            raise t.BadArguments(f"agent_id {agent_id!r} may not be spawned here; use: {allowed}")
+        model = args.model or parent.agent.settings.subagents.model
+        if not model and agent_id == parent.agent.agent_id:
+            model = parent.task.model
+        if model:
+            self._catalog.get(model)
+        return self._agents.get(agent_id), model
+
+    async def _not_forked(self, parent: Parent, args: t.SpawnArgs) -> str:
+        """Why the child begins without its parent's conversation, though it was to have it."""
+        agent, model = self._chosen(parent, args)
+        if agent.agent_id != parent.agent.agent_id:
+            raise t.BadArguments(
+                "`context` fork hands this conversation over, and only to the same agent: leave "
+                "`agent_id` out, or put what it needs into `task`"
+            )
+        window = await self._windows.of(model or agent.settings.model)
+        return forks.too_long(parent.history, window)
 
     def _acp_task(self, parent: Parent, args: t.SpawnArgs) -> tuple[any_pb2.Any, str]:
         task = acp_task_pb.AcpTask(
@@ -238,11 +265,6 @@ _Counted = Literal["max_depth", "max_tokens", "max_cost_micros_usd"]
 def _lower(caps: run_pb2.Budget, name: _Counted, value: int) -> None:
     if not caps.HasField(name) or value < getattr(caps, name):
         setattr(caps, name, value)
-
-
-def _not_forked(parent: Parent, args: t.SpawnArgs) -> str:
-    """Why the child begins without its parent's conversation, though it was to have it."""
-    return forks.too_long(parent.history) if args.context == "fork" else ""
 
 
 def _refused(

@@ -8,8 +8,8 @@ from agent_svc.domain import estimate
 from agent_svc.domain.prompt import Answered, Prompt, PromptMessage, Said
 from agent_svc.domain.render import Exchange
 
-MOST_TOKENS = 32_000
-"""What may be handed over, estimated. More leaves a model little room for the work itself."""
+SHARE = 0.5
+"""Of the sub-agent's context. More leaves its model little room for the work itself."""
 
 
 def tokens(history: Sequence[Exchange]) -> int:
@@ -19,15 +19,20 @@ def tokens(history: Sequence[Exchange]) -> int:
         messages += [Said(item.message.text) for item in exchange.inputs]
         if exchange.reply is not None:
             messages.append(Answered(exchange.reply.text))
+        if exchange.kind == "summary":
+            messages.append(Said(exchange.quoted))
     return estimate.expected(Prompt("", messages)).read
 
 
-def too_long(history: Sequence[Exchange]) -> str:
-    """Why a conversation is not handed over, for both models; empty when it is."""
-    count = tokens(history)
-    if count <= MOST_TOKENS:
+def too_long(history: Sequence[Exchange], window: int) -> str:
+    """Why a conversation is not handed over, for both models; empty when it is.
+
+    `window` is how much the sub-agent's model can read, in tokens.
+    """
+    count, most = tokens(history), int(window * SHARE)
+    if count <= most:
         return ""
     return (
-        f"The conversation was too long to hand over (about {count:,} tokens, at most "
-        f"{MOST_TOKENS:,}): the sub-agent begins without it."
+        f"The conversation was too long to hand over (about {count:,} tokens, at most {most:,}): "
+        "the sub-agent begins without it."
     )

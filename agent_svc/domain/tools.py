@@ -212,7 +212,8 @@ def _spawn_schema(rules: ToolRules) -> ToolSchema:
                 "context": {
                     "type": "string",
                     "enum": ["isolated", "fork"],
-                    "description": "isolated (default), or fork to hand over this conversation.",
+                    "description": "isolated (default), or fork to hand over this conversation, "
+                    "to the same agent and if it is not too long.",
                 },
                 "cwd": {"type": "string", "description": "Working directory, for runtime acp."},
                 "timeout_seconds": {

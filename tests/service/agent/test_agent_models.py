@@ -142,7 +142,7 @@ async def test_a_conversation_is_handed_over_to_the_same_agent_and_when_it_is_sh
             ]
         ),
         Reply("noted"),
-        Reply(tool_calls=[ToolCall("sessions_spawn", fork | {"wait": False})]),
+        Reply(tool_calls=[ToolCall("sessions_spawn", fork | {"wait": False, "model": "demo"})]),
         Reply("started"),
     )
     short, long = SESSION, f"{SESSION}2"

@@ -121,7 +121,7 @@ async def a_bench(
         store=store,
         agents=agents,
         catalog=catalog,
-        spawner=Spawner(sched_grpc.SchedulerServiceStub(channel), agents, catalog),
+        spawner=Spawner(sched_grpc.SchedulerServiceStub(channel), agents, catalog, Windows({})),
         usage=usage,
         reserver=Reserver(limits, usage, Prices(settings.providers), settings, clock),
         windows=Windows(settings.providers),

@@ -51,6 +51,12 @@ def test_a_conversation_that_leaves_no_room_for_the_work_is_not_handed_over() ->
         asked = Input("q", text_message("m", "user", "x" * size))
         return Exchange(1, "R", "answered", (asked,), text_message("r", "agent", "fine"))
 
-    assert forks.too_long([]) == ""
-    assert forks.too_long([exchange(1000)] * 50) == ""
-    assert "too long to hand over (about 5" in forks.too_long([exchange(1000)] * 200)
+    assert forks.too_long([], 64_000) == ""
+    assert forks.too_long([exchange(1000)] * 50, 64_000) == ""
+    note = forks.too_long([exchange(1000)] * 200, 64_000)
+    assert "too long to hand over (about 5" in note
+    assert "at most 32,000" in note
+    assert forks.too_long([exchange(1000)] * 200, 200_000) == ""
+    # What a summary stands for is gone, its own text is not.
+    summary = Exchange(1, "", "summary", quoted="y" * 200_000)
+    assert forks.too_long([summary], 64_000)
