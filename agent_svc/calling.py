@@ -44,6 +44,8 @@ class Bill:
     usage: Usage
     # The reservation that the report settles; empty without one.
     reservation: str
+    # Why the requested model did not answer; empty when it did, or when that was a turn ago.
+    passed_over: str = ""
 
 
 @dataclass(frozen=True)
@@ -123,7 +125,7 @@ class Caller:
         effective = full_name(asked.model)
         if not same_model(asked.model.name, asked.reply.served):
             effective = f"{asked.model.provider_id}:{asked.reply.served}"
-        bill = Bill(requested, effective, usage, asked.reservation_id)
+        bill = Bill(requested, effective, usage, asked.reservation_id, asked.passed_over)
         if work.exact_model and effective != requested:
             # Paid all the same. Without a fallback to ask it is the provider that chose another.
             await self.report(work, call, bill)

@@ -218,3 +218,13 @@ def noted(run_id: str, turn: int, note: Note) -> event_pb2.Event:
             level=event_pb2.NOTE_LEVEL_WARNING, code=note.code, text=note.text
         ),
     )
+
+
+def fallback_note(reply: s.Replied) -> Note | None:
+    """What to tell when another model than the requested one replied."""
+    if reply.ordered or reply.effective_model == reply.requested_model:
+        return None
+    pair = f"{reply.requested_model} → {reply.effective_model}"
+    why = f" ({reply.passed_over.replace('_', ' ')})" if reply.passed_over else ""
+    text = f"{reply.requested_model} did not answer{why}: {reply.effective_model} did."
+    return Note("model_fallback", pair, text)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 from agent_svc.domain import estimate
 from agent_svc.domain import steps as s
 from agent_svc.domain.prompt import Prompt
 from agent_svc.eventwriter import PASSING
+from agent_svc.models.asking import Later
 from agent_svc.models.base import Model, full_name
 from agent_svc.prices import Prices
 from agent_svc.usage import UsageReporter
@@ -26,16 +29,21 @@ from svckit.settings import Settings
 if TYPE_CHECKING:
     from conveyor.scheduler.v1.limit_service_pb2_grpc import LimitServiceAsyncStub
 
+COOL_DOWN = "cool_down"
+"""What a grant names as its limit when the provider is left alone for a while."""
 SHORT_WAIT = 1.0
 """Seconds that a worker waits itself. A longer wait gives the slot back."""
 
 
-class MustWait(Exception):
+class MustWait(Later):
     """The reserved time is further off than a turn may hold its slot."""
 
-    def __init__(self, reservation_id: str, model: str) -> None:
-        super().__init__(reservation_id)
-        self.reservation_id = reservation_id
+    def __init__(
+        self, grant: limit_pb.ReserveGrant, model: str, give_back: Callable[[], None]
+    ) -> None:
+        seconds = grant.delay.ToMicroseconds() / 1e6
+        super().__init__(seconds, cooling=grant.limit == COOL_DOWN, give_back=give_back)
+        self.reservation_id = grant.reservation_id
         self.model = model
 
     def suspension(self, work: Work) -> ws.SuspendRunRequest:
@@ -109,14 +117,17 @@ class Tickets:
             grant = await self._reserve(model)
         delay = grant.delay.ToMicroseconds() / 1e6
         if delay > SHORT_WAIT:
-            raise MustWait(grant.reservation_id, full_name(model))
+            raise MustWait(grant, full_name(model), partial(self._give_back, grant, model))
         if delay > 0:
             try:
                 await self._reserver.clock.sleep(delay)
             except asyncio.CancelledError:
-                self._reserver.usage.not_sent(grant.reservation_id, self._work.run_id, model)
+                self._give_back(grant, model)
                 raise
         return grant.reservation_id
+
+    def _give_back(self, grant: limit_pb.ReserveGrant, model: Model) -> None:
+        self._reserver.usage.not_sent(grant.reservation_id, self._work.run_id, model)
 
     async def _reserve(self, model: Model) -> limit_pb.ReserveGrant:
         work, reserver = self._work, self._reserver

@@ -23,7 +23,14 @@ from agent_svc.domain.orders import Order, next_reply
 from agent_svc.domain.reconcile import Standing
 from agent_svc.domain.render import RunFacts
 from agent_svc.ending import Ending
-from agent_svc.eventwriter import EventWriter, call_ended, call_started, noted, said_between
+from agent_svc.eventwriter import (
+    EventWriter,
+    call_ended,
+    call_started,
+    fallback_note,
+    noted,
+    said_between,
+)
 from agent_svc.guarding import Guard
 from agent_svc.models.base import Model
 from agent_svc.models.catalog import Catalog
@@ -203,6 +210,8 @@ class TurnRunner:
                 if record.calls and record.text:
                     found.append(said_between(work.run_id, step.turn, step.step, record.text))
                 await self._report(work, step.step, record)
+                if (note := fallback_note(record)) is not None:
+                    found.append(noted(work.run_id, work.number, note))
             elif isinstance(record, s.Asked) and record.call_id in calls:
                 await self._permits.tell(work, [calls[record.call_id]])
             elif isinstance(record, s.Returned | s.Spawned | s.Yielded):
@@ -298,9 +307,12 @@ class TurnRunner:
             usage=bill.usage,
             stop_reason=reply.stop_reason,
             reservation=bill.reservation,
+            passed_over=bill.passed_over,
         )
         await work.add(record)
         await self._report(work, step, record)
+        if (note := fallback_note(record)) is not None:
+            await work.note(note)
         if record.text and (record.calls or self._guard.review(work, record) is None):
             held.release()
         if record.calls and record.text:

@@ -109,6 +109,8 @@ class Replied(msgspec.Struct, frozen=True, omit_defaults=True, tag="replied"):
     reservation: str = ""
     # True when no model wrote it: a person ordered what it asks for. Nothing is reported for it.
     ordered: bool = False
+    # Why the requested model did not answer, when another one did and it is known.
+    passed_over: str = ""
 
 
 class Returned(msgspec.Struct, frozen=True, omit_defaults=True, tag="returned"):

@@ -90,8 +90,14 @@ def judge(err: Exception, *, started: bool, now: float) -> Verdict:
     return Verdict(outcome, cause, WORDS[cause] + http, status, wait)
 
 
-def nothing() -> Verdict:
-    """What it means that a reply ended without a text, a call or a reason."""
+def nothing(finish_reason: str) -> Verdict:
+    """What it means that a reply ended without a text or a call.
+
+    Stopped by a filter, another model may answer. Without any reason a proxy hides a failure, or
+    the stream was cut off before its first piece.
+    """
+    if finish_reason == "content_filter":
+        return Verdict("rejected", "content_refused", WORDS["content_refused"])
     return Verdict("unavailable", "unreadable", WORDS["unreadable"])
 
 

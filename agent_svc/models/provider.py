@@ -71,9 +71,8 @@ class ProviderModel:
         except Exception as err:
             verdict = judging.judge(err, started=started, now=time.time())
             raise self._failed(verdict, started) from err
-        if not (answer.text or answer.calls or answer.finish_reason):
-            # A proxy that hides a failure, or a stream cut off before its first piece.
-            raise self._failed(judging.nothing(), started=False)
+        if not (answer.text or answer.calls) and answer.finish_reason in ("", "content_filter"):
+            raise self._failed(judging.nothing(answer.finish_reason), started=False)
         usage = Usage(
             read=answer.read, cached=answer.cached, stored=answer.stored, written=answer.written
         )
