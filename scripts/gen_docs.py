@@ -13,7 +13,16 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from docgen import cli, configuration, errors, http, rpcs, tools
+from docgen import (
+    cli,
+    configuration,
+    errors,
+    http,
+    probe_set,
+    provider_errors,
+    rpcs,
+    tools,
+)
 from gen_protos import compile_image
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -28,6 +37,8 @@ def _documents(image: Path) -> dict[str, Callable[[], str]]:
         "cli.md": cli.render,
         "http.md": http.render,
         "tools.md": tools.render,
+        "probe.md": probe_set.render,
+        "provider-errors.md": provider_errors.render,
     }
 
 

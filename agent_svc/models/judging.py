@@ -57,7 +57,7 @@ _KINDS: Sequence[tuple[type[Exception] | tuple[type[Exception], ...], Cause]] = 
     (failures.ModelServerError, "server_error"),
     ((failures.ModelTimeoutError, failures.ModelRequestTimeout, TimeoutError), "timeout"),
 )
-_UNAVAILABLE: frozenset[Cause] = frozenset(
+UNAVAILABLE: frozenset[Cause] = frozenset(
     {"overloaded", "server_error", "timeout", "connection", "broken_stream", "unreadable"}
 )
 # Servers without codes of their own say it in words: llama.cpp, LM Studio, Ollama, Anthropic.
@@ -82,7 +82,7 @@ def judge(err: Exception, *, started: bool, now: float) -> Verdict:
     outcome: Outcome = "rejected"
     if cause == "throttled":
         outcome = "throttled"
-    elif cause in _UNAVAILABLE:
+    elif cause in UNAVAILABLE:
         outcome = "unavailable"
     status = err.status_code if isinstance(err, failures.ModelHTTPError) else 0
     http = f" (HTTP {status})" if status else ""
