@@ -83,10 +83,9 @@ MEANING = {
     "agents.list.<id>.tools": "Tools it may use. Empty means all",
     "agents.list.<id>.allow_agents": "Agents it may spawn, `*` for any. Empty means itself only",
     "agents.list.<id>.workspace": "Directory of its tools and harnesses, made at start. Relative to where the suite is started",
-    "providers.<id>.kind": "Which protocol it speaks. `openai` is every OpenAI-compatible server; "
-    "`google` *(not yet)*",
+    "providers.<id>.kind": "Which protocol it speaks. `openai` is every OpenAI-compatible server",
     "providers.<id>.base_url": "Where it is. Empty means the vendor's own address",
-    "providers.<id>.api_key_env": "Environment variable that holds the key. Empty means `OPENAI_API_KEY` or `ANTHROPIC_API_KEY`, and none at all with a `base_url`",
+    "providers.<id>.api_key_env": "Environment variable that holds the key. Empty means `OPENAI_API_KEY`, `ANTHROPIC_API_KEY` or `GEMINI_API_KEY`, and none at all with a `base_url`",
     "providers.<id>.requests_per_minute": "Calls in any minute, shared by all workers. 0 means no limit",
     "providers.<id>.tokens_per_minute": "Tokens in any minute, shared by all workers. 0 means no limit",
     "providers.<id>.rates_per_model": "Whether the two rates hold for each model on its own",

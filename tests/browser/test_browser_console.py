@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from conveyor.agent.v1 import agent_service_pb2 as ag
+from conveyor.agent.v1 import probe_pb2
 from gateway_svc.app import GatewayApp
 from svckit.testing import eventually, free_port
 from svckit.worker import Outcome
@@ -148,7 +149,16 @@ async def test_sessions_are_apart_and_survive_a_reload(tmp_path: Path, browser: 
     async with suite(tmp_path) as around, around.serve():
         agents = ag.ListAgentsResponse(agents=[ag.Agent(agent_id="main")])
         around.agents.always("ListAgents", agents)
+        weak = ag.Model(model="local:<b>small", probe=probe_pb2.ProbeReport(verdict=3))
+        weak.probe.scores.add(tier=1, tries=13, good=2)
+        never = ag.Model(model="demo", agent_ids=["main"])
+        unused = ag.Model(model="demo-weak")
+        around.agents.always("ListModels", ag.ListModelsResponse(models=[weak, never, unused]))
         page = await browser.open(address(around))
+        model = await seen(page, ".model", "local:<b>small")
+        assert "leaf only" in await model.text_content()
+        assert "natural 2 of 13" in await model.get_attribute("title")
+        assert await page.locator(".model", has_text="never probed").count() == 1
         await write(page, "from the first")
         await seen(page, ".row.agent .bubble", "echo: from the first")
         await page.click("#new-session")

@@ -47,6 +47,7 @@ export const api = {
   sessions: () => request("GET", "/v1/sessions?page_size=100"),
   session: (key) => request("GET", session(key)),
   agents: () => request("GET", "/v1/agents"),
+  models: () => request("GET", "/v1/models?page_size=100"),
   commands: () => request("POST", "/v1/commands", { body: { text: "/help" } }),
   lanes: () => request("GET", "/v1/lanes?kind=global"),
   messages: (key) => request("GET", `${session(key)}/messages?page_size=500`),

@@ -5,6 +5,7 @@ import { Completion } from "./commands.js";
 import { byId, el, keyed } from "./dom.js";
 import { ago, isTerminal, sessionTitle } from "./format.js";
 import { drawLanes } from "./lanes.js";
+import { drawModels } from "./models.js";
 import { SessionModel } from "./model.js";
 import { SessionStream } from "./stream.js";
 import { TreeView } from "./tree.js";
@@ -12,6 +13,7 @@ import { TreeView } from "./tree.js";
 const HOME = "agent:main:http:direct:local";
 const LANES_EVERY = 1500;
 const SESSIONS_EVERY = 8000;
+const MODELS_EVERY = 30000;
 
 const views = new Map(); // session key to { model, stream, state }
 let current = "";
@@ -245,6 +247,10 @@ window.addEventListener("hashchange", () => {
 open(decodeURIComponent(location.hash.slice(1)) || HOME);
 every(LANES_EVERY, loadLanes);
 every(SESSIONS_EVERY, loadSessions);
+every(MODELS_EVERY, async () => {
+  const found = await api.models().catch(() => null);
+  if (found) drawModels(found.models || []);
+});
 // Running times move although nothing happens.
 every(500, async () => {
   const { model } = view(current);

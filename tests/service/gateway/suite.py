@@ -14,6 +14,7 @@ from google.rpc import status_pb2
 
 from conveyor.acp.v1 import acp_service_pb2_grpc  # noqa: F401  (makes the service known)
 from conveyor.agent.v1 import (
+    agent_service_pb2,
     agent_service_pb2_grpc,  # noqa: F401
     task_pb2,
 )
@@ -267,6 +268,7 @@ async def suite(
     # Nothing here restarts this scheduler, and a store without a disk keeps the tests quick.
     log = base | {"CONVEYOR_STORE__URL": "memory:"}
     agents, acp = ScriptedServicer(AGENT), ScriptedServicer(ACP)
+    agents.always("ListModels", agent_service_pb2.ListModelsResponse())
     async with AsyncExitStack() as stack:
         address, _ = await stack.enter_async_context(scripted_server(agents, acp))
         scheduler = await stack.enter_async_context(
