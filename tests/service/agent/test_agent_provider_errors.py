@@ -177,11 +177,12 @@ async def test_a_provider_that_says_nothing(monkeypatch: pytest.MonkeyPatch) -> 
         ("retry-after: 7", 7),
         ("retry-after: 0.5", 0.5),
         ("retry-after-ms: 1500", 1.5),
-        (f"retry-after: {formatdate(time() + 3600, usegmt=True)}", 3600),
+        ("retry-after: <in an hour>", 3600),
         ("x-ratelimit-reset-tokens: 6m0s\r\nx-ratelimit-remaining-tokens: 0", 360),
     ],
 )
 async def test_a_429_says_how_long_to_wait(header: str, seconds: float) -> None:
+    header = header.replace("<in an hour>", formatdate(time() + 3600, usegmt=True))
     async with answering(http(429, error(), header)) as base_url:
         failed = await failing(base_url)
     assert (failed.cause, failed.outcome) == ("throttled", "throttled")
