@@ -225,6 +225,8 @@ def fallback_note(reply: s.Replied) -> Note | None:
     if reply.ordered or reply.effective_model == reply.requested_model:
         return None
     pair = f"{reply.requested_model} → {reply.effective_model}"
-    why = f" ({reply.passed_over.replace('_', ' ')})" if reply.passed_over else ""
-    text = f"{reply.requested_model} did not answer{why}: {reply.effective_model} did."
+    text = f"{reply.requested_model} was asked, and {reply.effective_model} answered."
+    if reply.passed_over:
+        why = reply.passed_over.replace("_", " ")
+        text = f"{reply.requested_model} did not answer ({why}): {reply.effective_model} did."
     return Note("model_fallback", pair, text)

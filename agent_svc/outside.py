@@ -9,6 +9,8 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from agent_svc import convert
 from agent_svc.domain import estimate
 from agent_svc.domain import steps as s
@@ -151,7 +153,7 @@ class Line:
             await out.prices.load()
         cost = out.prices.cost(model.provider_id, model.name, usage)
         if out.counted(model):
-            priced = s.Usage(usage.read, usage.cached, usage.written, cost)
+            priced = msgspec.structs.replace(usage, cost=cost)
             out.usage.settled(
                 f"{self._id}.{self._count}/used",
                 model,

@@ -282,10 +282,10 @@ class _Talk:
         self._calls += 1
         self._unpriced += cost is None
         self.usage = s.Usage(
-            self.usage.read + used.read,
-            self.usage.cached + used.cached,
-            self.usage.written + used.written,
-            (self.usage.cost or 0) + (cost or 0),
+            read=self.usage.read + used.read,
+            cached=self.usage.cached + used.cached,
+            written=self.usage.written + used.written,
+            cost=(self.usage.cost or 0) + (cost or 0),
         )
         return asked.reply
 
