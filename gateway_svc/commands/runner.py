@@ -161,7 +161,7 @@ class Commands:
             event_key=f"command {request_id}",
             channel=address.channel,
             kind=DeliveryKind.REPLY,
-            text=text,
+            text=text.replace("\0", ""),  # typed by somebody, and PostgreSQL stores none
             run_id="",
             create_us=self._do.clock.now_us(),
         )

@@ -26,8 +26,8 @@ from gateway_svc.domain.redaction import clear_event
 from gateway_svc.watching.log import Start
 from svckit.errors import EventsCompacted, NotSteerable, RunAlreadyEnded
 
-STEER_SECONDS = 8.0
-"""How long the answer to `steer` waits for the run to take the message."""
+STEER_SECONDS = 3.0
+"""How long the answer to `steer` waits for the run to take the message: callers wait for 5 s."""
 _LOGGED = (
     "message_completed",
     "tool_call_started",

@@ -86,7 +86,8 @@ def check_model(
     """
     names = [model.model for model in models]
     provider, colon, model = name.partition(":")
-    if name in names or (colon and model and provider in providers and len(name) <= MAX_MODEL):
+    fits = len(name) <= MAX_MODEL and name.isprintable()
+    if name in names or (colon and model and provider in providers and fits):
         return None
     known = [f"`{known}`" for known in names[:_NAMES]]
     known += [f"any of {provider} as `{provider}:name`" for provider in sorted(providers)]
@@ -150,8 +151,9 @@ def _work(standing: Standing, now_us: int) -> str:
     if standing.newest is not None and standing.newest.flow_id == run.run_id:
         live = _live_below(standing.newest)
     state = state_words(run, live)
-    line = f"{title}: {state}, for {span((now_us - since) / SECOND)}"
-    return f"{line}, {count(live, 'sub-agent')} at work" if live else line
+    if live and state.endswith(f" {live}"):
+        state = state.removesuffix(str(live)) + count(live, "sub-agent")
+    return f"{title}: {state}, for {span((now_us - since) / SECOND)}"
 
 
 def _live_below(flow: fs.Flow) -> int:

@@ -7,7 +7,7 @@ import sqlalchemy as sa
 from conveyor.gateway.v1 import session_pb2
 from gateway_svc.app import MIGRATIONS
 from gateway_svc.retention import BATCH, remove_old
-from gateway_svc.store import outbox, sessions
+from gateway_svc.store import commands, outbox, sessions
 from svckit.database import Database
 from svckit.settings_model import RetentionSettings
 
@@ -53,6 +53,26 @@ async def test_sessions_of_old_children_do_not_pile_up(database_url: str) -> Non
         assert await remove_old(database, RetentionSettings(), NOW) == BATCH + 11
         assert await database.run(keys) == {"new:subagent:1", "alice", "beginning"}
         assert await remove_old(database, RetentionSettings(), NOW) == 0
+    finally:
+        await database.close()
+
+
+async def test_commands_are_known_for_as_long_as_request_ids(database_url: str) -> None:
+    database = await Database.open(database_url, migrations=MIGRATIONS, name="gateway")
+
+    def fill(db: sa.Connection) -> None:
+        for request_id, age in (("old", 3 * DAY), ("new", DAY)):
+            commands.finish(db, request_id, b"h" * 32, b"answer", NOW - age)
+            # What was decided first counts, also while nobody knows what came of it.
+            assert commands.decide(db, f"{request_id}-2", b"h", ["a", "b"], NOW - age) == ("a", "b")
+            assert commands.decide(db, f"{request_id}-2", b"h", ["c"], NOW) == ("a", "b")
+
+    try:
+        await database.run(fill)
+        assert await remove_old(database, RetentionSettings(), NOW) == 2
+        assert await database.run(lambda db: commands.find(db, "old")) is None
+        kept = await database.run(lambda db: commands.find(db, "new"))
+        assert kept == commands.DoneCommand(b"h" * 32, None, b"answer")
     finally:
         await database.close()
 
