@@ -153,7 +153,7 @@ def _work(standing: Standing, now_us: int) -> str:
     state = state_words(run, live)
     if live and state.endswith(f" {live}"):
         state = state.removesuffix(str(live)) + count(live, "sub-agent")
-    return f"{title}: {state}, for {span((now_us - since) / SECOND)}"
+    return f"{title}: {state}, {span((now_us - since) / SECOND)} so far"
 
 
 def _live_below(flow: fs.Flow) -> int:

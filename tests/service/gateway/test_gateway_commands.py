@@ -236,7 +236,7 @@ async def test_stop_ends_what_keeps_the_conversation_busy_and_keeps_what_waits(
     waiting = (await gateway.send("alice", "next")).accepted.run.run_id
     status = (await say(gateway, "/status")).splitlines()
     assert status[0].startswith("Agent main · model ")
-    assert status[2].startswith("“plan the launch”: waits for 2 sub-agents, for ")
+    assert status[2].startswith("“plan the launch”: waits for 2 sub-agents, ")
     assert any(line.startswith("1 message waiting") for line in status)
     stopped = await say(gateway, "/stop", request_id="stop-1")
     assert stopped == (

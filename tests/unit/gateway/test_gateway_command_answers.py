@@ -286,7 +286,7 @@ def test_status_tells_everything_on_one_screen() -> None:
     assert status_text(standing, NOW).splitlines() == [
         "Agent main · model lab:large → lab:small (probe: leaf-only)",
         "Queue mode collect",
-        "“plan the launch”: waits for 2 sub-agents, for 12.0 s",
+        "“plan the launch”: waits for 2 sub-agents, 12.0 s so far",
         "1 request in the background",
         "3 messages waiting, the next 2nd in line, starts in about 10.0 s",
         "2 questions for you (#2 and #5): `/approve` or `/deny`",
