@@ -48,7 +48,8 @@ class Request:
     @property
     def name(self) -> str:
         """What people recognise it by."""
-        return shorten(self.title or self.flow.label or f"…{self.flow.flow_id[-6:]}", _TITLE)
+        title = shorten(self.title, _TITLE) or shorten(self.flow.label, _TITLE)
+        return title or f"…{self.flow.flow_id[-6:]}"
 
 
 def board_order(flows: Sequence[fs.Flow]) -> list[fs.Flow]:

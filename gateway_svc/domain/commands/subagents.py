@@ -111,7 +111,7 @@ def info_text(child: Child, task: str, now_us: int) -> str:
     timing = run.timing
     lines = [
         f"{name_of(run)} · {state_words(run, child.live_children, child.position)}",
-        f"Task: {shorten(task, _TASK)}" if task else "",
+        f"Task: {shorten(task, _TASK)}" if task.strip() else "",
         f"{runtime_of(run)} {model_words(run)} · turn {run.turn}" if run.turn else "Not begun yet",
         f"Own: {tokens(run.usage)}, {cost(run.usage)}",
     ]

@@ -8,7 +8,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from conveyor.common.v1 import usage_pb2
 from conveyor.scheduler.v1 import run_pb2
-from svckit.words import span
+from svckit.words import shorten, span
 
 SECOND = 1_000_000
 
@@ -96,8 +96,8 @@ def runtime_of(run: run_pb2.Run) -> str:
 
 
 def name_of(run: run_pb2.Run) -> str:
-    """Return what people call a run: its label, or else the end of its id."""
-    return run.spec.label or f"…{run.run_id[-6:]}"
+    """Return what people call a run, on one line: its label, or else the end of its id."""
+    return shorten(run.spec.label) or f"…{run.run_id[-6:]}"
 
 
 def age(run: run_pb2.Run, now_us: int) -> str:
