@@ -139,12 +139,12 @@ class Compactor:
                 summary.reservation,
             )
             await self._caller.report(work, summary.call, bill)
-        noun = "exchange" if summary.exchanges == 1 else "exchanges"
+        many = summary.exchanges != 1
         text = (
-            f"The conversation grew long: its oldest {summary.exchanges} {noun} are now given to "
-            "the model as a summary."
+            f"The conversation grew long: {summary.exchanges} older exchange{'s' if many else ''} "
+            f"{'are' if many else 'is'} now given to the model as a summary."
         )
-        await work.note(Note(CODE, str(summary.covers), text))
+        await work.note(Note(CODE, str(summary.covers), text, warns=False))
 
 
 def too_long(work: Work) -> NoAnswer:

@@ -211,12 +211,11 @@ def guard_intervened(run_id: str, taken: Taken) -> event_pb2.Event:
 def noted(run_id: str, turn: int, note: Note) -> event_pb2.Event:
     """Something that operators should learn. Told once per turn, however often it is written."""
     about = hashlib.sha256(f"{note.code}/{note.about}".encode()).hexdigest()[:12]
+    level = event_pb2.NOTE_LEVEL_WARNING if note.warns else event_pb2.NOTE_LEVEL_INFO
     return event_pb2.Event(
         event_id=f"{run_id}-{turn}-note-{about}",
         trace=tracecontext.current(),
-        note_added=event_pb2.NoteAdded(
-            level=event_pb2.NOTE_LEVEL_WARNING, code=note.code, text=note.text
-        ),
+        note_added=event_pb2.NoteAdded(level=level, code=note.code, text=note.text),
     )
 
 

@@ -25,12 +25,13 @@ class Note:
     """Something that people should learn: told once per turn and `code` and `about`, as an event.
 
     `text` is one sentence for people, without anything secret. `about` tells notes of one code
-    apart, for example the id of a server.
+    apart, for example the id of a server. `warns` when somebody may want to act.
     """
 
     code: str
     about: str
     text: str
+    warns: bool = True
 
 
 @dataclass(frozen=True)

@@ -135,7 +135,8 @@ def _calls(
     calls: list[tuple[str, str]] = []
     for order in orders:
         if order.verb in ("spawn", "spawn-background") and order.text:
-            calls.append((SPAWN, _spawn(order.text, wait=order.verb == "spawn")))
+            other = {"agent_id": order.arg} if order.arg else {}
+            calls.append((SPAWN, _spawn(order.text, wait=order.verb == "spawn", **other)))
         elif order.verb == "acp" and order.text:
             extra = {"runtime": "acp", **({"agent_id": order.arg} if order.arg else {})}
             calls.append((SPAWN, _spawn(order.text, wait=True, **extra)))

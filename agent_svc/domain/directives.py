@@ -2,6 +2,7 @@
 
     [[spawn: task]]             one sub-agent, waited for
     [[spawn-background: task]]  one sub-agent in the background
+    [[spawn writer: task]]      another agent does it, also in the background
     [[acp harness: task]]       an external coding agent, waited for
     [[tool name: {"a": 1}]]     call this tool with these arguments
     [[yield: text]]             end the turn with this text while sub-agents work

@@ -76,6 +76,8 @@ MEANING = {
     "agents.defaults.subagents.budget.max_cost_usd": "Cost of a flow. Calls of models without a known price do not count",
     "agents.defaults.subagents.budget.max_wall_seconds": "Time of a flow from its first start, waiting included",
     "agents.defaults.subagents.budget.reply_reserve": "Share of tokens and cost that sub-agents leave for the root's answer; 0.1 unless set",
+    "agents.defaults.guard.mode": "Whether replies that should have delegated and did not are caught",
+    "agents.defaults.guard.fallback_model": "Asked when insisting and forcing the tool did not help. Empty means none",
     "agents.defaults.context.compact_at": "Share of the model's context at which the older part of a conversation is summarised. 0 leaves it to the provider to refuse",
     "agents.list.<id>.description": "What it is good for: shown to people, and to agents that may spawn it",
     "agents.list.<id>.prompt": "System prompt, in front of what the suite adds",

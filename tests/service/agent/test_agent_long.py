@@ -15,6 +15,7 @@ from agent_svc.store.transcripts import Transcripts
 from conveyor.agent.v1 import agent_service_pb2 as pb
 from conveyor.agent.v1 import agent_service_pb2_grpc as agent_grpc
 from conveyor.agent.v1 import task_pb2 as task_pb
+from conveyor.events.v1 import event_pb2
 from conveyor.scheduler.v1 import announcement_pb2 as ann
 from conveyor.scheduler.v1 import limit_service_pb2 as limit_pb
 from conveyor.scheduler.v1 import run_pb2
@@ -114,8 +115,9 @@ async def test_older_exchanges_become_a_summary_and_stay_listed(
     assert (report.usage.input_tokens, report.usage.output_tokens) == (300, 7)
     assert report.reservation_id in {asked.request_id for asked in scheduler.reserved}
     assert len(talk.notes()) == 2
-    assert "its oldest" in talk.notes()[0]
-    assert not any(event.note_added.visible for event in scheduler.events.values())
+    assert talk.notes()[0].startswith("The conversation grew long: 4 older exchanges are now")
+    notes = [e.note_added for e in scheduler.events.values() if e.HasField("note_added")]
+    assert {(note.visible, note.level) for note in notes} == {(False, event_pb2.NOTE_LEVEL_INFO)}
     assert not any("SUMMARY" in delta.text for delta in scheduler.deltas)
 
     stub = agent_grpc.AgentServiceStub(live.channel)

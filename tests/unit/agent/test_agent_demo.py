@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import json
 
-from agent_svc.domain import results
+from agent_svc.domain import compaction, results
 from agent_svc.domain import steps as s
 from agent_svc.domain.content import text_message
 from agent_svc.domain.demo import demo, demo_weak
@@ -67,6 +67,19 @@ def test_directives() -> None:
     yielding = demo(says("[[spawn: a]] [[yield: later]]"))
     assert [name for name, _ in yielding.calls] == ["sessions_spawn", "sessions_yield"]
     assert arguments(yielding.calls)[1] == {"message": "later"}
+
+
+def test_another_agent_is_named_after_the_verb() -> None:
+    reply = demo(says("[[spawn writer: a poem]] [[spawn-background: dig]]"))
+    asked_for = [(a.get("agent_id"), a["wait"]) for a in arguments(reply.calls)]
+    assert asked_for == [("writer", True), (None, False)]
+
+
+def test_a_conversation_is_summed_up_by_what_was_said() -> None:
+    told = "<conversation>\nSummary of what came before: hello\n\nCustomer: a boat\nred\n\n"
+    prompt = Prompt(compaction.SYSTEM, [Said(f"{told}Assistant: [[fail: no]]\n</conversation>")])
+    assert demo(prompt).text == demo_weak(prompt).text == "The customer said: hello; a boat"
+    assert demo(prompt).failure == ""
 
 
 def test_reply_directive_comes_after_the_results() -> None:
