@@ -97,8 +97,12 @@ class Program:
         """Write a line. Raises `OSError` when it does not read any more."""
         assert self._process.stdin is not None
         async with self._writing:
-            self._process.stdin.write(line)
-            await self._process.stdin.drain()
+            try:
+                self._process.stdin.write(line)
+                await self._process.stdin.drain()
+            except RuntimeError as err:
+                # What uvloop says about a pipe that was closed.
+                raise BrokenPipeError from err
 
     async def read(self) -> bytes:
         """Read the next line; empty at the end, and instead of one that is too long."""

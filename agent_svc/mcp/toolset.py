@@ -51,6 +51,7 @@ class McpTools:
             for server_id, own in settings.mcp.items()
         }
         self._choices = {server_id: _choice(own) for server_id, own in settings.mcp.items()}
+        self._warned: set[str] = set()
         # What tools were offered as; names lead back to a server and its own name for the tool.
         self._known: dict[str, tuple[Server, mcptools.ServerTool, ToolSchema]] = {}
 
@@ -72,7 +73,12 @@ class McpTools:
             if who.rules.allows_some(mcptools.pattern(server_id))
         ]
         found = await asyncio.gather(*(self._offer(server, who) for server in asked))
-        return [tool for tools in found for tool in tools]
+        tools = [tool for tools in found for tool in tools if who.rules.allows(tool.name)]
+        if len(tools) > mcptools.MOST_TOOLS:
+            left = f"{len(tools) - mcptools.MOST_TOOLS} of {len(tools)} tools are not offered"
+            text = f"{left}: providers take few more. Name those that the agent needs in `tools`."
+            who.notes.append(Note("too_many_tools", who.agent.agent_id, text))
+        return tools[: mcptools.MOST_TOOLS]
 
     async def _offer(self, server: Server, who: Offering) -> list[ToolSchema]:
         try:
@@ -82,9 +88,18 @@ class McpTools:
             pattern = mcptools.pattern(server.server_id)
             who.missing[pattern] = _sentence(server.server_id, f"is not available now: {down.why}")
             return []
-        offered = mcptools.offered(server.server_id, tools, self._choices[server.server_id])
+        choice = self._choices[server.server_id]
+        if unknown := sorted(choice.tools.keys() - {tool.name for tool in tools}):
+            self._warn_of(server.server_id, unknown)
+        offered = mcptools.offered(server.server_id, tools, choice)
         self._known |= {name: (server, tool, schema) for name, (tool, schema) in offered.items()}
         return [schema for _, schema in offered.values()]
+
+    def _warn_of(self, server_id: str, unknown: Sequence[str]) -> None:
+        """Say once that the configuration has rules for tools that a server does not have."""
+        if server_id not in self._warned:
+            self._warned.add(server_id)
+            _log.warning("rules for unknown tools", key=f"mcp.{server_id}.tools", tools=unknown)
 
     async def run(self, work: Work, call: s.ToolCall) -> s.Returned:
         """Call a tool that was offered. What goes wrong is the result."""

@@ -107,7 +107,7 @@ async def test_a_server_that_breaks_in_a_call_costs_the_call_and_nothing_else(
     names = ["write", "die", "garbage", "long", "picture", "fail", "env", "hang", "write"]
     provider.when(lambda _: True, calls(*(ToolCall(f"test__{name}") for name in names)))
     more = 'timeout_seconds = 2\nenv_from = { TOKEN = "MY_TOKEN" }'
-    more += "\n[mcp.test.tools.die]\nidempotent = false"
+    more += "\n[mcp.test.tools.die]\nidempotent = false\n[mcp.test.tools.dye]\napproval = 'deny'"
     start = time.monotonic()
     async with start_agent(config(provider) + server(tmp_path, more=more)) as agent:
         assert agent
@@ -137,6 +137,7 @@ async def test_a_server_that_breaks_in_a_call_costs_the_call_and_nothing_else(
     # What it prints for people reaches neither the model nor, unblotted, a log.
     assert "oh no" not in "".join(told.values())
     assert "oh no, ***" in caplog.text
+    assert "rules for unknown tools" in caplog.text
     assert "SECRET-VALUE" not in caplog.text
     # People are told once in the turn, and every process is gone.
     (note,) = notes(scheduler)

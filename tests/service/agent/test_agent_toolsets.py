@@ -108,6 +108,7 @@ async def a_bench(
         '[agents.defaults]\nmodel = "fake:m"\napproval_timeout_seconds = 77\n'
         '[agents.list.main]\n[agents.list.bold.approvals]\n"shed__*" = "allow"\n'
         '[agents.list.shy]\ntools = ["shed__look"]\n'
+        '[agents.list.careful.approvals]\nsessions_spawn = "ask"\n'
         f'[providers.fake]\nbase_url = "{provider.base_url}"\n'
     )
     settings, clock = load(config, {}), SystemClock()
@@ -282,6 +283,24 @@ async def test_the_rules_of_an_agent_beat_those_of_a_server(
     assert isinstance(await bench.attempt(leaf), Complete)
     assert provider.requests[-2].tools == ["shed__look"]
     assert len(shed.ran) == 2
+
+
+async def test_sub_agents_can_need_a_word_too(
+    bench: Bench, scheduler: FakeScheduler, provider: FakeOpenAI
+) -> None:
+    from conveyor.agent.v1 import task_pb2
+
+    spawns = [ToolCall("sessions_spawn", {"task": task}) for task in ("one", "two")]
+    provider.when(lambda _: True, calls_then_done(*spawns))
+    careful = task_pb2.AgentTask(agent_id="careful")
+    asked = await bench.attempt(scheduler.leased("go", task=careful))
+    assert waits_for(asked) == ["R1/1.2.1", "R1/1.2.2"]
+    assert not scheduler.children
+    said = closed("R1", ("1.2.1", "deny", "ann"), ("1.2.2", "allow", "ann"))
+    outcome = await bench.attempt(scheduler.leased("go", turn=2, task=careful, resumption=said))
+    assert isinstance(outcome, Suspend)
+    assert list(outcome.request.condition.children.run_ids) == ["C1"]
+    assert [item.spec.label for item in scheduler.children.values()] == ["two"]
 
 
 async def test_tools_that_are_not_to_be_had_are_told_to_the_model_and_to_people(
