@@ -254,6 +254,24 @@ async def test_long_keys_are_not_folded_in_a_pipe(
     assert key in capsys.readouterr().out
 
 
+async def test_sessions_of_sub_agents_are_listed_with_those_that_were_archived(
+    gateway: Gateway, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def listed(request: gateway_pb.ListSessionsRequest) -> gateway_pb.ListSessionsResponse:
+        children = session_pb2.SESSION_KIND_SUBAGENT in request.filter.kinds
+        key = f"{'child' if children else 'talk'}-{request.filter.include_archived}"
+        return gateway_pb.ListSessionsResponse(sessions=[session_pb2.Session(session_key=key)])
+
+    gateway.script.always("ListSessions", listed)
+    for flags, key in [
+        ([], "talk-False"),
+        (["--children"], "child-False"),
+        (["--children", "--archived"], "child-True"),
+    ]:
+        await conveyor("--address", gateway.address, "sessions", *flags)
+        assert key in capsys.readouterr().out
+
+
 async def test_messages_of_a_session(gateway: Gateway, capsys: pytest.CaptureFixture[str]) -> None:
     said = content_pb2.Message(
         role=content_pb2.ROLE_USER, parts=[content_pb2.ContentPart(text="[bold]hi[/]")]
