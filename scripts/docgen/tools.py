@@ -14,7 +14,7 @@ INTRO = """# Tools of the suite
 
 What a model can call without any tool server: to start sub-agents, to see what became of them, and to
 steer them. The descriptions are those that the models read. Tools of your own come from MCP servers,
-see [`[mcp]`](configuration.md#mcpid).
+see [tools and approvals](../how-to/tools-and-approvals.md).
 
 **Who has them.** A run that may start sub-agents: its depth is below `max_spawn_depth`, and neither its
 agent's `tools` nor its parent's ceiling leave them out. A leaf has none of them.
