@@ -22,6 +22,7 @@ from tests.system.harness import (
     Suite,
     chat,
     nothing_unfinished,
+    payloads,
     running,
     seconds,
 )
@@ -84,6 +85,11 @@ budget = {{ max_tokens = 8000, reply_reserve = 0.5 }}
 model = "priced:m"
 [agents.list.poor.subagents]
 budget = {{ max_cost_usd = 0.001 }}
+[agents.list.backed]
+model = "refusing:r"
+fallback_models = ["wild:m"]
+[providers.refusing]
+base_url = "{url}"
 [providers.strict]
 base_url = "{url}"
 requests_per_minute = {CONFIGURED}
@@ -171,6 +177,23 @@ async def test_a_429_is_waited_for_and_reaches_no_customer(
     assert strict.refused, "it had to refuse"
     # Calls that were under way together may be refused together; then one asks for all.
     assert len(strict.refused) <= SLOTS + 4
+
+
+async def test_a_provider_that_cools_down_is_passed_over_while_another_is_left(
+    suite: Suite, client: ConveyorClient, provider: Provider
+) -> None:
+    """The first customer's call is refused for a minute; the second is not even asked for."""
+    provider.rules = [
+        lambda r: Failure(429, retry_after=60) if r.body["model"] == "r" else Reply("here")
+    ]
+    for peer in ("first", "second"):
+        told = await chat(client, "hi", session_key=key("backed", peer))
+        assert (told.answer, told.ended.state) == ("here", SUCCEEDED)
+        assert (told.ended.requested_model, told.ended.effective_model) == ("refusing:r", "wild:m")
+        (note,) = payloads(await suite.events(key("backed", peer)), "note_added")
+        assert note.code == "model_fallback"
+        assert note.text == "refusing:r did not answer (throttled): wild:m did."
+    assert [r.body["model"] for r in provider.fake.requests] == ["r", "m", "m"]
 
 
 async def test_a_budget_ends_the_work_below_and_the_answer_says_so(

@@ -358,6 +358,14 @@ async def test_an_unreachable_model_is_a_typed_end_that_says_why(
     assert replies(told.events) == []
 
 
+async def test_a_probe_of_an_unreachable_model_says_so(suite: Suite) -> None:
+    said = suite.cli("model", "probe", "gone:big", code=1).stderr
+    assert "probe of gone:big at http://127.0.0.1:" in said
+    assert "stopped: gone did not answer: the connection failed (MODEL_UNAVAILABLE)" in said
+    models = suite.cli_json("model", "list")["models"]
+    assert not any("probe" in model for model in models)
+
+
 async def test_a_model_in_trouble_is_asked_again(
     suite: Suite, client: ConveyorClient, provider: Provider, session: str
 ) -> None:

@@ -5,17 +5,26 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any
 
 import grpc
 import pytest
 
+from agent_svc.domain.prompt import Prompt
+from agent_svc.models.provider import ProviderModel
+from agent_svc.outside import Outside
+from agent_svc.prices import Prices
 from agent_svc.probing import FEW, published
 from conveyor.agent.v1 import agent_service_pb2 as pb
 from conveyor.agent.v1 import agent_service_pb2_grpc as agent_grpc
 from conveyor.agent.v1 import probe_pb2 as probe_pb
 from conveyor.scheduler.v1 import limit_service_pb2 as limit_pb
-from svckit.errors import ServiceError
+from svckit.clock import FakeClock
+from svckit.errors import ModelUnavailable, ServiceError
 from svckit.grpc.status import from_rpc_error
+from svckit.settings import load
+from svckit.settings_model import ProviderSettings
 from svckit.testing import eventually, free_port
 from svckit.testing.fake_openai import ChatRequest, Failure, FakeOpenAI, Hang, Reply, ToolCall
 from svckit.testing.inprocess import InProcess
@@ -267,3 +276,63 @@ async def test_what_cannot_be_probed_is_said(start_agent: StartAgent) -> None:
             async for _ in stub.ProbeModel(pb.ProbeModelRequest(model="demo", tiers=[0])):
                 pass
         assert from_rpc_error(caught.value).metadata["field"] == "tiers[0]"
+
+
+class _Line:
+    """A `LimitService` whose answers are scripted: seconds to wait, or granted for a moment."""
+
+    def __init__(self, *delays: float, granted: bool = False) -> None:
+        self.delays = list(delays)
+        self.granted = granted
+        self.asked: list[str] = []
+
+    async def reserve(self, request: limit_pb.ReserveRequest) -> limit_pb.ReserveResponse:
+        self.asked.append(request.request_id)
+        grant = limit_pb.ReserveGrant(reservation_id=request.request_id)
+        delay = self.delays.pop(0) if self.delays else 0.0
+        grant.delay.FromMilliseconds(round(delay * 1000))
+        if self.granted:
+            grant.expire_time.FromSeconds(2_000_000_000)
+        return limit_pb.ReserveResponse(granted=grant)
+
+
+async def test_a_place_in_line_is_kept_while_it_is_waited_for() -> None:
+    clock, line = FakeClock(), _Line(12.0, 7.0, 2.0)
+    taking = asyncio.create_task(_outside(line, clock).line(Prompt("", [])).take(REAL))
+    for pause in (5.0, 5.0, 2.0):
+        await eventually(lambda: clock.sleepers)
+        clock.advance(pause)
+        await asyncio.sleep(0)
+    assert await taking == line.asked[0]
+    assert len(line.asked) == 4
+    assert len(set(line.asked)) == 1, "asking again is no new place"
+
+
+async def test_a_line_that_takes_too_long_is_left() -> None:
+    outside = _outside(_Line(1000.0), FakeClock())
+    with pytest.raises(ModelUnavailable) as caught:
+        await outside.line(Prompt("", [])).take(REAL)
+    assert caught.value.metadata["cause"] == "throttled"
+    assert outside.usage.left  # type: ignore[attr-defined]
+
+
+async def test_a_probe_that_is_stopped_in_line_leaves_it() -> None:
+    clock, line = FakeClock(), _Line(0.8, granted=True)
+    outside = _outside(line, clock)
+    taking = asyncio.create_task(outside.line(Prompt("", [])).take(REAL))
+    await eventually(lambda: clock.sleepers)
+    taking.cancel()
+    await asyncio.gather(taking, return_exceptions=True)
+    assert outside.usage.left == line.asked  # type: ignore[attr-defined]
+
+
+REAL = ProviderModel("fake", "big", ProviderSettings(base_url="http://127.0.0.1:9"))
+
+
+def _outside(line: _Line, clock: FakeClock) -> Outside:
+    left: list[str] = []
+    usage: Any = SimpleNamespace(
+        left=left, not_sent=lambda reservation, run_id, model: left.append(reservation)
+    )
+    stub: Any = SimpleNamespace(Reserve=line.reserve)
+    return Outside(stub, usage, Prices({}), load(None, {}), clock)
