@@ -93,6 +93,8 @@ class Guide:
             if not roots:
                 raise Refused("nothing is under way here: `/tasks` shows what was")
             return roots[0].run_id, ""
+        if (named := await self._trees.run(typed, asked)) is not None:
+            return named.run_id, named.spec.label
         runs = [child.run for child in await self._trees.children(asked)] + list(roots)
         found = targets.find(
             typed,

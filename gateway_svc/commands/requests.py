@@ -85,6 +85,12 @@ class Requests:
 
     async def _find(self, asked: Asked) -> fs.Flow:
         flows = board_order(await self._trees.flows(asked))
+        named = await self._trees.run(asked.get("flow"), asked)
+        if named is not None and named.run_id not in {flow.flow_id for flow in flows}:
+            # Also of a run below it, and when it is older than the lists go back.
+            flows.append((await self._trees.flow(named.spawn.flow_id, asked)).flow)
+            if named.run_id != named.spawn.flow_id:
+                return flows[-1]
         by_id = {flow.flow_id: flow for flow in flows}
         found = targets.find(
             asked.get("flow"),

@@ -24,6 +24,7 @@ from svckit.errors import RunNotFound, ServiceError
 MOST_FLOWS = 200
 _MOST_TREES = 50
 _PAGE = 1000
+_ID_LENGTH = 26
 _AT_A_TIME = 8
 
 
@@ -87,9 +88,31 @@ class Trees:
         trees = await asyncio.gather(*(nodes(flow_id) for flow_id in wanted[:_MOST_TREES]))
         return children_of([run for tree in trees for run in tree], now_us)
 
+    async def run(self, typed: str, asked: Asked) -> run_pb2.Run | None:
+        """Return the run with this whole id, however old; `None` when there is none here.
+
+        Everything below a conversation has its key, and a mark, before its own.
+        """
+        if len(typed) != _ID_LENGTH or not (typed.isascii() and typed.isalnum()):
+            return None
+        request = ss.GetRunRequest(run_id=typed.upper())
+        try:
+            run = (await self._do.operations.get_run(request, asked.principal)).run
+        except RunNotFound:
+            return None
+        own = asked.session_key
+        below = (f"{own}:subagent:", f"{own}:acp:")
+        if own and run.spec.session_key != own and not run.spec.session_key.startswith(below):
+            return None
+        return run
+
     async def child(self, asked: Asked, *, live: bool = False) -> Child:
         """Return the sub-agent that a command names; raises `Refused`, also when not `live`."""
         children = await self.children(asked)
+        named = await self.run(asked.get("target"), asked)
+        known = {child.run.run_id for child in children}
+        if named is not None and named.spawn.parent_run_id and named.run_id not in known:
+            children.append(Child(named))
         by_id = {child.run.run_id: child for child in children}
         shown = (await self.shown(asked)).of("subagents") or list(by_id)
         found = targets.find(

@@ -108,6 +108,8 @@ async def test_sub_agents_are_listed_with_what_they_use_while_they_work(gateway:
     runs = unpacked(answer, ss.ListRunsResponse).runs
     assert [run.spec.label for run in runs] == [TREND, RIVALS]
 
+    assert "It has been executing" in await say(gateway, f"/why {runs[0].run_id}")
+    assert "plan the launch" in await say(gateway, f"/flow show {runs[0].run_id}")
     info = await say(gateway, "/subagents info market t")
     assert "Task: market trend" in info
     assert "1.2k tokens, $0.0031" in info
