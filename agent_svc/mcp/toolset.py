@@ -10,6 +10,7 @@ import asyncio
 import hashlib
 from collections.abc import Sequence
 from importlib.util import find_spec
+from secrets import token_hex
 
 import msgspec
 
@@ -138,6 +139,8 @@ class McpTools:
 def _owner(settings: Settings) -> str:
     """Name this worker as no other on the machine is named, the same after a restart."""
     url = settings.store.url
+    if url.startswith("memory:"):
+        return token_hex(8)  # nothing of it outlives the process
     if url.startswith("sqlite:"):
         url = str(settings.store.directory.absolute())
     words = f"{url} {settings.services.agent} {settings.agent.worker_name}"

@@ -56,6 +56,9 @@ def call(name: str, arguments: dict[str, Any]) -> dict[str, Any]:
 
 
 def main() -> None:
+    if MODE.endswith("-at-start"):
+        with open(os.environ["LEDGER"], "a") as ledger:
+            ledger.write(f"{os.getpid()} start\n")
     if MODE == "dies-at-start":
         print("cannot find my settings", file=sys.stderr)
         sys.exit(7)

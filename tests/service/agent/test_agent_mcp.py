@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from agent_svc.mcp import server as mcp_server
 from conveyor.agent.v1 import agent_service_pb2 as pb
 from conveyor.agent.v1 import agent_service_pb2_grpc as agent_grpc
 from conveyor.events.v1 import event_pb2
@@ -113,7 +114,7 @@ async def test_a_server_that_breaks_in_a_call_costs_the_call_and_nothing_else(
         assert agent
         ended = await scheduler.answer(scheduler.leased("go"))
     assert reply_text(ended) == "done"
-    assert time.monotonic() - start < 25
+    assert time.monotonic() - start < 45
     told = dict(
         zip(
             [f"{n} {name}" for n, name in enumerate(names)],
@@ -166,8 +167,13 @@ async def test_a_call_that_may_be_repeated_survives_the_end_of_its_server(
 
 
 async def test_servers_that_cannot_start_leave_the_agent_what_it_has(
-    start_agent: StartAgent, scheduler: FakeScheduler, provider: FakeOpenAI, tmp_path: Path
+    start_agent: StartAgent,
+    scheduler: FakeScheduler,
+    provider: FakeOpenAI,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(mcp_server, "FIRST_PAUSE", 60.0)
     provider.when(lambda _: True, calls(ToolCall("dead__look"), ToolCall("slow__look")))
     broken = (
         server(tmp_path, "dies-at-start", "dead")
@@ -179,10 +185,10 @@ async def test_servers_that_cannot_start_leave_the_agent_what_it_has(
     async with start_agent(config(provider) + broken) as agent:
         assert agent
         await scheduler.answer(scheduler.leased("go"))
-        start = time.monotonic()
-        await scheduler.answer(scheduler.leased("again", run_id="R2"))
+        assert [what for _, what in ledger(tmp_path)] == ["start", "start"]
         # Between starts there is a pause: the next turn waits for none of them.
-        assert time.monotonic() - start < 1.0
+        await scheduler.answer(scheduler.leased("again", run_id="R2"))
+        assert len(ledger(tmp_path)) == 2
     dead, slow = provider.requests[1].texts("tool")
     assert "not available now: it ended with exit code 7" in dead
     assert "not available now: it was not ready within 1 s" in slow
