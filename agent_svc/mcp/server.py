@@ -12,7 +12,7 @@ from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any
 
 from agent_svc.domain.mcptools import ServerTool
-from agent_svc.mcp.failures import Lost, ServerDown, Slow
+from agent_svc.mcp.failures import Lost, ServerDown, Slow, ToolError
 from svckit.clock import Clock
 from svckit.logging import get_logger
 from svckit.settings_model import McpSettings
@@ -77,6 +77,11 @@ class Server:
             except Slow:
                 _keep(self._checks, self._check(connection))
                 raise
+            except ToolError:
+                # Over HTTP this may be a server that started anew and knows our session no more.
+                if self.settings.url:
+                    _keep(self._checks, self._check(connection))
+                raise
             else:
                 self._failures = 0
                 return result
@@ -104,6 +109,8 @@ class Server:
             if self._clock.now_us() < self._not_before_us:
                 raise ServerDown(self._why)
             self._opening = asyncio.create_task(self._open(), name=f"mcp {self.server_id} opens")
+            # Known also when everybody who waited for it was cancelled meanwhile.
+            self._opening.add_done_callback(lambda task: task.cancelled() or task.exception())
         try:
             # Whoever is cancelled here leaves the start to those who wait for it too.
             return await asyncio.shield(self._opening)
@@ -125,6 +132,10 @@ class Server:
                 _keep(self._closings, self._starting.close())
                 self._starting = None
             raise
+        except ImportError as err:
+            _log.error("the MCP SDK cannot be loaded", exc_info=err)
+            self._failed("the MCP SDK cannot be loaded", LONGEST_PAUSE)
+            raise ServerDown(self._why) from err
         finally:
             self._opening = None
         self._connection, self._starting = connection, None
@@ -145,13 +156,13 @@ class Server:
         self._not_before_us = self._clock.now_us() + round(pause * 1e6)
 
     async def _check(self, connection: Connection) -> None:
-        """Find out, beside the turn, whether a server that did not answer in time still lives."""
+        """Find out, beside the turn, whether a server that did not do as told still lives."""
         if connection.in_flight:
             return  # others still wait for it: the last of them finds out
         try:
             await connection.list_tools()
         except ServerDown as down:
-            _log.warning("tool server hangs", server=self.server_id, problem=down.why)
+            _log.warning("tool server given up", server=self.server_id, problem=down.why)
             self._drop(connection, down.why)
 
 

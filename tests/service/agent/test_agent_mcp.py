@@ -11,11 +11,15 @@ from typing import Any
 
 import pytest
 
+from agent_svc.mcp import connection
 from agent_svc.mcp import server as mcp_server
+from agent_svc.mcp.failures import ServerDown, ToolError
 from conveyor.agent.v1 import agent_service_pb2 as pb
 from conveyor.agent.v1 import agent_service_pb2_grpc as agent_grpc
 from conveyor.events.v1 import event_pb2
+from svckit.clock import SystemClock
 from svckit.errors import StartError
+from svckit.settings_model import McpSettings
 from svckit.testing import eventually, free_port
 from svckit.testing.fake_openai import FakeOpenAI, Reply, ToolCall
 from tests.service.agent.conftest import StartAgent
@@ -278,6 +282,46 @@ async def test_a_server_over_http_gets_its_headers_and_may_go_and_come_back(
     assert "The tool server 'web' failed" in gone
     assert [note.code for note in notes(scheduler)] == ["tool_server_failed"]
     assert "somebody" in back
+
+
+async def test_a_server_that_forgot_its_session_is_reached_anew(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made: list[Forgetful] = []
+
+    class Forgetful:
+        """A connection over which everything is refused after the first call."""
+
+        def __init__(self, *_: object) -> None:
+            made.append(self)
+            self.over = self.tools_changed = False
+            self.in_flight = self.called = 0
+
+        async def open(self) -> list[Any]:
+            return []
+
+        async def call(self, *_: object) -> str:
+            self.called += 1
+            if self.called > 1:
+                raise ToolError("no such session")
+            return "done"
+
+        async def list_tools(self) -> list[Any]:
+            raise ServerDown("no such session")
+
+        async def close(self) -> None:
+            self.over = True
+
+    monkeypatch.setattr(connection, "Connection", Forgetful)
+    settings = McpSettings(url="http://127.0.0.1:9/mcp")
+    server = mcp_server.Server("web", settings, "test", SystemClock())
+    assert await server.call("x", {}, repeatable=False) == "done"
+    with pytest.raises(ToolError):
+        await server.call("x", {}, repeatable=False)
+    await eventually(lambda: made[0].over)
+    assert await server.call("x", {}, repeatable=False) == "done"
+    await server.close()
+    assert len(made) == 2
 
 
 async def test_without_its_sdk_a_configured_server_stops_the_start(
