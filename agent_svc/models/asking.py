@@ -19,6 +19,7 @@ from agent_svc.models.base import CallFailed, Cause, Model, ModelReply
 from svckit.backoff import full_jitter
 from svckit.clock import Clock
 from svckit.errors import TurnFailed
+from svckit.failpoints import failpoint
 
 TRIES = 3
 FIRST_PAUSE = 0.25
@@ -129,16 +130,28 @@ class _Asker:
         self._failed = 0
 
     async def ask(self, model: Model, passed_over: Cause | Literal[""]) -> Asked | CallFailed:
-        """Ask one model, again while that helps. Raises the failure that no fallback may follow."""
+        """Ask one model, again while that helps. Raises the failure that no fallback may follow.
+
+        One that has failed and may be asked again only later has failed: a provider that is gone
+        would be waited for again and again, and nobody would know.
+        """
         pauses = full_jitter(FIRST_PAUSE, LONGEST_PAUSE)
         tried = 0
+        trouble: CallFailed | None = None
         while True:
             reservation_id = ""
             try:
                 await model.prepare()
                 reservation_id = await self._take(model)
+                failpoint("agent.model.unsent")
                 reply = await model.ask(self._prompt, self._on_text)
+                failpoint("agent.model.answered")
                 return Asked(reply, model, reservation_id, passed_over)
+            except Later as wait:
+                if trouble is None:
+                    raise
+                wait.give_back()
+                return trouble
             except CallFailed as failure:
                 self._failed += 1
                 await self._on_failure(FailedCall(model, failure, self._failed, reservation_id))
@@ -147,6 +160,7 @@ class _Asker:
                 pause = next(pauses)
                 if failure.outcome == "throttled" and reservation_id:
                     continue  # `take` knows when
+                trouble = failure
                 tried += 1
                 if failure.retry_after is not None:
                     pause = max(pause, failure.retry_after)

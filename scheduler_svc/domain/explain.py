@@ -299,8 +299,8 @@ def _pausing(run: Run, now: int) -> Reason:
         )
     most = run.retry.max_attempts
     return Reason(
-        BackingOff(run.ready_time, run.attempt, most, run.last_failure),
-        f"Attempt {run.attempt} of {most} failed; the next one starts in {left}.",
+        BackingOff(run.ready_time, run.attempts, most, run.last_failure),
+        f"Attempt {run.attempts} of {most} failed; the next one starts in {left}.",
     )
 
 

@@ -240,10 +240,10 @@ def lose(k: Kernel, run: Run, now: int) -> None:
     """The lease is over without a word from the worker: the next attempt, or the end."""
     if run.stopping:
         settling.stopped(k, run, now)
-    elif run.attempt >= run.retry.max_attempts:
+    elif run.attempts >= run.retry.max_attempts:
         settling.fail(k, run, exhausted(run, Failure("LEASE_LOST", "the lease was lost")), now)
     else:
-        retry(k, run, run.retry.backoff(run.attempt), None, "the lease was lost", now)
+        retry(k, run, run.retry.backoff(run.attempts), None, "the lease was lost", now)
 
 
 def give_back(k: Kernel, run: Run, cause: str, now: int) -> None:
@@ -259,8 +259,8 @@ def exhausted(run: Run, last: Failure) -> Failure:
     """The failure of a turn whose attempts are used up. It says what the last one died of."""
     return Failure(
         "ATTEMPTS_EXHAUSTED",
-        f"all {run.attempt} attempts of turn {run.turn} failed, the last one with: {last.message}",
-        {"turn": str(run.turn), "attempts": str(run.attempt), "lastReason": last.reason},
+        f"all {run.attempts} attempts of turn {run.turn} failed, the last one with: {last.message}",
+        {"turn": str(run.turn), "attempts": str(run.attempts), "lastReason": last.reason},
         last.status,
     )
 

@@ -284,6 +284,8 @@ class Run(msgspec.Struct, kw_only=True, omit_defaults=True):
     holds_lane: bool = False
     # True when the session lane was released since the last turn began.
     lane_released: bool = False
+    # Attempts that failed in the turns before this one which only ended to wait for a limit.
+    tried: int = 0
     # Not before then: backing off or, never leased, collecting.
     ready_time: int = 0
     collected: Collected | None = None
@@ -337,6 +339,11 @@ class Run(msgspec.Struct, kw_only=True, omit_defaults=True):
     def terminal(self) -> bool:
         """True once the run has ended for good."""
         return self.state in TERMINAL
+
+    @property
+    def attempts(self) -> int:
+        """Attempts at what the run is at, this one included. A wait for a limit is no progress."""
+        return self.tried + self.attempt
 
     @property
     def stopping(self) -> bool:

@@ -57,6 +57,7 @@ def complete(
         settling.stopped(k, run, now)
         return run
     _measure(k, run, now, waits=bool(run.live or run.untold))
+    run.tried = 0
     _close(k, run)
     if reply is not None:
         k.emit(run, Replied(reply), now)
@@ -104,6 +105,8 @@ def suspend(
         return run
     if wait.kind is WaitKind.CHILDREN:  # one that waits otherwise has not done its work yet
         _measure(k, run, now, waits=True)
+    # Else a run whose provider is gone would begin anew after each wait, and never end.
+    run.tried = run.attempts - 1 if wait.kind is WaitKind.LIMIT else 0
     _close(k, run)
     if wait.kind is WaitKind.CHILDREN and not wait.run_ids:
         wait.run_ids = list(run.live)
@@ -167,8 +170,8 @@ def fail(
     if run.stopping:
         _take(k, run, taken, now)
         settling.stopped(k, run, now)
-    elif retryable and run.attempt < run.retry.max_attempts:
-        pause = max(run.retry.backoff(run.attempt), retry_after)
+    elif retryable and run.attempts < run.retry.max_attempts:
+        pause = max(run.retry.backoff(run.attempts), retry_after)
         leasing.retry(k, run, pause, failure, failure.message, now)
     else:
         _close(k, run)

@@ -140,6 +140,38 @@ async def test_a_429_waits_for_the_scheduler_and_never_fails_the_turn(
     assert len({r.request_id for r in scheduler.reserved}) == 5
 
 
+async def test_a_provider_that_is_gone_is_not_waited_for_again_and_again(
+    scheduler: FakeScheduler, live: InProcess, provider: FakeOpenAI
+) -> None:
+    """It failed, and the next moment for it is far off: that is a failed attempt, and no wait."""
+    provider.script(Failure(503))
+    scheduler.reservations = [0, 4.0]
+    end = await scheduler.answer(scheduler.leased("hi"))
+    assert from_proto(end.error).reason == "MODEL_UNAVAILABLE"
+    assert end.retryable
+    assert len(provider.requests) == 1
+
+
+async def test_a_provider_that_is_gone_gives_way_to_its_fallback(
+    scheduler: FakeScheduler, start_agent: StartAgent, provider: FakeOpenAI
+) -> None:
+    toml = f"""
+[agents.defaults]
+model = "fake:big"
+fallback_models = ["other:small"]
+[providers.fake]
+base_url = "{provider.base_url}"
+[providers.other]
+base_url = "{provider.base_url}"
+"""
+    provider.script(Failure(503))
+    scheduler.reservations = [0, 4.0]
+    async with start_agent(toml):
+        end = await scheduler.answer(scheduler.leased("hi"))
+    assert reply_text(end) == "ok"
+    assert [r.body["model"] for r in provider.requests] == ["big", "small"]
+
+
 async def test_a_refused_budget_ends_the_run_and_names_itself(
     scheduler: FakeScheduler, live: InProcess, provider: FakeOpenAI
 ) -> None:

@@ -18,12 +18,13 @@ from conveyor.scheduler.v1 import limit_service_pb2 as pb
 from conveyor.scheduler.v1 import run_pb2
 from conveyor.scheduler.v1 import scheduler_service_pb2 as scheduler_pb
 from conveyor.scheduler.v1 import worker_service_pb2 as ws
-from svckit.errors import ServiceError
+from svckit.errors import ModelUnavailable, ServiceError
 from svckit.grpc.status import from_proto, from_rpc_error
 from svckit.testing import eventually
 from tests.service.scheduler.conftest import Driver, driver, settings
 
 # 40 a minute: more than the second that a worker waits itself, little more for the sake of time.
+GONE = ModelUnavailable("gone", metadata={"providerId": "p", "model": "m"})
 LIMITED = {"CONVEYOR_PROVIDERS__P__REQUESTS_PER_MINUTE": "40", "CONVEYOR_LANES__MAIN__LIMIT": "1"}
 
 
@@ -285,6 +286,41 @@ async def test_a_wait_for_what_was_granted_meanwhile_or_is_gone_ends_at_once(s: 
     assert run.state == run_pb2.RUN_STATE_QUEUED
     again = await s.lease_one()
     assert not again.resumption.HasField("grant")
+
+
+async def test_a_run_that_waits_for_limits_between_its_failures_runs_out_of_attempts(
+    s: Driver,
+) -> None:
+    """Each wait ends a turn. With a provider that was gone a run began anew after each."""
+    policy = run_pb2.RetryPolicy(max_attempts=3)
+    policy.initial_backoff.FromMilliseconds(1)
+    await s.send("a", retry_policy=policy)
+    numbers = []
+    for waits in (False, True, False, True):
+        leased = await s.lease_one()
+        numbers.append((leased.lease.turn, leased.lease.attempt))
+        if waits:
+            await wait_for(s, leased, "long-gone")
+        else:
+            await s.fail(leased, GONE, retryable=True)
+    assert numbers == [(1, 1), (1, 2), (2, 1), (2, 2)]
+    run = await s.fail(await s.lease_one(), GONE, retryable=True)
+    assert run.state == run_pb2.RUN_STATE_FAILED
+    error = from_proto(run.error)
+    assert (error.reason, error.metadata["attempts"]) == ("ATTEMPTS_EXHAUSTED", "3")
+
+
+async def test_what_got_on_has_all_its_attempts_again(s: Driver) -> None:
+    policy = run_pb2.RetryPolicy(max_attempts=2)
+    policy.initial_backoff.FromMilliseconds(1)
+    await s.send("a", retry_policy=policy)
+    await s.fail(await s.lease_one(), GONE, retryable=True)
+    await wait_for(s, await s.lease_one(), "long-gone")
+    parent = await s.lease_one()
+    await s.wait_for_children(parent, *await s.spawn(parent, "work", turn=2))
+    await s.complete(await s.lease_one())
+    run = await s.fail(await s.lease_one(), GONE, retryable=True)
+    assert run.state == run_pb2.RUN_STATE_QUEUED
 
 
 async def test_calls_without_limit_and_budget_leave_no_trace(s: Driver) -> None:
