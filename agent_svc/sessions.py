@@ -136,14 +136,14 @@ class SessionTools:
         seen = await self._look(work)
         members = [member for member in seen.members if member.live or not args.live]
         now = self._clock.now_us()
-        return session_texts.sessions(seen.own.session_key, members, now, args.limit)
+        return session_texts.sessions(members, now, args.limit)
 
     async def _history(self, work: Work, tool_call: s.ToolCall) -> str:
         args = tools.read_history(tool_call.arguments)
         own = sightings.member(work.turn.run)
         if family.names_own(args.session, own):
             entries = await self._store.said(own.session_key, own.epoch)
-            name = {"session": own.session_key}
+            name = {"session": family.OWN}
         else:
             seen = await self._look(work)
             member = self._one(seen, args.session)

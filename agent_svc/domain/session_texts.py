@@ -1,4 +1,8 @@
-"""What the session tools answer, written for a model: short lines, cut, untrusted parts marked."""
+"""What the session tools answer, written for a model: short lines, cut, untrusted parts marked.
+
+Session keys are left out: they hold the customer's name on a channel, a phone number for example,
+which a model provider has no need to know. A run id names the same session.
+"""
 
 from __future__ import annotations
 
@@ -69,7 +73,6 @@ def described(member: Member, now_us: int, task: str, said: str) -> str:
     lines = [
         f"{member.number}. «{_name(member)}»: {state_of(member)}",
         f"run: {member.run_id}",
-        f"session: {member.session_key}",
         f"depth: {member.depth}, turn: {member.turn}",
         f"runtime: {'acp' if member.queue == 'acp' else 'subagent'}"
         + (f", {member.agent_id}" if member.agent_id else ""),
@@ -120,15 +123,14 @@ def told(name: dict[str, str], entries: Sequence[Entry], *, limit: int, offset: 
     return f"{results.RECORD_WARNING}\n{head}{results.record(name, chr(10).join(shown))}"
 
 
-def sessions(own_key: str, members: Sequence[Member], now_us: int, limit: int) -> str:
+def sessions(members: Sequence[Member], now_us: int, limit: int) -> str:
     """The sessions that a run may look at: its own conversation first."""
-    lines = [f"own: {own_key} (this conversation)"]
+    lines = ["own: this conversation"]
     if len(members) > limit:
         lines.append(f"({len(members) - limit} older ones left out)")
     for member in members[-limit:]:
         facts = [
-            f"{member.number}: {member.session_key}",
-            f"«{_name(member)}»",
+            f"{member.number}. «{_name(member)}»: run {member.run_id}",
             _kind(member),
             state_of(member),
             *_figures(member, now_us),

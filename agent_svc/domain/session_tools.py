@@ -157,8 +157,7 @@ SCHEMAS = (
             "properties": {
                 "session": {
                     "type": "string",
-                    "description": "own (default), or a sub-agent: session key, run id, label or "
-                    "number.",
+                    "description": "own (default), or a sub-agent: run id, label or number.",
                 },
                 "limit": _limit("messages"),
                 "offset": {
@@ -182,7 +181,7 @@ SCHEMAS = (
             "properties": {
                 "session": {
                     "type": "string",
-                    "description": "Session key, run id, label or number of the sub-agent.",
+                    "description": "Run id, label or number of the sub-agent.",
                 },
                 "message": {"type": "string", "description": "What to say."},
             },

@@ -25,9 +25,9 @@ is above it, beside it, or another customer's; to name such a run is answered as
 ended sub-agent is there for `subagents.archive_after_minutes`, then it is archived: it leaves these tools
 and the lists of sessions, and its events stay until retention.
 
-**Naming a sub-agent.** Its number in `subagents list` (in the order they were started), its label, its run
-id or the first {prefix} characters and more of it, or its session key. Of two with one label the one at
-work is meant.
+**Naming a sub-agent.** Its number in `subagents list` (in the order they were started), its label, or
+its run id or the first {prefix} characters and more of it. Of two with one label the one at work is meant.
+Session keys are not told to models: they hold the customer's name on a channel.
 
 **What comes back.** A sub-agent's result stands in `<untrusted-result>` with what the runtime knows about
 it: run, label, status, seconds, tokens, cost, model, trace. What the tools below read of a session stands

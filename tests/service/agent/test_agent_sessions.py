@@ -118,7 +118,9 @@ async def test_the_list_shows_live_token_counts_and_the_model_that_answers(place
     assert "100 tokens · $0.0030" in text
     info = await place.ask(root.run, "subagents", action="info", target="research")
     assert "task: research" in info
-    assert f"session: {worker.run.spec.session_key}" in info
+    # Who the customer is on their channel is none of the model provider's business.
+    seen = text + info + await place.ask(root.run, "sessions_list")
+    assert "direct:ann" not in seen + await place.ask(root.run, "sessions_history", session="1")
     assert "It has not replied yet." in info
 
 

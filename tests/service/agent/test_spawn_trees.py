@@ -364,7 +364,7 @@ base_url = "{provider.base_url}"
         assert "2 sub-agents, 2 live:" in listed
         assert "1. «a»: working · main, demo" in listed
         assert "Said to Sub-agent 1 «a»" in steered
-        assert nodes[1].spec.session_key in sessions
+        assert nodes[1].run_id in sessions
         assert "asked: [[sleep: 60s]]" in history
         assert "yourself" in own
         assert killed.count("is being stopped") == 2
