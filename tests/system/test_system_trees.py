@@ -26,6 +26,7 @@ from tests.system.harness import (
     RUNNING,
     SUCCEEDED,
     TERMINAL,
+    Chat,
     Suite,
     chat,
     nothing_unfinished,
@@ -115,12 +116,20 @@ async def test_twenty_customers_delegate_at_once_in_the_waves_that_are_foreseen(
         assert len(replies(one.events)) == (1 if style == "waiting" else 2)
         assert len(payloads(one.events, "child_announced")) == 1
 
-    # The same load on the scheduler's virtual clock, with turns as long as they were here.
+    # The same load on the scheduler's virtual clock, which knows nothing of this machine: messages
+    # come when they came here, and turns are as long as they were, handing on their slot included.
     logs = [await live.suite.events(one.ended.spec.session_key) for one in told]
     turns = [turns_of(log) for log in logs]
     below = [await live.suite.events(child_key(log)) for log in logs]
-    load = forecast_pb2.ForecastInput(burst=forecast_pb2.Burst(customers=CUSTOMERS))
-    load.turn_time.samples.CopyFrom(samples([one[0] for one in turns]))
+    begin = min(seconds(one.ended.timing.create_time) for one in told)
+    starts = sorted(seconds(one.ended.timing.start_time) - begin for one in told)
+    handing_over = hand_over(told, turns, begin)
+    assert handing_over < TURN, "a slot that is free is taken"
+    load = forecast_pb2.ForecastInput()
+    for one in told:
+        arrival = load.list.arrivals.add(customer_key=one.ended.spec.customer_key)
+        arrival.at.FromMicroseconds(round(1e6 * (seconds(one.ended.timing.create_time) - begin)))
+    load.turn_time.samples.CopyFrom(samples([one[0] + handing_over for one in turns]))
     load.children.per_turn = 1
     load.children.style = (
         forecast_pb2.SPAWN_STYLE_WAIT if style == "waiting" else forecast_pb2.SPAWN_STYLE_BACKGROUND
@@ -129,17 +138,23 @@ async def test_twenty_customers_delegate_at_once_in_the_waves_that_are_foreseen(
     load.children.closing_turn_time.samples.CopyFrom(samples([one[1] for one in turns]))
     foreseen = await client.forecast(load, page_size=CUSTOMERS)
 
-    begin = min(seconds(one.ended.timing.create_time) for one in told)
-    starts = sorted(seconds(one.ended.timing.start_time) - begin for one in told)
     expected = sorted(seconds(each.start) for each in foreseen.customers)
     assert foreseen.result.wave_count == CUSTOMERS // MAIN
     for earlier, later in zip(starts, starts[MAIN:], strict=False):
         assert later - earlier >= 0.95 * TURN, "a wave begins when the one before it has worked"
-    # Tolerance: half a turn, and 15 % for what the machine does between turns.
+    # Tolerance: half a turn, and 30 %, since which turn was a long one is drawn.
     for real, said in zip(starts, expected, strict=True):
-        assert abs(real - said) < TURN / 2 + 0.15 * said, f"{real:.2f} s, foreseen {said:.2f} s"
+        assert abs(real - said) < TURN / 2 + 0.3 * said, f"{real:.2f} s, foreseen {said:.2f} s"
     makespan = max(seconds(one.ended.timing.end_time) for one in told) - begin
-    assert makespan == pytest.approx(seconds(foreseen.result.makespan), rel=0.25)
+    assert makespan == pytest.approx(seconds(foreseen.result.makespan), rel=0.3)
+
+
+def hand_over(told: Sequence[Chat], turns: Sequence[Sequence[float]], begin: float) -> float:
+    """Seconds from the end of a first turn to the start that it made room for, on the average."""
+    starts = [seconds(one.ended.timing.start_time) - begin for one in told]
+    ends = sorted(start + turn[0] for start, turn in zip(starts, turns, strict=True))
+    gaps = [max(0.0, start - end) for start, end in zip(sorted(starts)[MAIN:], ends, strict=False)]
+    return sum(gaps) / len(gaps)
 
 
 def turns_of(log: Sequence[event_pb2.Event]) -> list[float]:
