@@ -29,7 +29,7 @@ SYSTEM = (
 )
 
 KEEP_SHARE = 0.3
-"""Share of the room that the newest exchanges keep, word for word."""
+"""Share of the room that the newest exchanges keep, word for word; the newest may have more."""
 PIECE_SHARE = 0.7
 """Share of the window that one summary may read."""
 SUMMARY_SHARE = 0.1
@@ -115,8 +115,10 @@ def plan(
         return None
     costs = [0 if e.run_id == run_id else estimate.tokens(shown(e)) for e in told]
     own = size - sum(costs) - estimate.tokens(m for e in so_far for m in shown(e))
-    keep = min(int(room.limit * KEEP_SHARE), room.limit - own - room.summary)
-    newest = _newest(costs, keep)
+    free = room.limit - own - room.summary
+    newest = _newest(costs, min(int(room.limit * KEEP_SHARE), free))
+    if not newest and costs and costs[-1] <= free:
+        newest = 1  # what was said just now is what the next message speaks of
     older, paid = told[: len(told) - newest], costs[: len(told) - newest]
     # Else it would make way for nothing.
     if sum(paid) > room.summary or len(older) > MOST_EXCHANGES // 2:

@@ -72,6 +72,12 @@ def test_the_oldest_are_summarised_and_the_newest_stay_as_they_were_said() -> No
     assert shown[1].text.startswith("question 4")
 
 
+def test_the_newest_exchange_stays_also_when_it_is_long() -> None:
+    todo = planned(history_of(2500, 2500, 2500), began(3))
+    assert isinstance(todo, Summarise)
+    assert todo.covers == 2
+
+
 def test_a_summary_takes_in_the_one_before_it() -> None:
     history = compaction.replaced(
         history_of(1, 4000, 3000), Summary("R", 1, 1, 1, "It began well.")
