@@ -68,6 +68,11 @@ def parse_key(text: str, field: str = "session_key") -> SessionKey:
     )
 
 
+def is_child(text: str) -> bool:
+    """True for the key of a child run's session, or of an ACP session."""
+    return _parse_child(text) is not None
+
+
 def _parse_child(text: str) -> SessionKey | None:
     subagent, acp = text.rfind(_SUBAGENT), text.rfind(_ACP)
     if subagent < 0 and acp < 0:
