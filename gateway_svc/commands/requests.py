@@ -57,7 +57,8 @@ class Requests:
         found = await self._find(asked)
         whole = await self._trees.flow(found.flow_id, asked)
         request = Request(whole.flow, await self._trees.title(found.flow_id, asked))
-        text = flow_text(request, whole.nodes, len(whole.nodes), self._trees.now_us)
+        total = sum(count.runs for count in whole.flow.state_counts)
+        text = flow_text(request, whole.nodes, total, self._trees.now_us)
         return Answer(text, whole)
 
     async def cancel(self, asked: Asked) -> Answer:

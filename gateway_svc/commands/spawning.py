@@ -51,7 +51,7 @@ class Spawning:
         )
         title = shorten(asked.get("task"), _TITLE)
         text = f"Ordered from {agent_id}: “{title}”. The result comes here."
-        if accepted.estimate.position:
+        if accepted.estimate.position > 1:
             text += f" It is {ordinal(accepted.estimate.position)} in line."
         token = encode_token(
             session_subject(asked.session_key), Positions(sequence=accepted.last_sequence)

@@ -24,6 +24,8 @@ from svckit.errors import RunNotFound, ServiceError
 MOST_FLOWS = 200
 _MOST_TREES = 50
 _PAGE = 1000
+_MOST_CHILDREN = 500
+"""As many as a list of runs holds: the answer has to fit one message."""
 _ID_LENGTH = 26
 _AT_A_TIME = 8
 
@@ -60,18 +62,12 @@ class Trees:
         return sorted(found.values(), key=lambda flow: flow.flow_id, reverse=True)
 
     async def flow(self, flow_id: str, asked: Asked) -> fs.GetFlowResponse:
-        """Return a flow with all its nodes."""
+        """Return a flow with the first thousand of its nodes."""
         request = fs.GetFlowRequest(flow_id=flow_id, page_size=_PAGE)
-        whole = await self._do.operations.get_flow(request, asked.principal)
-        while whole.next_page_token:
-            request.page_token = whole.next_page_token
-            more = await self._do.operations.get_flow(request, asked.principal)
-            whole.nodes.extend(more.nodes)
-            whole.next_page_token = more.next_page_token
-        return whole
+        return await self._do.operations.get_flow(request, asked.principal)
 
     async def children(self, asked: Asked) -> list[Child]:
-        """Return the sub-agents of a conversation that work or ended lately."""
+        """Return the sub-agents of a conversation that work or ended lately, at most 500."""
         now_us = self.now_us
         since = now_us - RECENT_SECONDS * SECOND
         wanted = [
@@ -86,7 +82,7 @@ class Trees:
                 return (await self.flow(flow_id, asked)).nodes
 
         trees = await asyncio.gather(*(nodes(flow_id) for flow_id in wanted[:_MOST_TREES]))
-        return children_of([run for tree in trees for run in tree], now_us)
+        return children_of([run for tree in trees for run in tree], now_us)[:_MOST_CHILDREN]
 
     async def run(self, typed: str, asked: Asked) -> run_pb2.Run | None:
         """Return the run with this whole id, however old; `None` when there is none here.

@@ -7,12 +7,19 @@ do something else: the run that executes now is not the one that `/stop` was abo
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
 
 from gateway_svc.store.schema import commands
+
+_INSERTS: Mapping[str, Callable[[sa.Table], postgresql.Insert | sqlite.Insert]] = {
+    "postgresql": postgresql.insert,
+    "sqlite": sqlite.insert,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,18 +54,16 @@ def decide(
     now_us: int,
 ) -> tuple[str, ...]:
     """Remember what a command is about, and return it: what was remembered first counts."""
-    before = find(connection, request_id)
-    if before is not None and before.meant is not None:
-        return before.meant
-    _write(connection, request_id, body_hash, now_us, meant=json.dumps(list(meant)))
-    return tuple(meant)
+    _keep(connection, request_id, body_hash, now_us, commands.c.meant, json.dumps(list(meant)))
+    kept = find(connection, request_id)
+    return tuple(meant) if kept is None or kept.meant is None else kept.meant
 
 
 def finish(
     connection: sa.Connection, request_id: str, body_hash: bytes, answer: bytes, now_us: int
 ) -> None:
     """Remember what came of a command."""
-    _write(connection, request_id, body_hash, now_us, answer=answer)
+    _keep(connection, request_id, body_hash, now_us, commands.c.answer, answer)
 
 
 def prune(connection: sa.Connection, before_us: int) -> int:
@@ -67,15 +72,21 @@ def prune(connection: sa.Connection, before_us: int) -> int:
     return result.rowcount
 
 
-def _write(
-    connection: sa.Connection, request_id: str, body_hash: bytes, now_us: int, **values: object
+def _keep(
+    connection: sa.Connection,
+    request_id: str,
+    body_hash: bytes,
+    now_us: int,
+    column: sa.Column[Any],
+    value: object,
 ) -> None:
-    there = connection.execute(
-        sa.update(commands).where(commands.c.request_id == request_id).values(**values)
+    """Write a value that is not there yet. Of two gateways at once the first one counts."""
+    insert = _INSERTS[connection.dialect.name](commands).values(
+        request_id=request_id, body_hash=body_hash, create_us=now_us
     )
-    if there.rowcount == 0:
-        connection.execute(
-            sa.insert(commands).values(
-                request_id=request_id, body_hash=body_hash, create_us=now_us, **values
-            )
-        )
+    connection.execute(insert.on_conflict_do_nothing())
+    connection.execute(
+        sa.update(commands)
+        .where(commands.c.request_id == request_id, column.is_(None))
+        .values({column.name: value})
+    )
