@@ -29,13 +29,12 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from conveyor.common.v1 import content_pb2, question_pb2
+from conveyor.common.v1 import content_pb2
 from conveyor.events.v1 import event_pb2
 from conveyor.scheduler.v1 import run_pb2
 from scheduler_svc.domain import (
     accounting,
     admission,
-    asking,
     leasing,
     reserving,
     settling,
@@ -43,12 +42,10 @@ from scheduler_svc.domain import (
     turns,
     waiting,
 )
-from scheduler_svc.domain.emits import Asked
 from scheduler_svc.domain.kernel import Config, Kernel
 from scheduler_svc.domain.leasing import Leased
 from scheduler_svc.domain.limits import Outcome as LimitOutcome
 from scheduler_svc.domain.limits import ProviderRates
-from scheduler_svc.domain.questions import Option, Question, QuestionState
 from scheduler_svc.domain.records import (
     SECOND,
     TERMINAL,
@@ -70,7 +67,6 @@ from scheduler_svc.store.base import (
     Batch,
     EventQuery,
     LaneStore,
-    QuestionQuery,
     RunQuery,
     StoredRun,
 )
@@ -80,7 +76,6 @@ from scheduler_svc.store.sqlite import SqliteStore
 from svckit.clock import FakeClock
 from svckit.errors import (
     LeaseLost,
-    QuestionClosed,
     RequestIdReused,
     ServiceError,
     StoreUnavailable,
@@ -135,10 +130,6 @@ class Machine(RuleBasedStateMachine):
         self.last_accepted: dict[str, int] = {}  # session -> order of the newest message
         self.inputs: dict[str, list[str]] = {}  # run -> requests that it answers, in order
         self.told: dict[str, dict[int, list[str]]] = {}  # parent -> turn -> children told
-        self.asked: dict[str, list[str]] = {}  # run -> its questions
-        self.answered: dict[str, str] = {}  # question -> option
-        self.answers: dict[str, dict[int, list[str]]] = {}  # run -> turn -> questions told
-        self.taken: dict[str, list[str]] = {}  # run -> questions whose answer a turn took
         self.incarnation = 1
         self.lowered: set[str] = set()
         self.store: Faulty
@@ -415,7 +406,7 @@ class Machine(RuleBasedStateMachine):
                 assert told == item.resumption.told, "the same for every attempt of a turn"
                 others = [c for turn, cs in turns_told.items() if turn != run.turn for c in cs]
                 assert not set(others) & set(told), "each end is told in exactly one turn"
-                self.told_answers(item)
+                self.resumed(item)
                 wait = item.resumption.wait
                 if item.resumption.reason is ResumeReason.CHILDREN_SETTLED and wait.run_ids:  # type: ignore[union-attr]
                     assert told, "a wait is satisfied by what no earlier turn was told"
@@ -423,15 +414,8 @@ class Machine(RuleBasedStateMachine):
             for lane in self.k.lanes.values():
                 assert lane.free == 0 or lane.waiting == 0
 
-    def told_answers(self, item: Leased) -> None:
-        run, resumption = item.run, item.resumption
-        assert resumption is not None
-        turns_told = self.answers.setdefault(run.run_id, {})
-        now = [given.question_id for given in resumption.answers]
-        assert turns_told.setdefault(run.turn, now) == now, "the same for every attempt"
-        others = [q for turn, ids in turns_told.items() if turn != run.turn for q in ids]
-        others += self.taken.get(run.run_id, [])
-        assert not set(others) & set(now), "each closed question is told to one turn"
+    def resumed(self, item: Leased) -> None:
+        """A turn but the first was leased: a subclass may look at what it starts with."""
 
     def pick(self, data: st.DataObject) -> Leased:
         return self.held[data.draw(st.sampled_from(sorted(self.held)))]
@@ -592,117 +576,6 @@ class Machine(RuleBasedStateMachine):
             )
 
         self.end(item, apply)
-
-    @precondition(lambda self: self.held)
-    @rule(data=st.data(), timeouts=st.lists(st.sampled_from([2, 8, 30]), min_size=1, max_size=3))
-    def ask(self, data: st.DataObject, timeouts: list[int]) -> None:
-        """Questions to people; asked again under the same event ids they stay what they are."""
-        item = self.pick(data)
-        run_id = item.run.run_id
-        ids = [f"{run_id}/{next(self.ids)}" for _ in timeouts]
-        asked = [
-            Asked(
-                event_id=question_id,
-                event=event_pb2.Event(
-                    event_id=question_id,
-                    question_asked=event_pb2.QuestionAsked(
-                        question=question_pb2.Question(question_id=question_id)
-                    ),
-                ).SerializeToString(),
-                question=Question(
-                    question_id=question_id,
-                    title="may I?",
-                    options=[Option("yes", "Yes"), Option("no", "No")],
-                    default="no",
-                    timeout=seconds * SECOND,
-                ),
-                data=b"",
-            )
-            for question_id, seconds in zip(ids, timeouts, strict=True)
-        ]
-        found = self.quietly(
-            lambda k, now: turns.append(k, run_id, item.lease.token, asked, now),
-            runs=[run_id],
-            questions=ids,
-        )
-        if isinstance(found, int):
-            self.asked.setdefault(run_id, []).extend(ids)
-            stopping = self.k.runs[run_id].stopping
-            assert all((self.k.questions.get(q) is None) == stopping for q in ids)
-
-    @precondition(lambda self: any(run_id in self.asked for run_id in self.held))
-    @rule(data=st.data(), take=st.booleans(), timeout=st.sampled_from([0, 20]))
-    def wait_for_answers(self, data: st.DataObject, take: bool, timeout: int) -> None:
-        run_id = data.draw(st.sampled_from(sorted(set(self.asked) & set(self.held))))
-        item = self.held[run_id]
-        ids = data.draw(st.lists(st.sampled_from(self.asked[run_id]), min_size=1, unique=True))
-        run = self.k.runs.get(run_id)
-        given = {a.request_id: a.question_id for a in run.answers} if run and take else {}
-        taken = list(given)
-
-        def apply(k: Kernel, now: int) -> Run:
-            wait = Wait(kind=WaitKind.APPROVAL, question_ids=ids)
-            if timeout:
-                wait.expire_time = now + timeout * SECOND
-            return leasing.copy(
-                turns.suspend(
-                    k,
-                    run_id,
-                    item.lease.token,
-                    f"q{item.lease.token}",
-                    wait=wait,
-                    hold_lane=True,
-                    interim=b"",
-                    taken=taken,
-                    now=now,
-                )
-            )
-
-        token = item.lease.token
-        alive = run is not None and run.lease is not None and run.lease.token == token
-        found = self.quietly(apply, runs=[run_id], questions=ids)
-        if found is None:
-            return
-        assert isinstance(found, LeaseLost) == (not alive), found
-        del self.held[run_id]
-        self.old.append((run_id, token))
-        if isinstance(found, Run):
-            assert found.lease is None, "no run waits for an answer holding a slot"
-            self.taken.setdefault(run_id, []).extend(given.values())
-
-    @precondition(lambda self: self.asked)
-    @rule(data=st.data(), option=st.sampled_from(["yes", "no"]))
-    def answer(self, data: st.DataObject, option: str) -> None:
-        run_id = data.draw(st.sampled_from(sorted(self.asked)))
-        question_id = data.draw(st.sampled_from(self.asked[run_id]))
-        request_id = f"a{next(self.ids)}"
-        was_open = self.k.questions.get(question_id) is not None
-        found = self.quietly(
-            lambda k, now: msgspec.structs.replace(
-                asking.answer(
-                    k,
-                    question_id,
-                    option,
-                    run_id="",
-                    responder="ann",
-                    request_id=request_id,
-                    body_hash=b"h",
-                    trace=b"",
-                    now=now,
-                )
-            ),
-            requests=[request_id],
-            questions=[question_id],
-        )
-        if found is None:
-            return
-        if isinstance(found, Question):
-            assert self.answered.setdefault(question_id, option) == option, "closed once"
-            assert (found.state, found.option_id) == (QuestionState.ANSWERED, option)
-        else:
-            assert isinstance(found, QuestionClosed)
-            # Its time may have been over just now.
-            assert not was_open or found.metadata["state"] == "EXPIRED"
 
     @precondition(lambda self: self.held)
     @rule(data=st.data(), retryable=st.booleans())
@@ -892,26 +765,6 @@ class Machine(RuleBasedStateMachine):
         assert snapshot.questions == list(self.k.questions)
         for key, (head, _) in snapshot.sessions.items():
             assert self.k.sessions[key].head == head
-
-    @invariant()
-    def questions_are_where_they_belong(self) -> None:
-        if not hasattr(self, "store"):
-            return
-        stored = list(self.k.questions)
-        numbers = [(question.root_session_key, question.number) for question in stored]
-        assert len(numbers) == len(set(numbers)), "a number means one open question"
-        open_ids = {question.question_id for question in stored}
-        assert open_ids == {q for run in self.k.runs.values() for q in run.asked}
-        for question in stored:
-            assert question.question_id in self.k.runs[question.run_id].asked
-            assert not self.k.runs[question.run_id].stopping
-        if not self.answered:
-            return
-        for found in self.do(self.store.list_questions(QuestionQuery(), before=0, limit=10_000)):
-            option = self.answered.get(found.question.question_id)
-            if option is not None:
-                assert found.question.state is QuestionState.ANSWERED
-                assert found.question.option_id == option
 
     @invariant()
     def a_run_answers_the_messages_that_it_was_given(self) -> None:
