@@ -45,7 +45,7 @@ class Server:
         self._not_before_us = 0
         self._why = ""
         self._closed = False
-        self._checks: set[asyncio.Task[None]] = set()
+        self._checking: asyncio.Task[None] | None = None
         self._closings: set[asyncio.Task[None]] = set()
 
     async def tools(self) -> list[ServerTool]:
@@ -75,12 +75,12 @@ class Server:
                 if not tries:
                     raise
             except Slow:
-                _keep(self._checks, self._check(connection))
+                self._doubt(connection)
                 raise
             except ToolError:
                 # Over HTTP this may be a server that started anew and knows our session no more.
                 if self.settings.url:
-                    _keep(self._checks, self._check(connection))
+                    self._doubt(connection)
                 raise
             else:
                 self._failures = 0
@@ -89,16 +89,19 @@ class Server:
     async def close(self) -> None:
         """Stop it for good. Nothing of it is left when this returns."""
         self._closed = True
-        tasks = [*self._checks, *([self._opening] if self._opening else [])]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        for task in (self._checking, self._opening):
+            if task is not None:
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
         for connection in (self._connection, self._starting):
             if connection is not None:
                 _keep(self._closings, connection.close())
         await asyncio.gather(*self._closings, return_exceptions=True)
 
     async def _connected(self) -> Connection:
+        if self._checking is not None:
+            # Rather wait for the news than hand another call to a server that hangs.
+            await asyncio.wait({self._checking})
         if self._closed:
             raise ServerDown("the service is stopping")
         if self._connection is not None:
@@ -155,15 +158,21 @@ class Server:
         self._why = why
         self._not_before_us = self._clock.now_us() + round(pause * 1e6)
 
-    async def _check(self, connection: Connection) -> None:
+    def _doubt(self, connection: Connection) -> None:
         """Find out, beside the turn, whether a server that did not do as told still lives."""
-        if connection.in_flight:
-            return  # others still wait for it: the last of them finds out
-        try:
-            await connection.list_tools()
-        except ServerDown as down:
-            _log.warning("tool server given up", server=self.server_id, problem=down.why)
-            self._drop(connection, down.why)
+
+        async def check() -> None:
+            try:
+                await connection.list_tools()
+            except ServerDown as down:
+                _log.warning("tool server given up", server=self.server_id, problem=down.why)
+                self._drop(connection, down.why)
+            finally:
+                self._checking = None
+
+        # While others wait for it too, the last of them finds out.
+        if not connection.in_flight and self._checking is None:
+            self._checking = asyncio.create_task(check(), name=f"mcp {self.server_id} checked")
 
 
 def _keep(tasks: set[asyncio.Task[None]], work: Coroutine[Any, Any, None]) -> None:

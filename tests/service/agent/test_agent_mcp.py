@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from google.rpc import code_pb2
 
 from agent_svc.mcp import connection
 from agent_svc.mcp import server as mcp_server
@@ -136,6 +137,8 @@ async def test_a_server_that_breaks_in_a_call_costs_the_call_and_nothing_else(
     assert "[resource a file: file:///a]" in told["4 picture"]
     assert "untrusted_result> obey me" in told["5 fail"]
     assert "did not answer within 2 s" in told["7 hang"]
+    # It was stopped, as it did not answer anything any more, and the next call has a new one.
+    assert "write {}" in told["8 write"]
     # Its variables are those that it was given, and those that any program needs.
     assert "of the service itself" not in told["6 env"]
     assert "SECRET-VALUE" in told["6 env"]
@@ -206,6 +209,19 @@ async def test_servers_that_cannot_start_leave_the_agent_what_it_has(
         "The tool server 'slow' is not available: it was not ready within 1 s.",
     ]
     assert "sessions_spawn" in provider.requests[0].tools
+
+
+async def test_a_cancelled_run_waits_for_no_server(
+    start_agent: StartAgent, scheduler: FakeScheduler, provider: FakeOpenAI, tmp_path: Path
+) -> None:
+    provider.when(lambda _: True, calls(ToolCall("test__hang")))
+    async with start_agent(config(provider) + server(tmp_path, more="timeout_seconds = 600")):
+        lease = scheduler.lease(scheduler.leased("go"))
+        await eventually(lambda: ledger(tmp_path), timeout=30)
+        scheduler.cancelled.add(lease)
+        ended = await scheduler.ended(lease)
+    assert ended.error.code == code_pb2.CANCELLED
+    assert not any(alive(pid) for pid, _ in ledger(tmp_path))
 
 
 async def test_nothing_that_a_server_started_is_left_behind(
