@@ -377,7 +377,8 @@ def asks(run_id: str, call: str, timeout: int) -> Asked:
         default="no",
         timeout=timeout * SECOND,
     )
-    event = event_pb2.Event(event_id=call, question_asked=event_pb2.QuestionAsked())
+    shown = event_pb2.QuestionAsked(question=question_pb2.Question(question_id=one.question_id))
+    event = event_pb2.Event(event_id=call, question_asked=shown)
     return Asked(event_id=call, event=event.SerializeToString(), question=one, data=b"")
 
 
