@@ -218,10 +218,12 @@ class Up:
         raise AssertionError(f"ended before it was ready: {self.lines}")
 
     def children(self) -> list[int]:
-        tasks = Path(f"/proc/{self.process.pid}/task")
-        return [
-            int(pid) for task in tasks.iterdir() for pid in (task / "children").read_text().split()
-        ]
+        found: list[int] = []
+        for task in Path(f"/proc/{self.process.pid}/task").iterdir():
+            # A thread may end between the look at the directory and the look at its file.
+            with contextlib.suppress(FileNotFoundError):
+                found += [int(pid) for pid in (task / "children").read_text().split()]
+        return found
 
 
 @contextlib.asynccontextmanager
