@@ -44,7 +44,7 @@ class Bill:
     usage: Usage
     # The reservation that the report settles; empty without one.
     reservation: str
-    # Why the requested model did not answer; empty when it did, or when that was a turn ago.
+    # Why the requested model was passed over; empty when it was not.
     passed_over: str = ""
 
 
@@ -125,7 +125,9 @@ class Caller:
         effective = full_name(asked.model)
         if not same_model(asked.model.name, asked.reply.served):
             effective = f"{asked.model.provider_id}:{asked.reply.served}"
-        bill = Bill(requested, effective, usage, asked.reservation_id, asked.passed_over)
+        # A turn that waited for a fallback does not know any more why those before it failed.
+        passed_over = asked.passed_over or ("earlier" if skip else "")
+        bill = Bill(requested, effective, usage, asked.reservation_id, passed_over)
         if work.exact_model and effective != requested:
             # Paid all the same. Without a fallback to ask it is the provider that chose another.
             await self.report(work, call, bill)

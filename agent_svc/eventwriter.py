@@ -220,12 +220,10 @@ def noted(run_id: str, turn: int, note: Note) -> event_pb2.Event:
 
 
 def fallback_note(reply: s.Replied) -> Note | None:
-    """What to tell when another model than the requested one replied."""
-    if reply.ordered or reply.effective_model == reply.requested_model:
+    """What to tell when a fallback replied. A provider's own name for the model is no fallback."""
+    if not reply.passed_over:
         return None
     pair = f"{reply.requested_model} → {reply.effective_model}"
-    text = f"{reply.requested_model} was asked, and {reply.effective_model} answered."
-    if reply.passed_over:
-        why = reply.passed_over.replace("_", " ")
-        text = f"{reply.requested_model} did not answer ({why}): {reply.effective_model} did."
+    why = reply.passed_over.replace("_", " ")
+    text = f"{reply.requested_model} did not answer ({why}): {reply.effective_model} did."
     return Note("model_fallback", pair, text)

@@ -109,7 +109,7 @@ class Replied(msgspec.Struct, frozen=True, omit_defaults=True, tag="replied"):
     reservation: str = ""
     # True when no model wrote it: a person ordered what it asks for. Nothing is reported for it.
     ordered: bool = False
-    # Why the requested model did not answer, when another one did and it is known.
+    # Why the requested model was passed over for a fallback; empty when it was not.
     passed_over: str = ""
 
 

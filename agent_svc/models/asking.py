@@ -100,7 +100,8 @@ async def ask(
         first = first or asked
         passed_over = passed_over or asked.cause
     if cooling:
-        asked = await asker.ask(min(cooling, key=lambda one: one[0])[1], "")
+        soonest = min(cooling, key=lambda one: one[0])[1]
+        asked = await asker.ask(soonest, "" if soonest is models[0] else passed_over)
         if isinstance(asked, Asked):
             return asked
         first = first or asked

@@ -201,6 +201,8 @@ base_url = "{provider.base_url}"
         end = await scheduler.answer(scheduler.leased("hi", turn=2, resumption=resumption))
     assert reply_text(end) == "ok"
     assert [r.body["model"] for r in provider.requests] == ["small"]
+    (note,) = (e.note_added for e in scheduler.events.values() if e.HasField("note_added"))
+    assert note.text == "fake:big did not answer (earlier): other:small did."
     assert not scheduler.reserved
 
 

@@ -160,7 +160,12 @@ async def test_when_all_cool_down_the_one_that_is_back_first_is_waited_for() -> 
 
 async def test_a_cool_down_that_is_over_by_then_is_used() -> None:
     line, a, b = Line(a=[3.0]), Scripted("a"), Scripted("b", failure("rejected", "auth"))
-    assert (await ask(line, a, b)).model is a
+    asked = await ask(line, a, b)
+    assert (asked.model, asked.passed_over) == (a, ""), "the first one answered after all"
+    line, a, b = Line(b=[3.0]), Scripted("a", failure("rejected", "auth")), Scripted("b")
+    c = Scripted("c", failure("rejected", "quota"))
+    asked = await ask(line, a, b, c)
+    assert (asked.model, asked.passed_over) == (b, "auth")
 
 
 async def test_the_only_model_is_waited_for() -> None:
