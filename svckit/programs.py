@@ -61,18 +61,26 @@ class Program:
         *,
         owner: str,
         secrets: Iterable[str] = (),
+        directory: Path | None = None,
     ) -> Self:
         """Start it for `owner`, a name without spaces that the service keeps over restarts.
 
-        `secrets` are blotted out of what it says. Raises `OSError`.
+        `directory` is where it starts, left out where the service did. `secrets` are blotted out of
+        what it says. Raises `OSError`.
         """
         mark = f"{owner}:{_LIFE}:{token_hex(8)}"
+        program, *arguments = command
+        if "/" in program:
+            # As it stands in the configuration, wherever it works: it is looked for from there.
+            program = str(Path(program).absolute())
         process = await asyncio.create_subprocess_exec(
-            *command,
+            program,
+            *arguments,
             stdin=PIPE,
             stdout=PIPE,
             stderr=PIPE,
             env={**env, MARK: mark},
+            cwd=directory,
             start_new_session=True,
             limit=LINE_BYTES,
         )

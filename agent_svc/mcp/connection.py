@@ -11,6 +11,7 @@ import asyncio
 import os
 from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import httpx2
@@ -18,7 +19,7 @@ import mcp_types
 import structlog
 from mcp import Client, MCPError
 from opentelemetry import trace
-from pydantic import ValidationError
+from pydantic import FileUrl, ValidationError
 
 from agent_svc.domain.mcptools import MOST_TOOLS, ServerTool
 from agent_svc.mcp import stdio
@@ -46,8 +47,11 @@ _log = get_logger("agent.mcp")
 class Connection:
     """A server that was started, or reached. `open` it, and `close` it."""
 
-    def __init__(self, server_id: str, settings: McpSettings, owner: str) -> None:
+    def __init__(
+        self, server_id: str, settings: McpSettings, owner: str, workspace: Path | None = None
+    ) -> None:
         self._id = server_id
+        self._workspace = workspace
         self._owner = owner
         self._settings = settings
         loop = asyncio.get_running_loop()
@@ -172,7 +176,11 @@ class Connection:
             async with (
                 asyncio.timeout(limit) as started,
                 Client(
-                    transport, cache=None, client_info=CLIENT, message_handler=self._heard
+                    transport,
+                    cache=None,
+                    client_info=CLIENT,
+                    message_handler=self._heard,
+                    list_roots_callback=self._roots if self._workspace else None,
                 ) as client,
             ):
                 tools = await _list(client)
@@ -231,7 +239,11 @@ class Connection:
         secret = _resolved(self._settings.env_from, "env_from")
         env = environment(os.environ, self._settings.env | secret)
         program = await Program.start(
-            self._settings.command, env, owner=self._owner, secrets=secret.values()
+            self._settings.command,
+            env,
+            owner=self._owner,
+            secrets=secret.values(),
+            directory=self._workspace,
         )
         self._program = program
         try:
@@ -240,6 +252,12 @@ class Connection:
             # In a task of its own: whoever is cancelled here must not leave it running.
             self._stopping = asyncio.create_task(program.stop())
             await asyncio.shield(self._stopping)
+
+    async def _roots(self, context: object) -> mcp_types.ListRootsResult:
+        """Where a server may read and write, for those that ask."""
+        found = [self._workspace] if self._workspace else []
+        roots = [mcp_types.Root(uri=FileUrl(path.as_uri()), name=path.name) for path in found]
+        return mcp_types.ListRootsResult(roots=roots)
 
     async def _heard(self, message: object) -> None:
         if isinstance(message, mcp_types.ToolListChangedNotification):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import importlib
 from collections.abc import Coroutine
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from agent_svc.domain.mcptools import ServerTool
@@ -29,10 +30,21 @@ _log = get_logger("agent.mcp")
 
 
 class Server:
-    """One server of the configuration. Safe for concurrent use; `close` it when done."""
+    """One server of the configuration. Safe for concurrent use; `close` it when done.
 
-    def __init__(self, server_id: str, settings: McpSettings, owner: str, clock: Clock) -> None:
+    It works in `workspace`, left out where the service was started.
+    """
+
+    def __init__(
+        self,
+        server_id: str,
+        settings: McpSettings,
+        owner: str,
+        clock: Clock,
+        workspace: Path | None = None,
+    ) -> None:
         self.server_id = server_id
+        self._workspace = workspace
         self._owner = owner
         self.settings = settings
         self._clock = clock
@@ -126,7 +138,9 @@ class Server:
         try:
             # In a thread: leases must be extended while a second of imports runs.
             module = await asyncio.to_thread(importlib.import_module, "agent_svc.mcp.connection")
-            connection: Connection = module.Connection(self.server_id, self.settings, self._owner)
+            connection: Connection = module.Connection(
+                self.server_id, self.settings, self._owner, self._workspace
+            )
             self._starting = connection
             self._tools = await connection.open()
         except ServerDown as down:

@@ -10,6 +10,7 @@ import asyncio
 import hashlib
 from collections.abc import Sequence
 from importlib.util import find_spec
+from pathlib import Path
 from secrets import token_hex
 
 import msgspec
@@ -47,30 +48,32 @@ class McpTools:
                 "pip install 'conveyor-suite[mcp]'"
             )
         self._owner = _owner(settings)
-        self._servers = {
-            server_id: Server(server_id, own, self._owner, clock)
-            for server_id, own in settings.mcp.items()
-        }
+        self._settings = settings.mcp
+        self._clock = clock
+        # One of each for every workspace: what works in a directory of one agent is no other's.
+        self._servers: dict[tuple[str, Path | None], Server] = {}
         self._choices = {server_id: _choice(own) for server_id, own in settings.mcp.items()}
         self._warned: set[str] = set()
         # What tools were offered as; names lead back to a server and its own name for the tool.
-        self._known: dict[str, tuple[Server, mcptools.ServerTool, ToolSchema]] = {}
+        self._known: dict[
+            tuple[Path | None, str], tuple[Server, mcptools.ServerTool, ToolSchema]
+        ] = {}
 
     async def clear_up(self) -> None:
         """End what servers of an earlier life of the service, one that was killed, still run."""
-        if self._servers and (killed := await clear_up(self._owner)):
+        if self._settings and (killed := await clear_up(self._owner)):
             _log.warning("tool servers of an earlier start were left: killed", processes=killed)
 
     @property
     def names(self) -> Sequence[str]:
         """A pattern for each server: what it has is known when it runs."""
-        return [mcptools.pattern(server_id) for server_id in self._servers]
+        return [mcptools.pattern(server_id) for server_id in self._settings]
 
     async def offer(self, who: Offering) -> list[ToolSchema]:
         """Describe the tools of every server that the run may use, starting those that need it."""
         asked = [
-            server
-            for server_id, server in self._servers.items()
+            self._server(server_id, who.agent.workspace)
+            for server_id in self._settings
             if who.rules.allows_some(mcptools.pattern(server_id))
         ]
         found = await asyncio.gather(*(self._offer(server, who) for server in asked))
@@ -80,6 +83,14 @@ class McpTools:
             text = f"{left}: providers take few more. Name those that the agent needs in `tools`."
             who.notes.append(Note("too_many_tools", who.agent.agent_id, text))
         return tools[: mcptools.MOST_TOOLS]
+
+    def _server(self, server_id: str, workspace: Path | None) -> Server:
+        key = (server_id, workspace)
+        if key not in self._servers:
+            self._servers[key] = Server(
+                server_id, self._settings[server_id], self._owner, self._clock, workspace
+            )
+        return self._servers[key]
 
     async def _offer(self, server: Server, who: Offering) -> list[ToolSchema]:
         try:
@@ -93,7 +104,10 @@ class McpTools:
         if unknown := sorted(choice.tools.keys() - {tool.name for tool in tools}):
             self._warn_of(server.server_id, unknown)
         offered = mcptools.offered(server.server_id, tools, choice)
-        self._known |= {name: (server, tool, schema) for name, (tool, schema) in offered.items()}
+        self._known |= {
+            (who.agent.workspace, name): (server, tool, schema)
+            for name, (tool, schema) in offered.items()
+        }
         return [schema for _, schema in offered.values()]
 
     def _warn_of(self, server_id: str, unknown: Sequence[str]) -> None:
@@ -104,7 +118,7 @@ class McpTools:
 
     async def run(self, work: Work, call: s.ToolCall) -> s.Returned:
         """Call a tool that was offered. What goes wrong is the result."""
-        server, tool, schema = self._known[call.name]
+        server, tool, schema = self._known[work.agent.workspace, call.name]
         try:
             arguments = msgspec.json.decode(call.arguments or "{}")
         except (msgspec.DecodeError, RecursionError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import AsyncIterator
@@ -17,6 +18,7 @@ from agent_svc.mcp import server as mcp_server
 from agent_svc.mcp.failures import ServerDown, ToolError
 from conveyor.agent.v1 import agent_service_pb2 as pb
 from conveyor.agent.v1 import agent_service_pb2_grpc as agent_grpc
+from conveyor.agent.v1 import task_pb2 as task_pb
 from conveyor.events.v1 import event_pb2
 from svckit.clock import SystemClock
 from svckit.errors import StartError
@@ -98,6 +100,30 @@ async def test_an_agent_uses_a_server_from_a_package(
     }
     assert ends == {"1.2.1": False, "1.2.2": True, "1.2.3": True}
     assert notes(scheduler) == []
+
+
+async def test_a_server_works_in_the_workspace_of_the_agent_that_uses_it(
+    start_agent: StartAgent, scheduler: FakeScheduler, provider: FakeOpenAI, tmp_path: Path
+) -> None:
+    """Two agents, two directories, two processes; one without a directory is told none."""
+    provider.when(lambda _: True, calls(ToolCall("test__where")))
+    agents = "".join(
+        f'[agents.list.{name}]\nworkspace = "{tmp_path}/{name}"\n' for name in ("ann", "bob")
+    )
+    # Named from where the suite is started, as people do.
+    near = server(tmp_path).replace(sys.executable, os.path.relpath(sys.executable))
+    async with start_agent(config(provider) + agents + "[agents.list.main]\n" + near):
+        for name in ("ann", "bob", "main", "ann"):
+            task = task_pb.AgentTask(agent_id=name)
+            run_id = f"R{len(provider.requests)}"
+            leased = scheduler.leased("where?", run_id=run_id, session=f"s:{run_id}", task=task)
+            assert reply_text(await scheduler.answer(leased)) == "done"
+    found = [texts[0] for r in provider.requests if (texts := r.texts("tool"))]
+    ann, bob = tmp_path / "ann", tmp_path / "bob"
+    for told, place in zip(found, (ann, bob, None, ann), strict=True):
+        assert (f'"{place or Path.cwd()}"' in told, "file://" in told) == (True, place is not None)
+        assert place is None or place.as_uri() in told
+    assert len({pid for pid, _ in ledger(tmp_path)}) == 3
 
 
 async def test_a_server_that_breaks_in_a_call_costs_the_call_and_nothing_else(
