@@ -81,9 +81,10 @@ class Questions:
         question = await self._find(request.question_id, principal)
         if question.customer_key != principal.customer_key:
             principal.require(Scope.CONTROL)
-        if not request.option_id:
-            offered = ", ".join(option.option_id for option in question.options)
-            raise invalid_field("option_id", f"is required; offered are: {offered}")
+        offered = [option.option_id for option in question.options]
+        if request.option_id not in offered:
+            what = "was not offered" if request.option_id else "is required"
+            raise invalid_field("option_id", f"{what}; offered are: {', '.join(offered)}")
         answer = question_pb2.Answer(
             question_id=question.question_id,
             option_id=request.option_id,

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 from conveyor.common.v1 import question_pb2 as question_pb
 
-_KINDS = question_pb.QuestionOptionKind
 _COMMANDS = (
     (question_pb.QUESTION_OPTION_KIND_ALLOW_ONCE, "/approve {number}"),
     (question_pb.QUESTION_OPTION_KIND_ALLOW_ALWAYS, "/approve {number} always"),
@@ -37,7 +36,7 @@ def ways(question: question_pb.Question, *, commands: bool) -> str:
         kinds = {option.kind for option in question.options}
         texts = [text.format(number=question.number) for kind, text in _COMMANDS if kind in kinds]
         if texts:
-            return " or ".join(texts)
+            return " or ".join(filter(None, (", ".join(texts[:-1]), texts[-1])))
     options = "|".join(option.option_id for option in question.options)
     return f"conveyor questions answer {question.question_id} {options}"
 
