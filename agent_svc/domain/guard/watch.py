@@ -20,21 +20,18 @@ from agent_svc.domain.guard.facts import Facts
 CODE_CHARS = 300
 """Text after the beginning of a code block or an object that must name no tool to be shown."""
 
-# Words without which no claim is made, whichever comes first in a sentence.
+# Words without which no claim is made, whichever comes first in a sentence. What may come before
+# them says nothing yet: "As an", "The", "In this environment".
 _SIGNAL = re.compile(
-    r"\b(?:i|i'm|i've|i'd|we|we're|we've|my|me|us|our|as|sub\w*|agent\w*|multi\w*|spawn\w*|"
-    r"session\w*|deleg\w*|délèg\w*|délég\w*|child|helper|worker\w*|parallel|background|additional|"
-    r"other|another|new|separate|further|multiple|extra|more|secondary|independent|speciali\w*|"
-    r"permi\w*|allow\w*|authori\w*|unable|unavailable|cannot|can\w?t|not|no|none|nothing|isn|aren|"
-    r"limit\w*|max\w*|cap|quota|ceiling|depth|budget\w*|token\w*|credit\w*|tool\w*|access\w*|"
-    r"forbid\w*|prohibit\w*|prevent\w*|restrict\w*|disabled|blocked|denied|sorry|apolog\w*|"
-    r"unfortunately|regret\w*|sadly|afraid|there|it|launch\w*|fork\w*|spin\w*|orchestrat\w*|"
-    r"ich|mir|mich|leider|bedauer\w*|kein\w*|nicht|unter\w*|hilfs\w*|kind\w*|weiter\w*|ander\w*|"
-    r"zusätzlich\w*|neu\w*|parallel\w*|mehrer\w*|separat\w*|eigen\w*|es|habe|kann|darf|konnte|"
-    r"durfte|bin|lo|lament\w*|desgrac\w*|desafort\w*|otr\w*|nuev\w*|vari\w*|más|he|je|j|il|désol\w*|"
-    r"malheur\w*|regrett\w*|sous\w*|autres|nouve\w*|plusieurs|não|nao|infeliz\w*|desculp\w*|"
-    r"outr\w*|nov\w*|vári\w*|mais|iniciei|lancei|criei|both|all|two|three|four|five|first|second|"
-    r"the|\d+)\b",
+    r"\b(?:i|i['’]\w+|we|we['’]\w+|my|(?:sub|sous|unter|multi|hilfs)[- ‑]?\w*|agent\w*|spawn\w*|"
+    r"session\w*|sesion\w*|sitzung\w*|sess(?:ão|ões)|deleg\w*|dél[eé]g\w*|worker\w*|assistant\w*|"
+    r"ai|language|permi\w*|allow\w*|authori\w*|unable|unavailable|cannot|\w+n['’]t|not|no|none|"
+    r"nothing|limit\w*|max\w*|cap|quota|ceiling|depth|budget\w*|token\w*|credit\w*|tool\w*|"
+    r"access\w*|forbid\w*|prohibit\w*|prevent\w*|restrict\w*|disabled|blocked|denied|beyond|"
+    r"policy|role|rights|system|sorry|apolog\w*|unfortunately|regret\w*|sadly|afraid|launch\w*|"
+    r"fork\w*|spin\w*|orchestrat\w*|ich|mir|leider|bedauer\w*|kein\w*|nicht|werkzeug\w*|"
+    r"lament\w*|desgrac\w*|desafort\w*|siento|lanz\w*|inici\w*|je|j['’]\w*|m['’]\w*|désol\w*|"
+    r"malheur\w*|não|nao|infeliz\w*|desculp\w*|lancei|criei)\b",
     re.IGNORECASE,
 )
 # A sentence with one of these waits for the one after it, which may be what it is about.
