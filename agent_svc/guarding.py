@@ -91,7 +91,10 @@ class Guard:
         """Give the run the stronger model, once the guard has chosen it."""
         name = _fallback(work)
         if name and ladder.fell_back(work.steps):
-            work.models = [self._catalog.get(name), *_without(work.models, name)]
+            # The rung asks that model alone: the weaker one has had its turn. Later calls of the
+            # run may go to the others again while it stays away.
+            others = [] if ladder.pending(work.steps) else _without(work.models, name)
+            work.models = [self._catalog.get(name), *others]
 
     # After it
 

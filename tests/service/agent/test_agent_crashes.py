@@ -81,6 +81,7 @@ async def bench(
     config = tmp_path / "conveyor.toml"
     config.write_text(
         '[agents.defaults]\nmodel = "fake:m"\n[agents.defaults.subagents]\nannounce = "each"\n'
+        '[agents.defaults.guard]\nfallback_model = "fake:strong"\n'
         f'[providers.fake]\nbase_url = "{provider.base_url}"\n'
     )
     settings, clock = load(config, {}), SystemClock()
@@ -178,6 +179,35 @@ async def test_a_crash_at_any_step(
     calls = ["1.2.1", "1.4.1", "1.6.1", "1.6.2", "1.6.3"]
     assert started == {f"tool_call_started {call}" for call in calls}
     assert ended == {f"tool_call_ended {call}" for call in calls}
+
+
+@pytest.mark.parametrize("die_at", [*range(1, 9), -3, -4])
+async def test_a_crash_between_any_two_steps_of_the_guards_ladder(
+    bench: Bench, provider: FakeOpenAI, scheduler: FakeScheduler, die_at: int
+) -> None:
+    """Behind each stored step; and, with a minus, before one."""
+    after, die_at = die_at > 0, abs(die_at)
+
+    def model(request: Any) -> Reply:
+        if request.body["model"] == "strong":
+            return Reply("", [ToolCall("sessions_spawn", {"task": "x"})])
+        return Reply("I do not have permission to spawn sessions.")
+
+    provider.when(lambda _: True, model)
+    bench.store.after = after
+    outcome = await play(bench, lambda attempt: scheduler.leased("go", attempt=attempt), die_at)
+    assert isinstance(outcome, Suspend)
+    assert list(outcome.request.condition.children.run_ids) == ["C1"]
+    kinds = [s.kind_of(record) for record in bench.store.stored]
+    assert kinds == ["replied", "guarded"] * 3 + ["replied", "spawned"]
+    rungs = [record.step for record in bench.store.stored if isinstance(record, s.Guarded)]
+    assert rungs == ["insist", "force_tool", "fall_back_model"]
+    # Only a call in flight at the crash is made again.
+    in_flight = not after and die_at % 2 == 1
+    assert len(provider.requests) == 4 + in_flight
+    told = [text for text in scheduler.texts() if text == "guard_intervened"]
+    assert len(told) == 3
+    assert not scheduler.deltas
 
 
 async def test_an_attempt_sees_what_its_first_one_saw(

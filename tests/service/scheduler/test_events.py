@@ -13,6 +13,7 @@ from grpc import aio
 
 from conveyor.events.v1 import event_log_service_pb2 as pb
 from conveyor.events.v1 import event_pb2
+from conveyor.scheduler.v1 import scheduler_service_pb2 as scheduler_pb
 from scheduler_svc import hub
 from scheduler_svc.rpc import events as servicer
 from scheduler_svc.rpc.events import EventLogServicer
@@ -321,3 +322,43 @@ async def test_a_watch_that_is_left_just_as_an_event_comes_ends(s: Driver) -> No
     await asyncio.wait([coming], timeout=5)
     assert coming.cancelled()
     await stream.aclose()
+
+
+async def test_a_run_remembers_what_the_delegation_guard_did(tmp_path: Path) -> None:
+    """Once per event, in order, also after a restart: trees show it without reading the log."""
+
+    def did(number: int, step: event_pb2.GuardStep.ValueType, resolved: bool) -> event_pb2.Event:
+        return event_pb2.Event(
+            event_id=f"g-{number}",
+            guard_intervened=event_pb2.GuardIntervened(
+                trigger=event_pb2.GUARD_TRIGGER_FALSE_CLAIM,
+                step=step,
+                resolved=resolved,
+                model="p:weak",
+                excerpt="I may not.",
+            ),
+        )
+
+    async def remembered(s: Driver) -> list[tuple[str, str, str, bool]]:
+        [run] = (await s.scheduler.ListRuns(scheduler_pb.ListRunsRequest())).runs
+        return [(d.trigger, d.step, d.model, d.resolved) for d in run.guard]
+
+    async with driver(settings(tmp_path)) as s:
+        await s.send("a")
+        lease = (await s.lease_one()).lease.lease_id
+        insist = did(1, event_pb2.GUARD_STEP_INSIST, False)
+        force = did(2, event_pb2.GUARD_STEP_FORCE_TOOL, True)
+        assert await remembered(s) == []
+        await s.events.AppendEvents(pb.AppendEventsRequest(lease_id=lease, events=[insist]))
+        await s.events.AppendEvents(pb.AppendEventsRequest(lease_id=lease, events=[insist, force]))
+        expected = [
+            ("false_claim", "insist", "p:weak", False),
+            ("false_claim", "force_tool", "p:weak", True),
+        ]
+        assert await remembered(s) == expected
+        empty = event_pb2.Event(event_id="g-3", guard_intervened=event_pb2.GuardIntervened())
+        with pytest.raises(aio.AioRpcError) as caught:
+            await s.events.AppendEvents(pb.AppendEventsRequest(lease_id=lease, events=[empty]))
+        assert from_rpc_error(caught.value).reason == "INVALID_FIELD"
+    async with driver(settings(tmp_path)) as s:
+        assert await remembered(s) == expected

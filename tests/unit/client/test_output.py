@@ -19,7 +19,7 @@ from conveyor_client.cli.output import (
     printable,
     tokens,
 )
-from conveyor_client.cli.tree import flow_tree
+from conveyor_client.cli.tree import flow_tree, guard_words, node_line
 from conveyor_client.diagnosis import flat_toml, summarise
 from svckit.settings import load
 from svckit.words import shorten, span
@@ -204,3 +204,15 @@ def test_a_cell_is_measured_as_it_is_shown() -> None:
     assert measured("[green]✓ done[/]") == 6
     assert measured("研究") == 4
     assert measured("") == 0
+
+
+def test_a_tree_says_what_the_delegation_guard_did() -> None:
+    run = node("R", "", "root", run_pb2.RUN_STATE_SUCCEEDED)
+    assert "guard" not in node_line(run)
+    run.effective_model = "local:strong"
+    for step in ("insist", "force_tool", "fall_back_model"):
+        run.guard.add(trigger="false_claim", step=step, model="local:weak")
+    expected = "guard: false claim → insisted → forced → fell back to local:strong"
+    assert expected in node_line(run)
+    run.guard.add(trigger="textual_call", step="parse_call", model="local:strong", resolved=True)
+    assert guard_words(run) == f"{expected} → call as text → made the call"
