@@ -315,6 +315,8 @@ class TurnRunner:
             await work.note(note)
         if record.text and (record.calls or self._guard.review(work, record) is None):
             held.release()
+        if record.calls:
+            await self._guard.tell(work)  # before anything comes of the calls
         if record.calls and record.text:
             await work.events.write(said_between(work.run_id, work.number, step, record.text))
         return None
