@@ -58,10 +58,9 @@ _INSTRUCTIONS: Sequence[re.Pattern[str]] = tuple(
         rf"[^.?!]{{0,60}}?\b(?:to|between|among|across|into|over) {_GAP}{_ANY_AGENT})",
         rf"{_CLAUSE}(?P<what>(?:do|answer|solve|research|work on|handle|check|compare|find|process)"
         rf"\b[^.?!]{{0,60}}?\b(?:with|using|through|via|by) {_GAP}{_AGENT})",
-        rf"(?P<what>\b(?:one|a|an|1) {_AGENT} (?:per|for each|for every|each)\b)",
-        r"(?P<what>\b(?:start|nutz|nutze|benutz|benutze|verwend|verwende|erstell|erstelle|beauftrag|"
-        r"beauftrage|setz|setze|lass|lasse|spawn|spawne)e?n?(?: sie)?\b [^.?!]{0,50}?"
-        r"\b(?:sub|unter)[- ]?agent\w*)",
+        rf"{_CLAUSE}(?P<what>(?:one|a|an|1) {_AGENT} (?:per|for each|for every|each)\b)",
+        r"(?P<what>\b(?:start|nutz|benutz|verwend|erstell|beauftrag|setz|lass|spawn)"
+        r"(?:e|et|t|en sie)\b [^.?!]{0,50}?\b(?:sub|unter)[- ]?agent\w*)",
         r"(?P<what>\bdelegier(?:e|en sie)\b[^.?!]{0,40}?\b(?:das|dies|es|alles|die|den|an)\b)",
         r"(?P<what>\b(?:lanza|inicia|usa|utiliza|crea|lance|inicie|use|utilice|cree)\b "
         r"[^.?!]{0,30}?\bsub-?agentes?\b)",
