@@ -40,6 +40,11 @@ def environment(ours: Mapping[str, str], extra: Mapping[str, str]) -> dict[str, 
     return {name: ours[name] for name in INHERITED if name in ours} | dict(extra)
 
 
+def _found_from_here(program: str) -> str:
+    """Look for a program from where the service was started, wherever the program works."""
+    return str(Path(program).absolute()) if "/" in program else program
+
+
 class Program:
     """A running program. Make it with `start`, and always `stop` it."""
 
@@ -69,13 +74,9 @@ class Program:
         what it says. Raises `OSError`.
         """
         mark = f"{owner}:{_LIFE}:{token_hex(8)}"
-        program, *arguments = command
-        if "/" in program:
-            # As it stands in the configuration, wherever it works: it is looked for from there.
-            program = str(Path(program).absolute())
         process = await asyncio.create_subprocess_exec(
-            program,
-            *arguments,
+            _found_from_here(command[0]),
+            *command[1:],
             stdin=PIPE,
             stdout=PIPE,
             stderr=PIPE,

@@ -35,6 +35,9 @@ TIME = (
 )
 
 
+NEAR = os.path.relpath(sys.executable)
+
+
 def config(provider: FakeOpenAI) -> str:
     return (
         f'[agents.defaults]\nmodel = "fake:m"\n[providers.fake]\nbase_url = "{provider.base_url}"\n'
@@ -111,7 +114,7 @@ async def test_a_server_works_in_the_workspace_of_the_agent_that_uses_it(
         f'[agents.list.{name}]\nworkspace = "{tmp_path}/{name}"\n' for name in ("ann", "bob")
     )
     # Named from where the suite is started, as people do.
-    near = server(tmp_path).replace(sys.executable, os.path.relpath(sys.executable))
+    near = server(tmp_path).replace(sys.executable, NEAR)
     async with start_agent(config(provider) + agents + "[agents.list.main]\n" + near):
         for name in ("ann", "bob", "main", "ann"):
             task = task_pb.AgentTask(agent_id=name)
