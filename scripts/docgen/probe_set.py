@@ -49,7 +49,7 @@ The first that holds:
 | `RIGHT` | no call where none is right |
 | `PROVIDER_ERROR` | the provider failed; counted in no figure |
 
-Texts are read by the detectors of the delegation guard.
+Texts are read by the detectors of the [delegation guard](delegation-guard.md).
 
 ## The verdict
 
