@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from agent_svc.domain.content import excerpt
 from agent_svc.domain.guard.facts import Instruction
-from agent_svc.domain.guard.prose import own_words, sentences
+from agent_svc.domain.guard.prose import on_topic, own_words, sentences
 
 EXCERPT_CHARS = 160
 
@@ -31,6 +31,10 @@ _AGENT = (
 )
 # After a verb that has no other sense here, a plain "agent" will do.
 _ANY_AGENT = rf"(?:{_AGENT}|agents?\b|child sessions?\b|sessions?\b|workers?\b)"
+# "Use the sub-agents' results" asks for a summary.
+_NOT_ITS_WORK = (
+    r"(?!['’]?s?['’]? (?:results?|answers?|findings?|outputs?|reports?|notes?|work|texts?)\b)"
+)
 _GAP = r"(?:[\w'-]+ ){0,4}?"
 _WORK = (
     r"(?:this|that|it|these|those|each|every|all|both|everything|"
@@ -49,8 +53,11 @@ _INSTRUCTIONS: Sequence[re.Pattern[str]] = tuple(
     re.compile(pattern, re.IGNORECASE)
     for pattern in (
         rf"{_CLAUSE}(?P<what>(?:spawn|spin up|fire up|kick off|launch)\b {_GAP}{_ANY_AGENT})",
-        rf"{_CLAUSE}(?P<what>(?:start|use|create|run|employ|involve|get|have|let|ask|make use of|"
-        rf"assign|dispatch|deploy|set up|open|bring in|send)\b {_GAP}{_AGENT})",
+        rf"{_CLAUSE}(?P<what>(?:start|use|create|run|employ|involve|make use of|"
+        rf"assign|dispatch|deploy|set up|open|bring in)\b {_GAP}{_AGENT}){_NOT_ITS_WORK}",
+        # With "the" they are some that are at work already.
+        rf"{_CLAUSE}(?P<what>(?:get|have|let|ask|send)\b (?!(?:\w+ )?(?:the|that|this|your|my) )"
+        rf"{_GAP}{_AGENT}){_NOT_ITS_WORK}",
         rf"{_CLAUSE}(?P<what>(?:call|use|invoke|run) {_GAP}sessions?_spawn\b)",
         rf"{_CLAUSE}(?P<what>delegate {_WORK}(?! to (?:my|our|him|her|them|[a-z]+@)))",
         rf"{_CLAUSE}(?P<what>delegate\b[^.?!]{{0,80}}?\bto {_GAP}{_ANY_AGENT})",
@@ -105,7 +112,9 @@ def asks_to_delegate(*said: str) -> Instruction | None:
     """Find the instruction to delegate that holds after everything that was said, oldest first."""
     holds: Instruction | None = None
     for text in said:
-        for sentence in sentences(own_words(text)):
+        if not on_topic(text):
+            continue
+        for sentence in filter(on_topic, sentences(own_words(text))):
             if _DECLINED.search(sentence):
                 holds = None
             elif (found := _instruction(sentence)) is not None:

@@ -16,7 +16,7 @@ from itertools import pairwise
 from agent_svc.domain.content import excerpt
 from agent_svc.domain.guard.facts import Facts, Finding
 from agent_svc.domain.guard.patterns import CLAIMS, INVENTED, Pattern, compiled
-from agent_svc.domain.guard.prose import own_words, plain, sentences
+from agent_svc.domain.guard.prose import on_topic, own_words, plain, sentences
 
 EXCERPT_CHARS = 300
 
@@ -56,10 +56,10 @@ def false_claim(text: str, facts: Facts, *, verbatim: bool = False) -> Finding |
     None for an honest refusal: the tool is not offered, the cap of children is reached, the budget
     is used up, or a tool result of this run said no.
     """
-    if facts.allows("permission"):
+    if facts.allows("permission") or not on_topic(text):
         return None
     spoken = list(sentences(plain(text) if verbatim else own_words(text)))
-    for sentence in spoken:
+    for sentence in filter(on_topic, spoken):
         for pattern in _matches(sentence, CLAIMS):
             if facts.allows(pattern.subject):
                 return None
@@ -69,6 +69,8 @@ def false_claim(text: str, facts: Facts, *, verbatim: bool = False) -> Finding |
             return Finding("false_claim", about, excerpt(sentence, EXCERPT_CHARS))
     # "I am not allowed to do that. Spawning sub-agents is for administrators."
     for first, second in pairwise(spoken):
+        if not (on_topic(first) or on_topic(second)):
+            continue
         for claim, topic in ((first, second), (second, first)):
             found = _ANAPHORA.search(claim)
             if found and _meant(claim, found.start()) and _STARTING.search(topic):
@@ -78,9 +80,9 @@ def false_claim(text: str, facts: Facts, *, verbatim: bool = False) -> Finding |
 
 def invented_result(text: str, facts: Facts, *, verbatim: bool = False) -> Finding | None:
     """Find news of sub-agents that nobody started: not this run, nor any before it."""
-    if facts.allows("result"):
+    if facts.allows("result") or not on_topic(text):
         return None
-    for sentence in sentences(plain(text) if verbatim else own_words(text)):
+    for sentence in filter(on_topic, sentences(plain(text) if verbatim else own_words(text))):
         for pattern in _matches(sentence, INVENTED):
             return Finding("invented_result", pattern.subject, excerpt(sentence, EXCERPT_CHARS))
     return None

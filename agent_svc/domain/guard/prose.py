@@ -11,6 +11,13 @@ from collections.abc import Iterator
 LONGEST_SENTENCE = 800
 """Characters of a sentence that are looked at. Text without an end is no excuse."""
 
+LONGEST_TEXT = 40_000
+"""Characters that are looked at, half of them from the end: where claims and instructions stand."""
+
+_TOPIC = re.compile(
+    r"agent|session|spawn|deleg|dél[eéè]g|worker|assistant|sitzung|instanz|sesi[oó]n|sessõ",
+    re.IGNORECASE,
+)
 _FENCE = re.compile(r"^[ \t]*(```|~~~).*?(?:^[ \t]*\1[^\S\n]*$|\Z)", re.MULTILINE | re.DOTALL)
 _BLOCK_QUOTE = re.compile(r"^[ \t]*>.*$", re.MULTILINE)
 _INLINE_CODE = re.compile(r"`([^`\n]+)`")
@@ -22,8 +29,22 @@ _PLAIN = str.maketrans(
 )
 
 
+def on_topic(text: str) -> bool:
+    """False for a text that cannot be about delegation: no word of it stands in it."""
+    return _TOPIC.search(ends_of(text)) is not None
+
+
+def ends_of(text: str) -> str:
+    """The beginning and the end of a text that is too long to be looked at."""
+    if len(text) <= LONGEST_TEXT:
+        return text
+    half = LONGEST_TEXT // 2
+    return f"{text[:half]}\n\n{text[-half:]}"
+
+
 def own_words(text: str) -> str:
     """The text without code and quotations; the whole text when nothing else is in it."""
+    text = ends_of(text)
     rest = _BLOCK_QUOTE.sub("\n", _FENCE.sub("\n", text))
     rest = _INLINE_CODE.sub(_code, rest)
     rest = _QUOTATION.sub(_quotation, rest)

@@ -16,6 +16,7 @@ import re
 
 from agent_svc.domain.guard.claims import false_claim, invented_result
 from agent_svc.domain.guard.facts import Facts
+from agent_svc.domain.guard.prose import LONGEST_SENTENCE
 
 CODE_CHARS = 300
 """Text after the beginning of a code block or an object that must name no tool to be shown."""
@@ -88,12 +89,14 @@ class Screen:
             open_quote = sentence.count("“") > sentence.count("”")
             if "\n" in found[0] or not (quotes or open_quote):
                 return found.end()
-        return None
+        # Text without an end is taken in pieces that the detectors would not look at whole either.
+        whole = len(self._text) - self._sentence >= 2 * LONGEST_SENTENCE
+        return self._sentence + LONGEST_SENTENCE if whole else None
 
     def _judge(self, end: int) -> None:
         start, self._sentence = self._sentence, end
         sentence = self._text[start:end]
-        if self._names_tool(self._text[self._code or start : end]):
+        if self._names_tool(self._text[start if self._code is None else self._code : end]):
             self._closed = True
             return
         if self._code is not None or _OPENER.match(sentence):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 
 import pytest
 from hypothesis import given, settings
@@ -16,6 +17,7 @@ from agent_svc.domain.guard.detect import (
     textual_call,
     verdict,
 )
+from agent_svc.domain.guard.watch import Screen
 
 TOOLS = frozenset({"sessions_spawn", "sessions_yield", "agents_list"})
 FREE = Facts(TOOLS)
@@ -123,7 +125,25 @@ def test_any_text_is_judged(text: str) -> None:
     assert found is None or len(found.excerpt) <= 300
 
 
-def test_a_huge_reply_takes_no_time() -> None:
-    """A sentence is looked at to a bounded length, and gaps within it are bounded too."""
+def test_huge_texts_are_judged_in_no_time() -> None:
+    """They are judged in the turn loop, beside everybody's heartbeats: what is looked at is
+    bounded. A message of a megabyte took nine seconds."""
+    began = time.process_time()
     for text in ("I can't use " * 50_000, "{" * 100_000 + "sessions_spawn", "sub-agents " * 50_000):
         verdict(text, FREE, None)
+        asks_to_delegate(text)
+    long = "Please compare the offers in this table and tell me which is best. " * 16_000
+    assert asks_to_delegate(long) is None
+    assert asks_to_delegate(long + "Use two sub-agents.") is not None
+    assert time.process_time() - began < 6
+
+
+def test_a_reply_without_an_end_is_screened_in_no_time() -> None:
+    """Every piece was judged against all that came before it: fifty seconds for 40 kB."""
+    screen = Screen(FREE, whole=False)
+    text = "abcdefgh" * 2_000
+    began = time.process_time()
+    shown = "".join(screen.feed(text[at : at + 4]) for at in range(0, len(text), 4))
+    assert time.process_time() - began < 5
+    assert shown + screen.rest() == text
+    assert len(shown) > len(text) - 2_000, "and it is not held back for ever"
