@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
@@ -63,6 +64,8 @@ MAX_POLL_RUNS = 64
 EXTEND_AGAIN_SECONDS = 0.5
 EXTENSIONS = 3
 """How often a lease is extended at least before it would end."""
+LEAST_EXTEND_SECONDS = 0.05
+"""However little time a lease that came late has left: it is lost sooner than asking helps."""
 STOP_SECONDS = 2.0
 """How long a handler may clean up after it was cancelled before its turn is ended over its head."""
 
@@ -76,6 +79,7 @@ class _Turn:
 
     def __init__(self, leased: ws.LeasedRun) -> None:
         self.public = LeasedTurn(leased)
+        self.ttl = 0.0
         self.expires_at = 0.0
         self.handler: asyncio.Task[Outcome] | None = None
         self.watchdog: asyncio.TimerHandle | None = None
@@ -135,7 +139,7 @@ class Worker:
         self._handler = handler
         started = incarnation or (clock or SystemClock()).now_us() // 1000
         self._worker = ws.Worker(name=name, incarnation=started)
-        self._extend_interval = extend_interval
+        self._extend_interval = self._until_extended = extend_interval
         self._shorter = asyncio.Event()
         self._poll_wait = poll_wait
         self._drain_grace = drain_grace
@@ -278,7 +282,7 @@ class Worker:
         extended = True
         while True:
             # Another scheduler may lead a moment later, and leases do not wait.
-            interval = self._extend_interval
+            interval = self._until_extended = self._extend_pause()
             self._shorter.clear()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(
@@ -288,13 +292,18 @@ class Worker:
                     continue
             extended = await self._extend() if self._turns else True
 
+    def _extend_pause(self) -> float:
+        """Seconds between extensions, as the leases that are held now need it."""
+        needed = min((turn.ttl for turn in self._turns.values()), default=math.inf) / EXTENSIONS
+        return min(self._extend_interval, max(needed, LEAST_EXTEND_SECONDS))
+
     async def _extend(self) -> bool:
         """Extend all leases; False when nobody answered."""
         asked = list(self._turns.values())
         sent = asyncio.get_running_loop().time()
         request = ws.ExtendLeasesRequest(worker=self._worker, lease_ids=[t.lease_id for t in asked])
         # A call that hangs must leave time for another before the leases end.
-        timeout = max(self._extend_interval, 1.0)
+        timeout = max(self._extend_pause(), 1.0)
         try:
             answer = await client.call(
                 self._stub.ExtendLeases(request, timeout=timeout), service="scheduler"
@@ -336,9 +345,8 @@ class Worker:
 
     def _extended(self, turn: _Turn, lease: ws.Lease, since: float) -> None:
         """Count the time left from before the call, and stop a margin before it is over."""
-        ttl = lease.ttl.ToMicroseconds() / 1_000_000
-        if ttl / EXTENSIONS < self._extend_interval:
-            self._extend_interval = ttl / EXTENSIONS
+        ttl = turn.ttl = lease.ttl.ToMicroseconds() / 1_000_000
+        if self._extend_pause() < self._until_extended:
             self._shorter.set()
         turn.expires_at = since + ttl - min(1.0, ttl / 5)
         if turn.watchdog is not None:

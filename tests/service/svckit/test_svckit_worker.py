@@ -264,6 +264,25 @@ async def test_leases_shorter_than_the_pause_between_extensions_are_kept_alive()
     assert handler.stopped == []
 
 
+async def test_one_lease_that_came_late_does_not_make_all_extensions_hurry_for_ever() -> None:
+    """A commit that took as long as the lease left no time, and then no pause, ever again."""
+    scheduler, handler = FakeScheduler(ttl=1.5), Recorder()
+    times: list[float] = []
+    extend = scheduler._extend
+
+    async def timed(request: ws.ExtendLeasesRequest) -> Any:
+        times.append(asyncio.get_running_loop().time())
+        scheduler.ttl = 60.0
+        return await extend(request)
+
+    scheduler.script.always("ExtendLeases", timed)
+    async with working(scheduler, handler, extend_interval=1.0):
+        scheduler.offer("a")
+        await eventually(lambda: len(times) >= 2)
+        handler.go.set()
+    assert times[1] - times[0] > 0.75
+
+
 async def test_an_extension_that_crosses_the_end_of_a_turn_does_not_stop_it(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
