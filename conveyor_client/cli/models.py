@@ -5,15 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from contextlib import aclosing
 from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from conveyor_client.cli.arguments import Json
 from conveyor_client.cli.context import CannotRun, connect, run
-
-if TYPE_CHECKING:
-    pass
 
 model_app = typer.Typer(no_args_is_help=True, help="Models: list, probe.")
 
