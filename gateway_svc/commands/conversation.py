@@ -63,13 +63,14 @@ class Conversation:
         if holder is not None:
             newest = next((f for f in flows if f.flow_id == holder.run_id), newest)
         chosen, models = await self._chosen(asked), await self._models(asked)
-        answered = await self._effective(asked)
+        requested = chosen or self._own_model(asked)
+        answered = await self._effective(asked, requested)
         queue_mode = asked.conversation.policy.mode
         standing = Standing(
             agent_id=asked.conversation.agent_id,
-            requested_model=chosen or self._own_model(asked),
+            requested_model=requested,
             effective_model=answered,
-            verdict=verdict_of(models, answered or chosen or self._own_model(asked)),
+            verdict=verdict_of(models, answered or requested),
             queue_mode=queue_mode,
             newest=newest,
             title=await self._trees.title(holder.run_id, asked) if holder else "",
@@ -164,9 +165,9 @@ class Conversation:
             if chosen:
                 text += " `/model reset` goes back to the agent's own."
             return Answer(text, await self._session(asked))
-        chosen, answered = await self._chosen(asked), await self._effective(asked)
-        models = await self._models(asked)
+        chosen, models = await self._chosen(asked), await self._models(asked)
         requested = chosen or self._own_model(asked)
+        answered = await self._effective(asked, requested)
         line = model_line(requested, answered, verdict_of(models, answered or requested))
         whose = "chosen here" if chosen else f"that of the agent {asked.conversation.agent_id}"
         names = ", ".join(f"`{model.model}`" for model in models[:8])
@@ -181,13 +182,17 @@ class Conversation:
         request = ss.ListRunsRequest(filter=filters, page_size=_PAGE)
         return list((await self._do.operations.list_runs(request, asked.principal)).runs)
 
-    async def _effective(self, asked: Asked) -> str:
-        """Return the model that answered last, empty when none has."""
+    async def _effective(self, asked: Asked, requested: str) -> str:
+        """Return the model that answered last where this one was asked for, empty when none has.
+
+        What answered before another model was chosen says nothing about this one.
+        """
         request = ss.ListRunsRequest(
             filter=run_pb2.RunFilter(session_key=asked.session_key), page_size=10
         )
         found = await self._do.operations.list_runs(request, asked.principal)
-        return next((run.effective_model for run in found.runs if run.effective_model), "")
+        same = (run for run in found.runs if run.requested_model == requested)
+        return next((run.effective_model for run in same if run.effective_model), "")
 
     async def _estimate(self, run: run_pb2.Run, asked: Asked) -> lane_pb2.QueueEstimate:
         request = ss.ExplainRunRequest(run_id=run.run_id)

@@ -49,7 +49,8 @@ class Requests:
         """Show the requests that took sub-agents."""
         flows = board_order(await self._trees.flows(asked, with_children=True))
         requests = await self._numbered(flows, asked)
-        text = flows_text(requests, len(flows), self._trees.now_us)
+        numbered = asked.routed is not None
+        text = flows_text(requests, len(flows), self._trees.now_us, numbered=numbered)
         return Answer(text, fs.ListFlowsResponse(flows=flows))
 
     async def show(self, asked: Asked) -> Answer:
@@ -85,8 +86,14 @@ class Requests:
         return [Request(flow, title) for flow, title in zip(shown, titles, strict=True)]
 
     async def _find(self, asked: Asked) -> fs.Flow:
-        flows = board_order(await self._trees.flows(asked))
         named = await self._trees.run(asked.get("flow"), asked)
+        if asked.routed is None:
+            # Nobody was shown numbers, and labels are of all customers.
+            if named is None:
+                name = asked.command.name
+                raise Refused(f"`/{name}` without a conversation needs the id of a run")
+            return (await self._trees.flow(named.spawn.flow_id, asked)).flow
+        flows = board_order(await self._trees.flows(asked))
         if named is not None and named.run_id not in {flow.flow_id for flow in flows}:
             # Also of a run below it, and when it is older than the lists go back.
             flows.append((await self._trees.flow(named.spawn.flow_id, asked)).flow)

@@ -120,7 +120,10 @@ class Commands:
             raise refusal(read.text)
         handler = self._handlers[read.name]
         session_key = routed.key.text if routed else ""
-        said = "\0".join([session_key, read.name, *sorted(map(repr, read.arguments.items()))])
+        # Without a conversation the same words of two callers are about different things.
+        whose = "" if principal.is_admin else principal.customer_key
+        arguments = sorted(map(repr, read.arguments.items()))
+        said = "\0".join([whose, session_key, read.name, *arguments])
         body_hash = hashlib.sha256(said.encode()).digest()
         now_us = self._do.clock.now_us()
 

@@ -15,7 +15,7 @@ from conveyor.agent.v1 import agent_service_pb2 as ag
 from conveyor.agent.v1 import task_pb2
 from conveyor.common.v1 import content_pb2
 from conveyor.gateway.v1 import gateway_service_pb2 as gw
-from conveyor.scheduler.v1 import run_pb2
+from conveyor.scheduler.v1 import lane_pb2, run_pb2
 from gateway_svc.auth import Scope
 from gateway_svc.commands.asked import Answer, Asked, Handler, Refused, Services
 from gateway_svc.domain.commands.standing import check_model
@@ -85,7 +85,11 @@ class Spawning:
 
 
 def _ordered(routed: Routed, order: task_pb2.SpawnOrder, task: str) -> Routed:
-    """Return the message of an order: what the command was typed as becomes the task alone."""
+    """Return the message of an order: what the command was typed as becomes the task alone.
+
+    Whatever messages do when the conversation is busy, an order waits for its turn: joined with
+    others, or given to the run at work, it would be talk.
+    """
     packed = task_pb2.AgentTask()
     routed.spec.task.Unpack(packed)
     packed.spawn.CopyFrom(order)
@@ -95,4 +99,7 @@ def _ordered(routed: Routed, order: task_pb2.SpawnOrder, task: str) -> Routed:
     message.CopyFrom(routed.message)
     del message.parts[:]
     message.parts.add(text=task)
-    return replace(routed, spec=spec, message=message)
+    policy = lane_pb2.QueuePolicy()
+    policy.CopyFrom(routed.policy)
+    policy.mode = lane_pb2.QUEUE_MODE_FOLLOWUP
+    return replace(routed, spec=spec, message=message, policy=policy)

@@ -69,7 +69,7 @@ commands = sa.Table(
     "commands",
     metadata,
     sa.Column("request_id", sa.String(128), primary_key=True),
-    # SHA-256 over the session and the text: another command with the same id is refused.
+    # SHA-256 over caller, session and text: another command with the same id is refused.
     sa.Column("body_hash", sa.LargeBinary(32), nullable=False),
     # JSON list of the ids that it is about, decided once.
     sa.Column("meant", sa.Text, nullable=True),

@@ -74,13 +74,14 @@ def board_text(requests: Sequence[Request], all_flows: Sequence[fs.Flow], now_us
     return "\n".join([head, *_rows(requests, len(all_flows), now_us)])
 
 
-def flows_text(requests: Sequence[Request], total: int, now_us: int) -> str:
-    """Return what `/flow list` says."""
+def flows_text(
+    requests: Sequence[Request], total: int, now_us: int, *, numbered: bool = True
+) -> str:
+    """Return what `/flow list` says. Without a conversation, ids stand in the place of numbers."""
     if not total:
         return "No request here has taken sub-agents yet."
-    return "\n".join(
-        [f"{count(total, 'request')} with sub-agents:", *_rows(requests, total, now_us)]
-    )
+    rows = _rows(requests, total, now_us, numbered=numbered)
+    return "\n".join([f"{count(total, 'request')} with sub-agents:", *rows])
 
 
 def flow_text(request: Request, nodes: Sequence[run_pb2.Run], total: int, now_us: int) -> str:
@@ -105,15 +106,18 @@ def flow_text(request: Request, nodes: Sequence[run_pb2.Run], total: int, now_us
     return "\n".join([*lines, f"Flow {flow.flow_id}"])
 
 
-def _rows(requests: Sequence[Request], total: int, now_us: int) -> list[str]:
+def _rows(
+    requests: Sequence[Request], total: int, now_us: int, *, numbered: bool = True
+) -> list[str]:
     lines = []
     for number, request in enumerate(requests, start=1):
         flow = request.flow
-        words = [f"#{number} {request.name}", _state(flow), _age(flow, now_us), spent(flow.usage)]
+        handle = f"#{number}" if numbered else flow.flow_id
+        words = [f"{handle} {request.name}", _state(flow), _age(flow, now_us), spent(flow.usage)]
         lines.append(" · ".join(words))
     if total > len(requests):
         lines.append(f"and {total - len(requests)} more")
-    if requests:
+    if requests and numbered:
         lines.append("`/flow show 1` shows one, `/flow cancel 1` stops it")
     return lines
 

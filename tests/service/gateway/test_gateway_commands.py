@@ -199,6 +199,29 @@ async def test_what_the_caller_may_not_do_a_command_does_not_do_either(
     assert (await execute(gateway, f"/flow cancel {flow_id}", "")).text.startswith("Stopped “plan")
 
 
+async def test_a_request_id_never_brings_what_another_customer_was_answered(
+    gateway: Suite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flow_id = await at_work(gateway)
+    caller = [Principal("alice", Scope.CONTROL, "http:alice")]
+    monkeypatch.setattr("gateway_svc.rpc.gateway.authenticate", lambda: caller[0])
+    text = f"/flow cancel {flow_id}"
+    assert "plan the launch" in (await execute(gateway, text, "", request_id="1")).text
+    caller[0] = Principal("eve", Scope.CONTROL, "http:eve")
+    assert (await refused(gateway, text, "", request_id="1")).reason == "REQUEST_ID_REUSED"
+
+
+async def test_without_a_conversation_a_number_names_no_request(gateway: Suite) -> None:
+    """Nobody remembers what was listed, so the number could be of any customer's request."""
+    flow_id = await at_work(gateway)
+    listed = (await execute(gateway, "/flow list", "")).text
+    assert f"{flow_id} plan the launch" in listed
+    assert "#1" not in listed
+    for text in ("/flow cancel 1", "/flow show plan"):
+        assert "needs the id of a run" in (await refused(gateway, text, "")).message
+    assert (await execute(gateway, f"/flow show {flow_id}", "")).text.startswith(PLAN)
+
+
 async def test_a_steered_message_lands_or_is_reported_missed(gateway: Suite) -> None:
     got: list[str] = []
     reached = asyncio.Event()
@@ -326,6 +349,16 @@ async def test_a_model_for_one_conversation(tmp_path: Path) -> None:
             assert not session.session.model
 
 
+async def test_a_model_that_another_choice_brought_is_not_shown_as_a_fallback(
+    gateway: Suite,
+) -> None:
+    gateway.agents.always("ListModels", ag.ListModelsResponse(models=[ag.Model(model="demo")]))
+    sent = await gateway.send("alice", "hello")
+    await spend(gateway, sent.accepted.run.run_id, 10, 0)  # it asked for lab:large
+    assert "asks for model demo, " in await say(gateway, "/model")
+    assert "Agent main · model demo\n" in await say(gateway, "/status")
+
+
 async def test_a_sub_agent_that_a_person_orders_is_a_run_of_the_conversation(
     gateway: Suite,
 ) -> None:
@@ -350,6 +383,24 @@ async def test_a_sub_agent_that_a_person_orders_is_a_run_of_the_conversation(
     assert "odel is called “big”: there is `demo`, for example `/subagents spawn" in await say(
         gateway, "/subagents spawn helper dig --model big"
     )
+
+
+async def test_an_order_is_a_run_of_its_own_in_every_queue_mode(gateway: Suite) -> None:
+    """`steer` gave it to the run at work as talk, `collect` made two one, `interrupt` stopped."""
+    main = ag.Agent(agent_id="main", model="demo", spawnable_agent_ids=["helper"])
+    gateway.agents.always("ListAgents", ag.ListAgentsResponse(agents=[main]))
+    gateway.agent.hold("busy")
+    busy = (await gateway.send("alice", "busy")).accepted.run.run_id
+    await eventually(lambda: "busy" in gateway.agent.started)
+    ordered = []
+    for mode in ("steer", "collect", "collect", "interrupt"):
+        await execute(gateway, f"/queue {mode}")
+        answer = await execute(gateway, "/subagents spawn helper dig")
+        ordered.append(unpacked(answer, gw.SendMessageResponse).accepted.run.run_id)
+    assert len({busy, *ordered}) == 5
+    run = (await gateway.stub.GetRun(ss.GetRunRequest(run_id=busy))).run
+    assert (run.state, len(run.inputs)) == (run_pb2.RUN_STATE_RUNNING, 1)
+    gateway.agent.let_go("busy")
 
 
 async def test_questions_are_answered_by_number(gateway: Suite) -> None:
