@@ -164,7 +164,7 @@ class Commands:
             event_key=f"command {request_id}",
             channel=address.channel,
             kind=DeliveryKind.REPLY,
-            text=text.replace("\0", ""),  # typed by somebody, and PostgreSQL stores none
+            text=text,
             run_id="",
             create_us=self._do.clock.now_us(),
         )
