@@ -91,6 +91,8 @@ def entries(events: Iterable[event_pb2.Event]) -> list[Entry]:
         kind = event.WhichOneof("payload")
         if kind == "message_completed":
             told = event.message_completed
+            if told.caught:
+                continue  # kept from the customer, and no model should take it for true
             found.append(Entry(at, _SPEAKERS.get(told.kind, "said"), _text(told.message)))
         elif kind == "tool_call_started":
             started = event.tool_call_started

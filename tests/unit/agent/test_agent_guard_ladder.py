@@ -6,12 +6,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from agent_svc import eventwriter
 from agent_svc.domain import plan
 from agent_svc.domain import steps as s
 from agent_svc.domain.guard import ladder
 from agent_svc.domain.guard.facts import Facts, Finding, Instruction
 from agent_svc.domain.prompt import Answered, Said, unanswered
 from agent_svc.domain.reconcile import Standing, adoptions
+from agent_svc.sightings import entries
 from tests.unit.agent.builders import numbered, prompt_of, reply
 
 FOUND = Finding("false_claim", "permission", "I may not.")
@@ -156,3 +158,9 @@ def test_what_came_of_a_rung_is_told_once_it_is_known() -> None:
         ("insist", True),
         ("parse_call", True),
     ]
+
+
+def test_a_parent_that_reads_a_childs_log_reads_no_excuse() -> None:
+    excuse = eventwriter.caught_text("R", 1, 2, "I may not spawn.")
+    said = eventwriter.said_between("R", 1, 4, "I look at it.")
+    assert [entry.text for entry in entries([excuse, said])] == ["I look at it."]
