@@ -80,7 +80,7 @@ def add(connection: sa.Connection, entry: NewEntry) -> bool:
             event_key=entry.event_key,
             channel=entry.channel,
             kind=entry.kind,
-            text=entry.text.replace("\0", ""),  # PostgreSQL stores none, and would hold all up
+            text=entry.text,
             run_id=entry.run_id,
             state=OutboxState.PENDING,
             attempts=0,

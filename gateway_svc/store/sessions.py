@@ -109,8 +109,6 @@ def create(connection: sa.Connection, row: SessionRow) -> SessionRow:
     existing = find(connection, row.session_key)
     if existing is not None:
         return existing
-    # A model wrote the label, and PostgreSQL stores no NUL.
-    row = replace(row, label=row.label.replace("\0", ""))
     connection.execute(sa.insert(sessions).values(**_values(row)))
     return row
 

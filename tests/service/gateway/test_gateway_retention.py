@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import sqlalchemy as sa
 
 from conveyor.gateway.v1 import session_pb2
@@ -116,22 +114,5 @@ async def test_deliveries_are_forgotten_once_they_were_made(database_url: str) -
         await database.run(fill)
         assert await remove_old(database, RetentionSettings(), NOW) == 1
         assert await database.run(outbox.count_pending) == 1
-    finally:
-        await database.close()
-
-
-async def test_a_text_with_nul_holds_no_delivery_up(database_url: str) -> None:
-    """A model may write one, as a label too; PostgreSQL refused the batch, again and again."""
-    database = await Database.open(database_url, migrations=MIGRATIONS, name="gateway")
-    row = replace(session("a:subagent:1", session_pb2.SESSION_KIND_SUBAGENT, 0), label="a\0b")
-    entry = outbox.NewEntry("phone", "a#1", "chat", "reply", "c\0d", "", NOW)
-    try:
-        await database.run(lambda db: sessions.create(db, row))
-        assert await database.run(lambda db: outbox.add(db, entry))
-        found = await database.run(lambda db: sessions.find(db, "a:subagent:1"))
-        assert found is not None
-        assert found.label == "ab"
-        text = await database.run(lambda db: db.scalar(sa.select(outbox.outbox.c.text)))
-        assert text == "cd"
     finally:
         await database.close()
