@@ -39,15 +39,17 @@ def check(k: Kernel, run: Run, asked: Sequence[Asked]) -> None:
 
 def ask(k: Kernel, run: Run, event: Asked, now: int) -> None:
     """Stores a question that `check` let pass, with its event."""
-    root = k.runs[run.flow_id].session_key
+    root = k.runs[run.flow_id]
+    root.question_number = max(k.questions.next_number(root.session_key), root.question_number + 1)
+    k.touch(root)
     question = msgspec.structs.replace(
         event.question,
         order=k.next_position,
-        number=k.questions.next_number(root),
+        number=root.question_number,
         run_id=run.run_id,
         flow_id=run.flow_id,
         session_key=run.session_key,
-        root_session_key=root,
+        root_session_key=root.session_key,
         customer_key=run.customer_key,
         create_time=now,
         expire_time=now + event.question.timeout,

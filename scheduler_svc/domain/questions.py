@@ -49,7 +49,7 @@ class Question(msgspec.Struct, kw_only=True, omit_defaults=True):
     # -- Given when it is stored ------------------------------------------------------------------
     # Position of its event: grows, and is unique.
     order: int = 0
-    # What people call it by, see `OpenQuestions.next_number`.
+    # What people call it by, see `OpenQuestions.next_number` and `Run.question_number`.
     number: int = 0
     run_id: str = ""
     flow_id: str = ""
@@ -129,9 +129,10 @@ class OpenQuestions:
             del self._by_root[question.root_session_key]
 
     def next_number(self, root_session_key: str) -> int:
-        """The number of a new question in a conversation: above those of all that are open.
+        """The least number of a new question in a conversation: above those of all that are open.
 
         So a number that somebody was told never comes to mean another question while it is open.
+        Within a spawn tree it never does: see `Run.question_number`.
         """
         numbers = (q.number for q in self._by_root.get(root_session_key, {}).values())
         return max(numbers, default=0) + 1

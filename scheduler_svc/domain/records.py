@@ -308,6 +308,8 @@ class Run(msgspec.Struct, kw_only=True, omit_defaults=True):
     # Ids of its open questions, oldest first, and the closed ones that no turn was told.
     asked: list[str] = []
     answers: list[Answer] = []
+    # Of a root: the greatest number that a question of its tree has had.
+    question_number: int = 0
 
     # -- Children --------------------------------------------------------------------------------
     # Not terminal; terminal but untold to a turn; told. In the order of acceptance or settling.

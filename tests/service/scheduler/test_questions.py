@@ -281,7 +281,19 @@ async def test_questions_of_a_tree_belong_to_the_session_of_its_root(s: Driver) 
         )
     )
     numbers = [q.number for page in (first, second) for q in page.questions]
-    assert (numbers, second.next_page_token) == ([1, 3, 2], "")
+    assert (numbers, second.next_page_token) == ([4, 3, 2], "")
+
+
+async def test_a_late_answer_by_number_never_meets_the_next_question_of_the_tree(
+    s: Driver,
+) -> None:
+    """Number 1 had expired, and the same run asked number 1 again: `/approve 1` approved that."""
+    await s.send("a")
+    leased = await s.lease_one()
+    await append(s, leased, question(leased))
+    await answer(s, leased, option="no")
+    await append(s, leased, question(leased, "1.1.1"))
+    assert [q.number for q in await listed(s, session_key="a")] == [2]
 
 
 @pytest.fixture

@@ -170,7 +170,8 @@ class Question(_message.Message):
     """Session of the root of that tree: the conversation in which people are asked. Output only."""
     number: _builtins.int
     """What people call it by, counted from 1 within `root_session_key`: above those of all questions
-    that were open there when it was asked. It never changes. Output only.
+    that were open there when it was asked, and of all that the same spawn tree has asked. It never
+    changes. Output only.
     """
     @_builtins.property
     def locations(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
