@@ -23,7 +23,7 @@ from scheduler_svc.domain.kernel import KnownRequest
 from scheduler_svc.domain.questions import Question
 from scheduler_svc.domain.records import PreviousRun, Run, RunState, SteerOffer
 from scheduler_svc.domain.recovery import Snapshot
-from scheduler_svc.store import postgres_prune
+from scheduler_svc.store import postgres_prune, question_rows
 from scheduler_svc.store import postgres_sql as sql
 from scheduler_svc.store.base import (
     Batch,
@@ -453,19 +453,12 @@ def _run_filter(query: RunQuery) -> tuple[list[str], list[Any]]:
 
 
 def _question_filter(query: QuestionQuery) -> tuple[list[str], list[Any]]:
-    where: list[str] = []
+    where = question_rows.of_states(query)
     values: list[Any] = []
-    for column in ("question_id", "run_id", "session_key", "root_session_key", "customer_key"):
+    for column in question_rows.FILTERS:
         if value := getattr(query, column):
             values += clean([value])
             where.append(f"{column} = ${len(values)}")
-    if query.states:  # as constants, so that the index of open ones is seen to fit
-        states = sorted(query.states)
-        where.append(
-            f"state = {int(states[0])}"
-            if len(states) == 1
-            else f"state IN ({', '.join(str(int(s)) for s in states)})"
-        )
     return where, values
 
 

@@ -21,6 +21,7 @@ from typing import Any
 import msgspec
 
 from scheduler_svc.domain.records import Run
+from scheduler_svc.store import question_rows
 from scheduler_svc.store.base import Batch
 
 # Any constant of ours: schemas are made by one process at a time.
@@ -310,28 +311,10 @@ def commit_of(batch: Batch) -> tuple[tuple[str, ...], list[Any]]:
     _set_or_remove(
         parts, "facts", [(k, None if f is None else f.decode()) for k, f in facts.items()]
     )
-    asked = batch.question_data
-    if asked:
-        parts["questions"] = _columns(
-            (
-                q.order,
-                q.question_id,
-                q.run_id,
-                q.session_key,
-                q.root_session_key,
-                q.customer_key,
-                int(q.state),
-                q.close_time,
-                _encode(q).decode(),
-                asked[q.question_id],
-            )
-            for q in batch.questions
-            if q.question_id in asked
-        )
-    if closed := [q for q in batch.questions if q.question_id not in asked]:
-        parts["closed_questions"] = _columns(
-            (q.question_id, int(q.state), q.close_time, _encode(q).decode()) for q in closed
-        )
+    if asked := list(question_rows.asked(batch)):
+        parts["questions"] = _columns(asked)
+    if closed := list(question_rows.closed(batch)):
+        parts["closed_questions"] = _columns(closed)
     if batch.token:
         parts["token"] = [batch.token]
     return tuple(parts), [value for values in parts.values() for value in values]

@@ -134,7 +134,7 @@ VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
 """
 
 CLOSE_QUESTION = """
-UPDATE questions SET state = ?, close_time = ?, record = ? WHERE question_id = ?
+UPDATE questions SET state = ?2, close_time = ?3, record = ?4 WHERE question_id = ?1
 """
 
 # Whole flows go together, and only when their last run ended before the time: the root ends last.

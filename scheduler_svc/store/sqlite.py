@@ -27,7 +27,7 @@ from scheduler_svc.domain.kernel import KnownRequest
 from scheduler_svc.domain.questions import Question
 from scheduler_svc.domain.records import PreviousRun, Run, RunState, SteerOffer
 from scheduler_svc.domain.recovery import Snapshot
-from scheduler_svc.store import sql
+from scheduler_svc.store import question_rows, sql
 from scheduler_svc.store.base import (
     Batch,
     EventQuery,
@@ -505,42 +505,10 @@ def _write(db: apsw.Connection, batch: Batch) -> None:
             db.execute("DELETE FROM facts WHERE kind = ? AND key = ?", key_pair)
             if fact is not None:
                 db.execute("INSERT INTO facts VALUES (?, ?, ?)", (*key_pair, fact.decode()))
-        _write_questions(db, batch)
+        _many(db, sql.INSERT_QUESTION, question_rows.asked(batch))
+        _many(db, sql.CLOSE_QUESTION, question_rows.closed(batch))
         if batch.token:
             db.execute("INSERT OR REPLACE INTO meta VALUES ('token', ?)", (batch.token,))
-
-
-def _write_questions(db: apsw.Connection, batch: Batch) -> None:
-    asked = batch.question_data
-    _many(
-        db,
-        sql.INSERT_QUESTION,
-        [
-            (
-                q.order,
-                q.question_id,
-                q.run_id,
-                q.session_key,
-                q.root_session_key,
-                q.customer_key,
-                int(q.state),
-                q.close_time,
-                _encode(q).decode(),
-                asked[q.question_id],
-            )
-            for q in batch.questions
-            if q.question_id in asked
-        ],
-    )
-    _many(
-        db,
-        sql.CLOSE_QUESTION,
-        [
-            (int(q.state), q.close_time, _encode(q).decode(), q.question_id)
-            for q in batch.questions
-            if q.question_id not in asked
-        ],
-    )
 
 
 def _commit(db: apsw.Connection) -> None:
@@ -650,19 +618,12 @@ def _run_filter(query: RunQuery) -> tuple[list[str], list[Any]]:
 
 
 def _question_filter(query: QuestionQuery) -> tuple[list[str], list[Any]]:
-    where: list[str] = []
+    where = question_rows.of_states(query)
     values: list[Any] = []
-    for column in ("question_id", "run_id", "session_key", "root_session_key", "customer_key"):
+    for column in question_rows.FILTERS:
         if value := getattr(query, column):
             where.append(f"{column} = ?")
             values.append(value)
-    if query.states:  # as constants, so that the index of open ones is seen to fit
-        states = sorted(query.states)
-        where.append(
-            f"state = {int(states[0])}"
-            if len(states) == 1
-            else f"state IN ({', '.join(str(int(s)) for s in states)})"
-        )
     return where, values
 
 
