@@ -290,11 +290,19 @@ def _checked(event: event_pb2.Event, index: int) -> emits.Appended:
     return emits.Appended(event.event_id, event.SerializeToString())
 
 
+_TRIGGERS = frozenset(event_pb2.GuardTrigger.values())
+_STEPS = frozenset(event_pb2.GuardStep.values())
+
+
 def _intervened(event: event_pb2.Event, where: str) -> emits.Intervened:
     did = event.guard_intervened
-    validate.text(did.model, f"{where}.guard_intervened.model", 256, required=False)
-    if not did.trigger or not did.step:
-        raise invalid_field(f"{where}.guard_intervened", "needs trigger and step")
+    if len(did.model) > 256:
+        raise invalid_field(f"{where}.guard_intervened.model", "must be at most 256 characters")
+    named = did.trigger in _TRIGGERS and did.step in _STEPS
+    if not named or not did.trigger or not did.step:
+        raise invalid_field(
+            f"{where}.guard_intervened", "needs a trigger and a step of the contract"
+        )
     step = GuardStep(
         # One string per word and model, however many runs use it.
         sys.intern(_word(event_pb2.GuardTrigger.Name(did.trigger), "GUARD_TRIGGER_")),

@@ -76,7 +76,8 @@ class LimitServicer(pb_grpc.LimitServiceServicer):
         if not Outcome.ANSWERED <= request.outcome <= Outcome.NOT_SENT:
             raise invalid_field("outcome", "is required")
         validate.text(request.reservation_id, "reservation_id", 128, required=False)
-        validate.text(request.requested_model, "requested_model", 256, required=False)
+        if len(request.requested_model) > 256:
+            raise invalid_field("requested_model", "must be at most 256 characters")
         call = request.call
         _check_call(call)
         outcome = Outcome(request.outcome)

@@ -334,7 +334,7 @@ async def test_a_run_remembers_what_the_delegation_guard_did(tmp_path: Path) -> 
                 trigger=event_pb2.GUARD_TRIGGER_FALSE_CLAIM,
                 step=step,
                 resolved=resolved,
-                model="p:weak",
+                model="p:weak one",
                 excerpt="I may not.",
             ),
         )
@@ -352,13 +352,15 @@ async def test_a_run_remembers_what_the_delegation_guard_did(tmp_path: Path) -> 
         await s.events.AppendEvents(pb.AppendEventsRequest(lease_id=lease, events=[insist]))
         await s.events.AppendEvents(pb.AppendEventsRequest(lease_id=lease, events=[insist, force]))
         expected = [
-            ("false_claim", "insist", "p:weak", False),
-            ("false_claim", "force_tool", "p:weak", True),
+            ("false_claim", "insist", "p:weak one", False),
+            ("false_claim", "force_tool", "p:weak one", True),
         ]
         assert await remembered(s) == expected
         empty = event_pb2.Event(event_id="g-3", guard_intervened=event_pb2.GuardIntervened())
-        with pytest.raises(aio.AioRpcError) as caught:
-            await s.events.AppendEvents(pb.AppendEventsRequest(lease_id=lease, events=[empty]))
-        assert from_rpc_error(caught.value).reason == "INVALID_FIELD"
+        newer = did(3, 99, True)  # type: ignore[arg-type]
+        for wrong in (empty, newer):
+            with pytest.raises(aio.AioRpcError) as caught:
+                await s.events.AppendEvents(pb.AppendEventsRequest(lease_id=lease, events=[wrong]))
+            assert from_rpc_error(caught.value).reason == "INVALID_FIELD"
     async with driver(settings(tmp_path)) as s:
         assert await remembered(s) == expected

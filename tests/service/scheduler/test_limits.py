@@ -398,6 +398,24 @@ async def test_the_models_of_a_runs_newest_call_are_shown_while_it_works_and_kep
         assert await shown(s, run_id) == ("p:large", "p:small", 14)
 
 
+async def test_a_model_with_a_blank_in_its_name_is_counted(tmp_path: Path) -> None:
+    """Providers name models as they like; every report of such a one was refused."""
+    async with driver(settings(tmp_path)) as s:
+        await s.send("a")
+        run_id = (await s.lease_one()).run.run_id
+        await s.limits.Report(
+            pb.ReportRequest(
+                request_id="1",
+                call=pb.ModelCall(provider_id="p", model="My Model", run_id=run_id),
+                outcome=pb.CALL_OUTCOME_ANSWERED,
+                usage=usage_pb2.Usage(model_calls=1),
+                requested_model="p:My Model",
+            )
+        )
+        found = await s.scheduler.GetRun(scheduler_pb.GetRunRequest(run_id=run_id))
+        assert found.run.requested_model == found.run.effective_model == "p:My Model"
+
+
 async def test_children_share_what_their_parent_may_and_leave_it_its_answer(s: Driver) -> None:
     await s.send("a", budget=run_pb2.Budget(max_tokens=1000))
     root = await s.lease_one()
