@@ -12,10 +12,13 @@ import ast
 import json
 import re
 from collections.abc import Collection, Iterator
+from itertools import islice
 from typing import Any
 
 MOST_CALLS = 20
-LONGEST_TEXT = 200_000
+LONGEST_TEXT = 30_000
+"""Characters of a reply that is looked at. The formats with marks are read by patterns that take
+the square of it at worst, while everybody's turns wait."""
 
 Call = tuple[str, str]
 """Name of the tool, and its arguments as JSON text."""
@@ -33,11 +36,12 @@ _MARK = re.compile(
     r"tool|invoke|action)\|?>|<[|｜]tool[▁_]calls?[▁_]begin[|｜]>|"
     r"\[TOOL_CALLS\]|\[TOOL_REQUEST\]|<function[=\s]|<invoke\s|"
     r"<\|channel\|>\s*commentary\s+to=|```(?:tool_code|tool_calls?|function_calls?|tool)\b|"
-    r"^\s*Action:\s",
+    r"^[ \t]*Action:\s",
     re.MULTILINE,
 )
+# One that never ends is matched too, so that it is looked for only once; it is no fence.
 _FENCE = re.compile(
-    r"^[ \t]*```[ \t]*(?P<lang>[\w-]*)[^\n]*\n(?P<body>.*?)^[ \t]*```[ \t]*$",
+    r"^[ \t]*```[ \t]*(?P<lang>[\w-]*)[^\n]*\n(?P<body>.*?)(?:^[ \t]*```[ \t]*$|(?P<endless>\Z))",
     re.MULTILINE | re.DOTALL,
 )
 _CALL_FENCES = ("tool_code", "tool_call", "tool_calls", "function_call", "function_calls", "tool")
@@ -61,11 +65,11 @@ LEAD_IN = 200
 
 def textual_call(text: str, tools: Collection[str]) -> list[Call]:
     """Find the calls of offered tools that `text` makes in words, in order; empty without any."""
-    if len(text) > LONGEST_TEXT or not any(_loosely(name) in _loosely(text) for name in tools):
-        return []
     known = {_loosely(name): name for name in tools}
-    fences = list(_FENCE.finditer(text))
-    outside = _FENCE.sub("\n", text)
+    if len(text) > LONGEST_TEXT or not _names_any(text, known):
+        return []
+    fences = [found for found in _FENCE.finditer(text) if found["endless"] is None]
+    outside = _FENCE.sub(lambda found: "\n" if found["endless"] is None else found[0], text)
     marked = _MARK.search(outside) or any(f"<{name}>" in outside for name in tools)
     if marked or any(f["lang"].lower() in _CALL_FENCES for f in fences):
         if fences and not marked:
@@ -85,9 +89,14 @@ def textual_call(text: str, tools: Collection[str]) -> list[Call]:
     return _wanted(_plain(text, known))
 
 
+def _names_any(text: str, known: Collection[str]) -> bool:
+    plain = _loosely(text)
+    return any(name in plain for name in known)
+
+
 def _around(text: str) -> str:
     """The prose before the first sign of a call."""
-    cut = re.search(r"[{<\[`]|\w+\(", text)
+    cut = re.search(r"[{<\[`]|(?<!\w)\w+\(", text)
     return text[: cut.start()] if cut else text
 
 
@@ -115,13 +124,18 @@ def _marked(text: str, known: dict[str, str]) -> list[Call]:
         _react,
         _named_then_json,
     ):
-        if found := list(reader(text, known)):
+        if found := _first(reader(text, known)):
             return found
     return _plain(re.sub(r"<[|｜]?/?[\w▁]+[|｜]?>|\[/?TOOL_\w+\]|```\w*", "\n", text), known)
 
 
 def _plain(text: str, known: dict[str, str]) -> list[Call]:
-    return list(_json_calls(text, known)) or list(_python_calls(text, known))
+    return _first(_json_calls(text, known)) or _first(_python_calls(text, known))
+
+
+def _first(calls: Iterator[Call]) -> list[Call]:
+    """As many as are made, found without reading on."""
+    return list(islice(calls, MOST_CALLS))
 
 
 # JSON, wherever an object or list begins at the start of a line
@@ -327,7 +341,7 @@ def _named_tags(text: str, known: dict[str, str]) -> Iterator[Call]:
 def _harmony(text: str, known: dict[str, str]) -> Iterator[Call]:
     """`<|channel|>commentary to=functions.x ... <|message|>{...}<|call|>`."""
     block = re.compile(
-        r"to=(?P<name>[\w.]+)[^{]*?<\|message\|>(?P<body>.*?)(?:<\|call\|>|\Z)", re.DOTALL
+        r"to=(?P<name>[\w.]+)[^{]{0,200}?<\|message\|>(?P<body>.*?)(?:<\|call\|>|\Z)", re.DOTALL
     )
     for found in block.finditer(text):
         if name := _known(found["name"], known):
@@ -337,8 +351,8 @@ def _harmony(text: str, known: dict[str, str]) -> Iterator[Call]:
 def _react(text: str, known: dict[str, str]) -> Iterator[Call]:
     """`Action: x` and `Action Input: {...}`."""
     block = re.compile(
-        r"^\s*Action:\s*(?P<name>[\w.]+)\s*\n+\s*Action Input:\s*(?P<body>.*?)"
-        r"(?=^\s*(?:Action|Observation|Thought):|\Z)",
+        r"^[ \t]*Action:[ \t]*(?P<name>[\w.]+)[ \t]*\n\s*Action Input:\s*(?P<body>.*?)"
+        r"(?=^[ \t]*(?:Action|Observation|Thought):|\Z)",
         re.MULTILINE | re.DOTALL,
     )
     for found in block.finditer(text):

@@ -138,6 +138,19 @@ def test_huge_texts_are_judged_in_no_time() -> None:
     assert time.process_time() - began < 6
 
 
+@pytest.mark.parametrize(
+    "unit",
+    ["a", "\n", "```a\n", "to=x ", "<sessions_spawn>", "<tool_call>sessions_spawn<arg_key>", "}{["],
+)
+def test_calls_are_looked_for_in_no_time_in_texts_that_only_begin_them(unit: str) -> None:
+    """A hexadecimal dump or a page of empty lines beside the name of the tool took minutes."""
+    began = time.process_time()
+    for start in ("sessions_spawn ", "<tool_call>sessions_spawn "):
+        for length in (29_000, 190_000):
+            textual_call(start + unit * (length // len(unit)), TOOLS)
+    assert time.process_time() - began < 4
+
+
 def test_a_reply_without_an_end_is_screened_in_no_time() -> None:
     """Every piece was judged against all that came before it: fifty seconds for 40 kB."""
     screen = Screen(FREE, whole=False)
