@@ -15,7 +15,7 @@ from itertools import pairwise
 
 from agent_svc.domain.content import excerpt
 from agent_svc.domain.guard.facts import Facts, Finding
-from agent_svc.domain.guard.patterns import CLAIMS, INVENTED, Pattern, compiled
+from agent_svc.domain.guard.patterns import Pattern, claims, compiled, invented
 from agent_svc.domain.guard.prose import on_topic, own_words, plain, sentences
 
 EXCERPT_CHARS = 300
@@ -60,7 +60,7 @@ def false_claim(text: str, facts: Facts, *, verbatim: bool = False) -> Finding |
         return None
     spoken = list(sentences(plain(text) if verbatim else own_words(text)))
     for sentence in filter(on_topic, spoken):
-        for pattern in _matches(sentence, CLAIMS):
+        for pattern in _matches(sentence, claims()):
             if facts.allows(pattern.subject):
                 return None
             about = pattern.subject
@@ -83,7 +83,7 @@ def invented_result(text: str, facts: Facts, *, verbatim: bool = False) -> Findi
     if facts.allows("result") or not on_topic(text):
         return None
     for sentence in filter(on_topic, sentences(plain(text) if verbatim else own_words(text))):
-        for pattern in _matches(sentence, INVENTED):
+        for pattern in _matches(sentence, invented()):
             return Finding("invented_result", pattern.subject, excerpt(sentence, EXCERPT_CHARS))
     return None
 
