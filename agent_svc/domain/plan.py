@@ -126,9 +126,10 @@ def next_action(
     here = replies[-1].turn == turn
     caught = _caught([step for step in steps if step.turn <= turn])
     calls = last.calls or (caught.calls if caught is not None else ())
+    if not calls and (reply := s.reply_of(steps, turn)) is not None:
+        return EndWithReply(reply)
     if here and not calls:
-        reply = s.delivered(last, caught)
-        return CallModel(s.next_number(steps, turn)) if reply is None else EndWithReply(reply)
+        return CallModel(s.next_number(steps, turn))
     called = {call.id for call in calls}
     answered = _answered(steps)
     todo = [call for call in calls if call.id not in answered]

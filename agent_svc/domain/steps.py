@@ -264,14 +264,17 @@ def guarded(steps: Sequence[Step]) -> list[Guarded]:
 def reply_of(steps: Sequence[Step], turn: int) -> Replied | None:
     """The reply that ended `turn`, or None when the turn has none yet or ended otherwise.
 
-    A reply that the guard caught is none, unless it was delivered with a note.
+    A reply that the guard caught is none, unless it was delivered with a note. That may be a turn
+    later, when the rung in between waited for a limit and then failed.
     """
     caught: Guarded | None = None
     for step in reversed(steps):
-        if step.turn != turn:
+        if step.turn > turn:
             continue
+        if step.turn < turn and (caught is None or caught.step != "deliver_with_note"):
+            return None
         if isinstance(step.record, Guarded):
-            caught = step.record
+            caught = caught or step.record
         elif isinstance(step.record, Replied):
             return None if step.record.calls else delivered(step.record, caught)
     return None

@@ -164,3 +164,26 @@ def test_a_parent_that_reads_a_childs_log_reads_no_excuse() -> None:
     excuse = eventwriter.caught_text("R", 1, 2, "I may not spawn.")
     said = eventwriter.said_between("R", 1, 4, "I look at it.")
     assert [entry.text for entry in entries([excuse, said])] == ["I look at it."]
+
+
+def test_a_reply_delivered_after_a_rung_that_failed_is_part_of_the_conversation() -> None:
+    """The rung before the note was taken for the guard's last word: the customer had an answer
+    that neither the history nor the list of messages knew."""
+    note = rung("deliver_with_note", "⚠ not true")
+    steps = numbered(1, s.Began("first"), s.Replied("I may not."), rung("insist"), note)
+    ends = plan.next_action(steps, 1, 10)
+    assert isinstance(ends, plan.EndWithReply)
+    assert s.reply_of(steps, 1) == ends.reply
+
+
+def test_a_rung_that_fails_after_a_wait_for_a_limit_ends_the_turn_with_its_note() -> None:
+    """The model was asked again and again, and the run failed with the caught reply in hand."""
+    waited = numbered(1, s.Began("first"), s.Replied("I may not."), rung("insist"))
+    resumed = [*waited, *numbered(2, s.Began("limit_granted"))]
+    assert isinstance(plan.next_action(resumed, 2, 10), plan.CallModel)
+    noted = [*resumed, s.Step(2, 2, rung("deliver_with_note", "⚠ not true"))]
+    ends = plan.next_action(noted, 2, 10)
+    assert isinstance(ends, plan.EndWithReply)
+    assert ends.reply.text == "I may not.\n\n⚠ not true"
+    assert s.reply_of(noted, 2) == ends.reply
+    assert s.reply_of(noted, 1) is None
