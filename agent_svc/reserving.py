@@ -106,6 +106,7 @@ class Tickets:
         self._prompt = prompt
         self._count = 0
         self.resumed_for, self._held = _held(work)
+        work.first_call = False
 
     async def take(self, model: Model) -> str:
         """Wait for the moment of a call. Returns the reservation to report, empty when there is
@@ -163,13 +164,15 @@ class Tickets:
 def _held(work: Work) -> tuple[str, limit_pb.ReserveGrant | None]:
     """The model that a turn resumed to ask, and the grant that it holds for it.
 
-    Only before its first reply or summary: an attempt that takes over later has used it.
+    For its first call only. Once a reply, a summary or a rung of the guard is stored, an attempt
+    before this one has used it.
     """
     leased = work.turn.leased
-    if work.summaries:
+    if not work.first_call or work.summaries:
         return "", None
     if leased.resumption.reason != ann.RESUME_REASON_LIMIT_GRANTED or any(
-        step.turn == work.number and isinstance(step.record, s.Replied) for step in work.steps
+        step.turn == work.number and isinstance(step.record, s.Replied | s.Guarded)
+        for step in work.steps
     ):
         return "", None
     grant = leased.resumption.grant if leased.resumption.HasField("grant") else None

@@ -48,6 +48,8 @@ class Work:
     summaries: list[Summary] = field(default_factory=list)
     # Outputs of tools are shown with at most so many characters, when the prompt grew too long.
     longest_output: int | None = None
+    # A grant that the turn resumed with is for the first model call of the attempt.
+    first_call: bool = True
     # Set when a report said that a budget is used up.
     over_budget: ServiceError | None = field(default=None)
 

@@ -280,6 +280,26 @@ async def test_a_rung_that_waits_for_a_limit_is_taken_when_it_may(
     assert forced.body["tool_choice"]["function"]["name"] == "sessions_spawn"
 
 
+async def test_rungs_that_fail_after_a_wait_for_a_limit_take_a_grant_each_and_end_with_the_note(
+    scheduler: FakeScheduler, live: InProcess, provider: FakeOpenAI
+) -> None:
+    """Every rung was sent on the grant of the first, past the limit; then the run failed."""
+    provider.script(Reply(EXCUSE), Failure(400, "no"), Failure(400, "no"))
+    scheduler.reservations = [0.0, 30.0]
+    waits = await scheduler.answer(scheduler.leased("go"))
+    limit = waits.condition.limit
+    resumption = ann.Resumption(
+        reason=ann.RESUME_REASON_LIMIT_GRANTED,
+        condition=run_pb2.WaitCondition(limit=limit),
+        grant=limit_pb.ReserveGrant(reservation_id=limit.reservation_id),
+    )
+    end = await scheduler.answer(scheduler.leased("go", turn=2, resumption=resumption))
+    assert reply_text(end).startswith(EXCUSE)
+    assert "⚠" in reply_text(end)
+    assert len(provider.requests) == 3
+    assert len(scheduler.reserved) == 3
+
+
 async def test_an_instruction_that_is_taken_back_is_not_insisted_on(
     scheduler: FakeScheduler, live: InProcess, provider: FakeOpenAI
 ) -> None:

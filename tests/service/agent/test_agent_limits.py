@@ -229,7 +229,9 @@ async def test_a_turn_that_is_stopped_while_it_waits_gives_its_place_back(
         reserver = Reserver(stub, usage, Prices({}), settings, clock)
         leased = scheduler.leased("hi", budgeted=True)
         turn = LeasedTurn(leased)
-        work: Any = SimpleNamespace(turn=turn, run_id="R1", number=1, steps=[], summaries=[])
+        work: Any = SimpleNamespace(
+            turn=turn, run_id="R1", number=1, steps=[], summaries=[], first_call=True
+        )
         scheduler.reservations = [0.9]
         tickets = reserver.tickets(work, "2", Prompt("", []))
         taking = asyncio.create_task(tickets.take(DemoModel("demo", clock)))
