@@ -76,11 +76,6 @@ def rule_of(tool: str, own: Rule, overrides: Mapping[str, Rule]) -> Rule:
     return overrides[max(fitting, key=lambda name: (name == tool, len(name)))] if fitting else own
 
 
-def after_answers(rule: Rule, said: Rule | None) -> Rule:
-    """Apply what a person said for the rest of a conversation. It answers questions, no more."""
-    return said if rule == "ask" and said is not None else rule
-
-
 def verdicts(steps: Sequence[s.Step]) -> dict[str, Verdict]:
     """What people said about the calls of a run, by call id. Open questions are left out."""
     answers = {

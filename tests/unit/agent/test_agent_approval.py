@@ -29,14 +29,6 @@ def test_the_longest_name_that_fits_decides(tool: str, rule: str) -> None:
     assert approval.rule_of("other", "deny", {"files__*": "allow"}) == "deny"
 
 
-def test_a_person_answers_questions_and_changes_no_other_rule() -> None:
-    assert approval.after_answers("ask", "allow") == "allow"
-    assert approval.after_answers("ask", "deny") == "deny"
-    assert approval.after_answers("ask", None) == "ask"
-    assert approval.after_answers("deny", "allow") == "deny"
-    assert approval.after_answers("allow", "deny") == "allow"
-
-
 def test_only_answers_for_the_rest_of_the_conversation_are_kept() -> None:
     answer = reply(1, 2, "", "a__one", "a__two", "a__three", "a__four")
     asked = [s.Asked(call.id, f"R/{call.id}") for call in answer.calls]
