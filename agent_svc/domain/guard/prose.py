@@ -21,7 +21,7 @@ _TOPIC = re.compile(
 _FENCE = re.compile(r"^[ \t]*(```|~~~).*?(?:^[ \t]*\1[^\S\n]*$|\Z)", re.MULTILINE | re.DOTALL)
 _BLOCK_QUOTE = re.compile(r"^[ \t]*>.*$", re.MULTILINE)
 _INLINE_CODE = re.compile(r"`([^`\n]+)`")
-_QUOTATION = re.compile(r"“[^”\n]*”|„[^“”\n]*[“”]|«[^»\n]*»|\"[^\"\n]*\"")
+_QUOTATION = re.compile(r"“[^“”\n]*”|„[^„“”\n]*[“”]|«[^«»\n]*»|\"[^\"\n]*\"")
 _IDENTIFIER = re.compile(r"[\w.]+")
 _END = re.compile(r"(?<=[.!?…])[\"')\]]*\s+|\n+")
 _PLAIN = str.maketrans(
