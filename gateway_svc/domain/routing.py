@@ -238,6 +238,9 @@ def checked_message(
         total += _check_part(part, f"{field_name}.parts[{index}]")
     if total > MAX_MESSAGE_BYTES:
         raise too_large(f"{field_name}.parts", total, MAX_MESSAGE_BYTES)
+    # Vendors refuse a blank message, and would again in every later turn that reads it.
+    if all(part.HasField("text") and not part.text.strip() for part in message.parts):
+        raise invalid_field(f"{field_name}.parts", "must say something: the text is blank")
     copy = content_pb2.Message()
     copy.CopyFrom(message)
     copy.ClearField("create_time")

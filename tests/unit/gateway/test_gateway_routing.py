@@ -270,6 +270,17 @@ def test_bad_parts_are_named(part: content_pb2.ContentPart, field: str) -> None:
     assert refused.value.metadata["field"] == field
 
 
+@pytest.mark.parametrize("texts", [[""], [" \n\t"], ["", "\u3000"]])
+def test_a_blank_message_is_refused_before_it_spoils_the_conversation(texts: list[str]) -> None:
+    parts = [content_pb2.ContentPart(text=text) for text in texts]
+    message = content_pb2.Message(role=content_pb2.ROLE_USER, parts=parts)
+    with pytest.raises(InvalidField, match="blank") as refused:
+        checked_message(message, request_id="r", field_name="m")
+    assert refused.value.metadata["field"] == "m.parts"
+    message.parts.add().resource.uri = "https://example.com/cat.png"  # a picture without words
+    checked_message(message, request_id="r", field_name="m")
+
+
 def test_sizes_are_counted_in_bytes() -> None:
     with pytest.raises(PayloadTooLarge) as refused:
         checked_message(user("ü" * (128 * 1024 + 1)), request_id="r", field_name="m")
