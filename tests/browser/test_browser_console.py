@@ -145,6 +145,37 @@ async def test_the_page_goes_on_when_the_gateway_restarts(tmp_path: Path, browse
             await seen(page, ".row.agent .bubble", "echo: after")
 
 
+GUARDED = """async () => {
+  const { SessionModel } = await import("/js/model.js");
+  const { TreeView } = await import("/js/tree.js");
+  const model = new SessionModel("k");
+  const steps = ["INSIST", "FORCE_TOOL", "FALL_BACK_MODEL"].map((step) => ({
+    guard_intervened: { trigger: "GUARD_TRIGGER_FALSE_CLAIM", step: `GUARD_STEP_${step}` },
+  }));
+  const ids = { session_key: "k", run_id: "r", flow_id: "r" };
+  [{ run_state_changed: { state: "RUN_STATE_RUNNING" } }, ...steps].forEach((what, index) =>
+    model.take({ event: { ...ids, sequence: index + 1, ...what } }));
+  new TreeView(() => {}, () => {}).show(model);
+  const told = [...document.querySelectorAll("#tree .node span")]
+    .find((span) => span.textContent.startsWith("guard:"));
+  const tree = document.getElementById("tree").getBoundingClientRect();
+  const { left, right, width } = told.getBoundingClientRect();
+  const border = getComputedStyle(told).borderTopWidth;
+  return { whole: width > 0 && left >= tree.left && right <= tree.right, border };
+}"""
+
+
+async def test_what_the_guard_did_is_not_clipped_in_the_tree_nor_drawn_as_a_panel(
+    tmp_path: Path, browser: Browser
+) -> None:
+    async with suite(tmp_path) as around, around.serve():
+        page = await browser.open(address(around))
+        await seen(page, "#link-text", "ready")
+        for width in (1300, 420):
+            await page.set_viewport_size({"width": width, "height": 900})
+            assert await page.evaluate(GUARDED) == {"whole": True, "border": "0px"}
+
+
 async def test_sessions_are_apart_and_survive_a_reload(tmp_path: Path, browser: Browser) -> None:
     async with suite(tmp_path) as around, around.serve():
         agents = ag.ListAgentsResponse(agents=[ag.Agent(agent_id="main")])
@@ -233,6 +264,14 @@ async def test_a_sub_agents_question_is_answered_with_a_button(
         assert await page.locator(".card button").count() == 0
         await page.reload()
         await seen(page, ".card .tag", "Allow once (local)")
+        # The question of a child is read after all that is ours, and stands where it was asked.
+        await seen(page, ".row.agent .bubble", "local said yes")
+        told = await page.locator("#log > li").all_inner_texts()
+        places = [
+            next(i for i, text in enumerate(told) if words in text)
+            for words in ("Question 1", "and?", "local said yes")
+        ]
+        assert places == sorted(places)
 
 
 async def test_commands_are_completed_and_answered(tmp_path: Path, browser: Browser) -> None:

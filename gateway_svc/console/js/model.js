@@ -159,10 +159,16 @@ export class SessionModel {
     this.items.set(id, { id, type: "announcement", result, left: announcement.live_siblings || 0, time: event.create_time });
   }
 
-  // Whichever run of a tree asks, people are asked in this conversation.
+  // Whichever run of a tree asks, people are asked in this conversation. After a reload the events of
+  // children come behind all of ours, so a question goes to where it was asked.
   asked(question) {
     const id = `question ${question.question_id}`;
-    if (!this.items.has(id)) this.items.set(id, { id, type: "question", question, time: question.create_time });
+    if (this.items.has(id)) return;
+    const asked = Date.parse(question.create_time);
+    const items = [...this.items.values()];
+    const after = items.findIndex((item) => Date.parse(item.time) > asked);
+    items.splice(after < 0 ? items.length : after, 0, { id, type: "question", question, time: question.create_time });
+    this.items = new Map(items.map((item) => [item.id, item]));
   }
 
   closed(closed) {
