@@ -55,7 +55,7 @@ async def examine(options: Options) -> list[Result]:
             Result("configuration", "failed", problem, "correct this key")
             for problem in error.problems
         ]
-    results = [Result("configuration", "ok", f"read from {options.config or 'the default place'}")]
+    results = [Result("configuration", "ok", _read_from(options.config))]
     results.append(await asyncio.to_thread(_store, settings))
     services = suite(settings, options.config)
     running = await asyncio.gather(*(_healthy(service) for service in services))
@@ -65,6 +65,14 @@ async def examine(options: Options) -> list[Result]:
     results.extend(await _models(options.gateway(), gateway_runs))
     results.extend(await _harnesses(options.gateway(), gateway_runs))
     return results
+
+
+def _read_from(chosen: Path | None) -> str:
+    from svckit.settings import DEFAULT_FILE
+
+    if chosen or DEFAULT_FILE.is_file():
+        return f"read from {chosen or DEFAULT_FILE}"
+    return f"no {DEFAULT_FILE} here, so the defaults hold"
 
 
 def _store(settings: Settings) -> Result:

@@ -12,6 +12,8 @@ _COMMANDS = (
     (question_pb.QUESTION_OPTION_KIND_REJECT_ONCE, "/deny {number}"),
     (question_pb.QUESTION_OPTION_KIND_REJECT_ALWAYS, "/deny {number} always"),
 )
+# Ids of the suite's own questions. A harness may name its options as it likes: `1`, `opt-2`.
+_SPEAK = frozenset({"allow", "allow-always", "deny", "deny-always"})
 _STATES = {
     question_pb.QUESTION_STATE_OPEN: "open",
     question_pb.QUESTION_STATE_ANSWERED: "answered",
@@ -26,8 +28,11 @@ def state_word(state: question_pb.QuestionState.ValueType) -> str:
 
 
 def options_line(question: question_pb.Question) -> str:
-    """Return the options with what to type for each: `yes (Allow once), no (Deny)`."""
-    return ", ".join(f"{option.option_id} ({option.name})" for option in question.options)
+    """Return what to type for each option; with its name where the word alone does not tell."""
+    return ", ".join(
+        option.option_id if option.option_id in _SPEAK else f"{option.option_id} ({option.name})"
+        for option in question.options
+    )
 
 
 def ways(question: question_pb.Question, *, commands: bool) -> str:

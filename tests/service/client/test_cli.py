@@ -438,6 +438,17 @@ async def test_the_configuration_is_checked_and_shown(
         assert "Traceback" not in told.err
 
 
+async def test_doctor_says_that_there_is_no_configuration_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    await conveyor("doctor")
+    assert "no conveyor.toml here, so the defaults hold" in capsys.readouterr().out
+    (tmp_path / "conveyor.toml").write_text("[lanes.main]\nlimit = 3\n")
+    await conveyor("doctor")
+    assert "configuration: read from conveyor.toml" in capsys.readouterr().out
+
+
 async def test_the_password_of_the_store_is_not_shown(
     postgres_url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

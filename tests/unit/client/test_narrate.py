@@ -6,7 +6,7 @@ from conveyor.common.v1 import content_pb2, question_pb2, usage_pb2
 from conveyor.events.v1 import event_pb2
 from conveyor.gateway.v1 import gateway_service_pb2 as gateway_pb
 from conveyor.scheduler.v1 import announcement_pb2, lane_pb2, run_pb2, scheduler_service_pb2
-from conveyor_client.cli.asking import choose_option, choose_question
+from conveyor_client.cli.asking import choose_option, choose_question, options_line
 from conveyor_client.cli.narrate import Narrator, Utterance, Voice
 from conveyor_client.cli.places import fate
 
@@ -155,6 +155,15 @@ def test_details_are_told_only_to_those_who_watch() -> None:
     )
     assert list(Narrator().tell(item)) == []
     assert list(Narrator(thorough=True).tell(item)) == [Utterance(Voice.NEWS, "r1 running")]
+
+
+def test_a_list_of_questions_does_not_explain_words_that_speak_for_themselves() -> None:
+    question = question_pb2.Question()
+    question.options.add(option_id="allow-always", name="Allow for the rest of this conversation")
+    question.options.add(option_id="deny", name="Deny")
+    assert options_line(question) == "allow-always, deny"
+    question.options.add(option_id="2", name="Only this file")
+    assert options_line(question) == "allow-always, deny, 2 (Only this file)"
 
 
 def test_questions_say_how_to_answer_them() -> None:
