@@ -75,7 +75,7 @@ class InboundMessage(_message.Message):
     """As `RunSpec.priority`."""
     @_builtins.property
     def message(self) -> _content_pb2.Message:
-        """The message. Its role must be `USER`."""
+        """The message. Its role must be `USER`, and it must say something: blank text alone is refused."""
 
     @_builtins.property
     def budget(self) -> _run_pb2.Budget:
