@@ -7,7 +7,6 @@ not for ever.
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -15,22 +14,12 @@ from agent_svc import convert
 from agent_svc.domain import estimate
 from agent_svc.domain import steps as s
 from agent_svc.domain.prompt import Prompt
-from agent_svc.eventwriter import PASSING
 from agent_svc.models.asking import FailedCall
 from agent_svc.models.base import Model
-from agent_svc.prices import Prices
-from agent_svc.usage import UsageReporter
+from agent_svc.reserving import Reservations
 from conveyor.scheduler.v1 import limit_service_pb2 as limit_pb
-from svckit.backoff import full_jitter
-from svckit.clock import Clock
 from svckit.errors import ModelUnavailable
-from svckit.grpc.client import call
-from svckit.grpc.status import from_proto
 from svckit.ids import new_ulid
-from svckit.settings import Settings
-
-if TYPE_CHECKING:
-    from conveyor.scheduler.v1.limit_service_pb2_grpc import LimitServiceAsyncStub
 
 LONGEST_WAIT = 300.0
 """Seconds that a call waits in the line of its provider."""
@@ -40,33 +29,12 @@ LOOK_AGAIN = 5.0
 """Seconds after which a waiting call asks how the line has moved."""
 
 
-class Outside:
+class Outside(Reservations):
     """Makes the places in line of calls that belong to no run."""
-
-    def __init__(
-        self,
-        stub: LimitServiceAsyncStub,
-        usage: UsageReporter,
-        prices: Prices,
-        settings: Settings,
-        clock: Clock,
-    ) -> None:
-        self.stub = stub
-        self.usage = usage
-        self.prices = prices
-        self.clock = clock
-        demo = settings.providers.get("demo")
-        self._demo_limited = demo is not None and bool(
-            demo.requests_per_minute or demo.tokens_per_minute
-        )
 
     def line(self, prompt: Prompt) -> Line:
         """The calls of one prompt."""
         return Line(self, prompt)
-
-    def counted(self, model: Model) -> bool:
-        """True when calls of the model are reserved and reported."""
-        return model.provider_id != "demo" or self._demo_limited
 
 
 class Line:
@@ -84,7 +52,7 @@ class Line:
         Raises `ModelUnavailable` when that is too far off, `Unreachable` without a scheduler.
         """
         out = self._outside
-        if not out.counted(model):
+        if not out.limited(model):
             return ""
         self._count += 1
         expected = estimate.expected(self._prompt)
@@ -96,7 +64,7 @@ class Line:
         waited = 0.0
         try:
             while True:
-                grant = await self._reserve(request)
+                grant = await out.reserve(request, longest_pause=2.0, patience=SCHEDULER_PATIENCE)
                 delay = grant.delay.ToMicroseconds() / 1e6
                 if delay <= 0 or grant.HasField("expire_time"):  # granted, perhaps for a moment on
                     await out.clock.sleep(max(delay, 0.0))
@@ -119,24 +87,9 @@ class Line:
             out.usage.not_sent(request.request_id, "", model)
             raise
 
-    async def _reserve(self, request: limit_pb.ReserveRequest) -> limit_pb.ReserveGrant:
-        pauses = full_jitter(0.2, 2.0)
-        give_up = self._outside.clock.now_us() + SCHEDULER_PATIENCE * 1e6
-        while True:
-            try:
-                response = await call(self._outside.stub.Reserve(request), service="scheduler")
-            except PASSING:
-                if self._outside.clock.now_us() > give_up:
-                    raise
-                await self._outside.clock.sleep(next(pauses))
-                continue
-            if response.HasField("refused"):
-                raise from_proto(response.refused.error)
-            return response.granted
-
     async def failed(self, failed: FailedCall) -> None:
         """Tell the scheduler of a call that failed: all workers share what follows."""
-        if self._outside.counted(failed.model) and failed.failure.cause:
+        if self._outside.limited(failed.model) and failed.failure.cause:
             await self._outside.usage.failed(
                 f"{self._id}.{failed.number}/failed",
                 "",
@@ -149,10 +102,8 @@ class Line:
     async def answered(self, model: Model, usage: s.Usage, reservation_id: str) -> int | None:
         """Report an answered call; returns its cost, `None` when the price is not known."""
         out = self._outside
-        if model.provider_id != "demo":
-            await out.prices.load()
-        cost = out.prices.cost(model.provider_id, model.name, usage)
-        if out.counted(model):
+        cost = await out.cost(model, usage)
+        if out.limited(model):
             priced = msgspec.structs.replace(usage, cost=cost)
             out.usage.settled(
                 f"{self._id}.{self._count}/used",

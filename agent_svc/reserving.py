@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
@@ -56,8 +57,8 @@ class MustWait(Later):
         )
 
 
-class Reserver:
-    """Makes the tickets of a turn's model calls."""
+class Reservations:
+    """Reserves model calls at the scheduler: what those of a run and those outside one share."""
 
     def __init__(
         self,
@@ -77,6 +78,42 @@ class Reserver:
             demo.requests_per_minute or demo.tokens_per_minute
         )
 
+    async def cost(self, model: Model, usage: s.Usage) -> int | None:
+        """What a call cost, in millionths of a US dollar; `None` when the price is not known."""
+        if model.provider_id != "demo":
+            await self.prices.load()
+        return self.prices.cost(model.provider_id, model.name, usage)
+
+    def limited(self, model: Model) -> bool:
+        """True when calls of the model stand in line, whoever makes them."""
+        return model.provider_id != "demo" or self._demo_limited
+
+    async def reserve(
+        self,
+        request: limit_pb.ReserveRequest,
+        *,
+        longest_pause: float,
+        patience: float = math.inf,
+    ) -> limit_pb.ReserveGrant:
+        """Ask for a place in line, for `patience` seconds while the scheduler is away."""
+        pauses = full_jitter(0.2, longest_pause)
+        give_up = self.clock.now_us() + patience * 1e6
+        while True:
+            try:
+                response = await call(self.stub.Reserve(request), service="scheduler")
+            except PASSING:
+                if self.clock.now_us() > give_up:
+                    raise
+                await self.clock.sleep(next(pauses))
+                continue
+            if response.HasField("refused"):
+                raise from_proto(response.refused.error)
+            return response.granted
+
+
+class Reserver(Reservations):
+    """Makes the tickets of a turn's model calls."""
+
     def tickets(self, work: Work, call: str, prompt: Prompt) -> Tickets:
         """The tickets of one call, with its fallbacks and repetitions.
 
@@ -84,16 +121,9 @@ class Reserver:
         """
         return Tickets(self, work, call, prompt)
 
-    async def cost(self, model: Model, usage: s.Usage) -> int | None:
-        """What a call cost, in millionths of a US dollar; `None` when the price is not known."""
-        if model.provider_id != "demo":
-            await self.prices.load()
-        return self.prices.cost(model.provider_id, model.name, usage)
-
     def needed(self, model: Model, work: Work) -> bool:
         """True when a call is to be reserved."""
-        real = model.provider_id != "demo"
-        return real or self._demo_limited or work.turn.leased.budgeted
+        return self.limited(model) or work.turn.leased.budgeted
 
 
 class Tickets:
@@ -149,16 +179,8 @@ class Tickets:
             estimated_tokens=expected.read + expected.written,
             estimated_cost_micros_usd=cost or 0,
         )
-        pauses = full_jitter(0.2, 5.0)
-        while True:
-            try:
-                response = await call(reserver.stub.Reserve(request), service="scheduler")
-            except PASSING:  # until it is back, or the lease is gone and this task with it
-                await reserver.clock.sleep(next(pauses))
-                continue
-            if response.HasField("refused"):
-                raise from_proto(response.refused.error)
-            return response.granted
+        # Until it is back, or the lease is gone and this task with it.
+        return await reserver.reserve(request, longest_pause=5.0)
 
 
 def _held(work: Work) -> tuple[str, limit_pb.ReserveGrant | None]:
