@@ -1,6 +1,8 @@
-"""How figures are said to people, the same in every service and in the command line."""
+"""How figures and lists are said to people, the same in every service and in the command line."""
 
 from __future__ import annotations
+
+from collections.abc import Iterable
 
 
 def span(seconds: float) -> str:
@@ -33,3 +35,9 @@ def shorten(text: str, limit: int = 100) -> str:
     """Return the text on one line of at most `limit` characters."""
     line = " ".join(text.split())
     return line if len(line) <= limit else line[: limit - 1] + "…"
+
+
+def joined(words: Iterable[str], last: str = "and") -> str:
+    """Return `a`, `a and b`, `a, b and c`."""
+    *others, final = words
+    return f"{', '.join(others)} {last} {final}" if others else final

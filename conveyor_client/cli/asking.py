@@ -5,13 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from conveyor.common.v1 import question_pb2 as question_pb
+from svckit.contract_words import answering_commands
+from svckit.words import joined
 
-_COMMANDS = (
-    (question_pb.QUESTION_OPTION_KIND_ALLOW_ONCE, "/approve {number}"),
-    (question_pb.QUESTION_OPTION_KIND_ALLOW_ALWAYS, "/approve {number} always"),
-    (question_pb.QUESTION_OPTION_KIND_REJECT_ONCE, "/deny {number}"),
-    (question_pb.QUESTION_OPTION_KIND_REJECT_ALWAYS, "/deny {number} always"),
-)
 # Ids of the suite's own questions. A harness may name its options as it likes: `1`, `opt-2`.
 _SPEAK = frozenset({"allow", "allow-always", "deny", "deny-always"})
 _STATES = {
@@ -38,10 +34,9 @@ def options_line(question: question_pb.Question) -> str:
 def ways(question: question_pb.Question, *, commands: bool) -> str:
     """Return how to answer: with slash commands in a chat, else with the command line."""
     if commands:
-        kinds = {option.kind for option in question.options}
-        texts = [text.format(number=question.number) for kind, text in _COMMANDS if kind in kinds]
+        texts = answering_commands(question)
         if texts:
-            return " or ".join(filter(None, (", ".join(texts[:-1]), texts[-1])))
+            return joined(texts, "or")
     options = "|".join(option.option_id for option in question.options)
     return f"conveyor questions answer {question.question_id} {options}"
 

@@ -8,14 +8,15 @@ from typing import TYPE_CHECKING, Self
 
 from conveyor.agent.v1 import probe_pb2 as pb
 from conveyor_client.cli import output as out
+from svckit.contract_words import VERDICTS
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-VERDICTS = {
-    pb.PROBE_VERDICT_ORCHESTRATOR: ("orchestrator", "green"),
-    pb.PROBE_VERDICT_NEEDS_INSISTING: ("needs-insisting", "yellow"),
-    pb.PROBE_VERDICT_LEAF_ONLY: ("leaf-only", "red"),
+COLOURS = {
+    pb.PROBE_VERDICT_ORCHESTRATOR: "green",
+    pb.PROBE_VERDICT_NEEDS_INSISTING: "yellow",
+    pb.PROBE_VERDICT_LEAF_ONLY: "red",
 }
 OUTCOMES = {
     pb.PROBE_OUTCOME_RIGHT: "right",
@@ -29,15 +30,9 @@ OUTCOMES = {
 EXCERPT_CHARS = 100
 
 
-def verdict_word(verdict: pb.ProbeVerdict.ValueType) -> str:
-    """Return the verdict as people write it."""
-    return VERDICTS.get(verdict, ("unclear", ""))[0]
-
-
 def verdict_markup(verdict: pb.ProbeVerdict.ValueType) -> str:
     """Return the verdict, coloured."""
-    word, colour = VERDICTS.get(verdict, ("unclear", "white"))
-    return f"[{colour}]{word}[/]"
+    return f"[{COLOURS.get(verdict, 'white')}]{VERDICTS.get(verdict, 'unclear')}[/]"
 
 
 def tier_word(tier: pb.ProbeTier.ValueType) -> str:

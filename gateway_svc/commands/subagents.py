@@ -21,10 +21,11 @@ from gateway_svc.domain.commands.subagents import (
     list_text,
     log_text,
 )
-from gateway_svc.domain.commands.words import joined, name_of
+from gateway_svc.domain.commands.words import name_of
 from gateway_svc.domain.redaction import clear_event
 from gateway_svc.watching.log import Start
 from svckit.errors import EventsCompacted, NotSteerable, RunAlreadyEnded
+from svckit.words import joined
 
 STEER_SECONDS = 3.0
 """How long the answer to `steer` waits for the run to take the message: callers wait for 5 s."""

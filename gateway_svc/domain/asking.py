@@ -2,32 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from conveyor.common.v1 import question_pb2
 from conveyor.events.v1 import event_pb2
-from svckit.words import shorten, time_limit
+from svckit.contract_words import answering_commands
+from svckit.words import joined, shorten, time_limit
 
 # Payloads about questions. They reach the conversation whichever run of its trees they are about.
 PAYLOADS = ("question_asked", "question_closed")
 _NAME = 40
-_COMMANDS = (
-    (question_pb2.QUESTION_OPTION_KIND_ALLOW_ONCE, "/approve {number}"),
-    (question_pb2.QUESTION_OPTION_KIND_ALLOW_ALWAYS, "/approve {number} always"),
-    (question_pb2.QUESTION_OPTION_KIND_REJECT_ONCE, "/deny {number}"),
-    (question_pb2.QUESTION_OPTION_KIND_REJECT_ALWAYS, "/deny {number} always"),
-)
 
 
 def asked_text(question: question_pb2.Question) -> str:
     """Return what a chat says about a question: what is asked, the options, how to answer."""
     names = " · ".join(shorten(option.name, _NAME) for option in question.options)
     lines = [f"Question {question.number}: {question.title}", names]
-    kinds = {option.kind for option in question.options}
-    ways = [text.format(number=question.number) for kind, text in _COMMANDS if kind in kinds]
+    ways = answering_commands(question)
     time = time_limit(question.timeout.ToMicroseconds() / 1e6)
     if ways:
-        lines.append(f"Answer within {time}: {_either(ways)}")
+        lines.append(f"Answer within {time}: {joined(ways, 'or')}")
     lines.append(f"No answer in time means: {default_name(question)}")
     return "\n".join(lines)
 
@@ -44,9 +36,3 @@ def default_name(question: question_pb2.Question) -> str:
         if option.option_id == question.default_option_id:
             return shorten(option.name, _NAME)
     return "rejected"
-
-
-def _either(ways: Sequence[str]) -> str:
-    if len(ways) == 1:
-        return ways[0]
-    return f"{', '.join(ways[:-1])} or {ways[-1]}"

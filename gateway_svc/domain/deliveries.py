@@ -141,7 +141,8 @@ def _words_of(result: announcement_pb2.ChildResult) -> str:
 
 
 def _span(seconds: float) -> str:
-    # Rounded down, as a clock is read: 59.9 s is no minute yet.
+    # Rounded down, as a clock is read: 59.9 s is no minute yet. `svckit.words.span` rounds to the
+    # nearest and keeps zeroes, for tables; these texts are in chats.
     if seconds < 9.95:
         return f"{seconds:.1f} s"
     whole = int(seconds)

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 
 from conveyor.common.v1 import question_pb2
 from gateway_svc.domain.commands.parsing import Problem
-from gateway_svc.domain.commands.words import joined
-from svckit.words import shorten
+from svckit.words import joined, shorten
 
 _TITLE, _NAMED = 60, 4
 

@@ -25,6 +25,7 @@ from gateway_svc.domain.commands.grammar import (
     Kind,
     members,
 )
+from svckit.words import joined
 
 _FIRST = re.compile(r"/([A-Za-z][A-Za-z_-]{0,31})(?:@\w{1,64})?")
 _OPTION = re.compile(r"(?:--|—|–)(\w+)[ =]+(\S+)")
@@ -123,7 +124,7 @@ def _known(word: str, rest: str) -> Command | Problem:
     close = get_close_matches(second.lower(), forms, 1, 0.6)
     example = forms[close[0] if close else GROUPS[word]].example
     return Problem(
-        f"“{_cut(second)}” is nothing that `/{word}` does: say {_either(forms)}, "
+        f"“{_cut(second)}” is nothing that `/{word}` does: say {joined(forms, 'or')}, "
         f"for example `{example}`"
     )
 
@@ -206,14 +207,9 @@ def _no_choice(form: Form, argument: Argument, value: str) -> Problem:
             f"for example `{form.example}`"
         )
     return Problem(
-        f"“{_cut(value)}” is no {argument.what}: say {_either(argument.choices)}, "
+        f"“{_cut(value)}” is no {argument.what}: say {joined(argument.choices, 'or')}, "
         f"for example `{form.example}`"
     )
-
-
-def _either(words: Mapping[str, Form] | tuple[str, ...]) -> str:
-    *others, last = words
-    return f"{', '.join(others)} or {last}"
 
 
 def _cut(text: str) -> str:

@@ -6,7 +6,6 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 from conveyor.agent.v1 import agent_service_pb2 as ag
-from conveyor.agent.v1 import probe_pb2
 from conveyor.common.v1 import usage_pb2
 from conveyor.scheduler.v1 import flow_service_pb2 as fs
 from conveyor.scheduler.v1 import lane_pb2, run_pb2
@@ -14,13 +13,13 @@ from gateway_svc.domain.commands.parsing import Problem
 from gateway_svc.domain.commands.words import (
     SECOND,
     at_us,
-    joined,
     ordinal,
     spent,
     state_words,
 )
 from gateway_svc.domain.sessions import TERMINAL_STATES, lane_use
-from svckit.words import count, shorten, span
+from svckit.contract_words import VERDICTS
+from svckit.words import count, joined, shorten, span
 
 _TITLE, _NAMES = 48, 12
 MAX_MODEL = 256
@@ -71,9 +70,8 @@ def model_line(requested: str, effective: str, verdict: str) -> str:
 def verdict_of(models: Collection[ag.Model], name: str) -> str:
     """Return what the newest probe of a model found, empty when it was never probed."""
     for model in models:
-        if model.model == name and model.HasField("probe") and model.probe.verdict:
-            verdict = probe_pb2.ProbeVerdict.Name(model.probe.verdict)
-            return verdict.removeprefix("PROBE_VERDICT_").lower().replace("_", "-")
+        if model.model == name and model.probe.verdict in VERDICTS:
+            return VERDICTS[model.probe.verdict]
     return ""
 
 

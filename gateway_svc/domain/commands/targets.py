@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from gateway_svc.domain.commands.parsing import Problem
-from gateway_svc.domain.commands.words import joined
-from svckit.words import shorten
+from svckit.words import joined, shorten
 
 _SHORTEST_PIECE = 4
 _NAMED = 4

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from conveyor.common.v1 import usage_pb2
@@ -52,12 +50,6 @@ def ordinal(number: int) -> str:
     """Return `1st`, `2nd`, `3rd`, `11th`."""
     ending = "th" if number % 100 in (11, 12, 13) else {1: "st", 2: "nd", 3: "rd"}.get(number % 10)
     return f"{number}{ending or 'th'}"
-
-
-def joined(words: Iterable[str], last: str = "and") -> str:
-    """Return `a`, `a and b`, `a, b and c`."""
-    *others, final = words
-    return f"{', '.join(others)} {last} {final}" if others else final
 
 
 def state_words(run: run_pb2.Run, live_children: int = 0, position: int = 0) -> str:
