@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from conveyor_client.cli.arguments import Json, Limit, Page, States, more
+from conveyor_client.cli.arguments import Json, Limit, Page, States
 from conveyor_client.cli.context import connect, run
 
 flow_app = typer.Typer(no_args_is_help=True, help="Spawn trees: list, show, cancel.")
@@ -39,10 +39,8 @@ def flow_list(
         )
         async with connect(context) as client:
             found = await client.flows(wanted, page_size=limit, page_token=page)
-            if json:
-                out.print_json(found)
-                return
-            out.print_table(
+            out.print_page(
+                found,
                 ("FLOW", "STATE", "RUNS", "SESSION", "TOKENS", "ACCEPTED"),
                 (
                     (
@@ -56,10 +54,10 @@ def flow_list(
                     for f in found.flows
                 ),
                 "No flows.",
+                json=json,
                 whole="FLOW",
                 give_way=("TOKENS", "ACCEPTED", "RUNS"),
             )
-            more(found.next_page_token)
 
     run(work())
 

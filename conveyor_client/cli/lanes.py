@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from conveyor_client.cli.arguments import Json, more
+from conveyor_client.cli.arguments import Json
 from conveyor_client.cli.context import CannotRun, connect, run
 
 lanes_app = typer.Typer(invoke_without_command=True, help="Lanes and their use; `set` a limit.")
@@ -29,10 +29,8 @@ def lanes(
         kind = lane_pb2.LANE_KIND_UNSPECIFIED if everything else lane_pb2.LANE_KIND_GLOBAL
         async with connect(context) as client:
             found = await client.lanes(kind, page_size=500)
-            if json:
-                out.print_json(found)
-                return
-            out.print_table(
+            out.print_page(
+                found,
                 ("LANE", "LIMIT", "RUNNING", "WAITING", "CUSTOMERS", "SUSPENDED"),
                 (
                     (
@@ -46,8 +44,8 @@ def lanes(
                     for ln in found.lanes
                 ),
                 "No lanes.",
+                json=json,
             )
-            more(found.next_page_token)
 
     run(work())
 

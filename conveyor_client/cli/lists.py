@@ -60,10 +60,8 @@ def sessions(
                 kinds = (session_pb2.SESSION_KIND_SUBAGENT, session_pb2.SESSION_KIND_ACP)
                 wanted.kinds.extend(kinds)
             found = await client.sessions(wanted, page_size=limit, page_token=page)
-            if json:
-                out.print_json(found)
-                return
-            out.print_table(
+            out.print_page(
+                found,
                 ("SESSION", "AGENT", "CUSTOMER", "AT WORK", "WAITING", "ACTIVE"),
                 (
                     (
@@ -77,10 +75,10 @@ def sessions(
                     for s in found.sessions
                 ),
                 "No sessions yet.",
+                json=json,
                 whole="AT WORK",
                 give_way=("CUSTOMER", "AGENT", "ACTIVE"),
             )
-            more(found.next_page_token)
 
     run(work())
 

@@ -18,10 +18,23 @@ from conveyor.agent.v1 import task_pb2 as _agent_task  # noqa: F401
 from conveyor.common.v1 import content_pb2 as content_pb
 from conveyor.common.v1 import usage_pb2 as usage_pb
 from conveyor.scheduler.v1 import run_pb2 as run_pb
+from conveyor_client.cli.arguments import more
 
 if TYPE_CHECKING:
     from google.protobuf.any_pb2 import Any as AnyProto
     from rich.console import Console
+
+    from conveyor.gateway.v1 import gateway_service_pb2 as gateway_pb
+    from conveyor.scheduler.v1 import flow_service_pb2 as flow_pb
+    from conveyor.scheduler.v1 import scheduler_service_pb2 as scheduler_pb
+
+    Listed = (
+        gateway_pb.ListQuestionsResponse
+        | gateway_pb.ListSessionsResponse
+        | flow_pb.ListFlowsResponse
+        | scheduler_pb.ListLanesResponse
+        | scheduler_pb.ListRunsResponse
+    )
 
 AnyMessage = TypeVar("AnyMessage", bound=Message)
 
@@ -138,6 +151,24 @@ def print_table(
         by_column = dict(zip(columns, row, strict=True))
         table.add_row(*(by_column[column] for column in shown))
     target.print(table)
+
+
+def print_page(
+    found: Listed,
+    columns: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    empty: str,
+    *,
+    json: bool,
+    whole: str = "",
+    give_way: Sequence[str] = (),
+) -> None:
+    """Print one page of a list: its JSON, or a table of `rows` with how to get the next page."""
+    if json:
+        print_json(found)
+        return
+    print_table(columns, rows, empty, whole=whole, give_way=give_way)
+    more(found.next_page_token)
 
 
 def measured(markup: str) -> int:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from conveyor_client.cli.arguments import Json, Limit, Page, more
+from conveyor_client.cli.arguments import Json, Limit, Page
 from conveyor_client.cli.context import CannotRun, connect, run
 
 questions_app = typer.Typer(help="What runs ask people: list, `answer`.")
@@ -77,10 +77,8 @@ def _list(
         )
         async with connect(context) as client:
             found = await client.questions(wanted, page_size=limit, page_token=page)
-            if json:
-                out.print_json(found)
-                return
-            out.print_table(
+            out.print_page(
+                found,
                 ("QUESTION", "NO", "STATE", "ASKED FOR", "OPTIONS", "SESSION", "UNTIL"),
                 (
                     (
@@ -99,10 +97,10 @@ def _list(
                     for q in found.questions
                 ),
                 "No questions.",
+                json=json,
                 whole="QUESTION",
                 give_way=("UNTIL", "SESSION", "NO"),
             )
-            more(found.next_page_token)
 
     run(work())
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from conveyor_client.cli.arguments import Json, Limit, Page, States, more
+from conveyor_client.cli.arguments import Json, Limit, Page, States
 from conveyor_client.cli.context import connect, run
 
 
@@ -50,10 +50,8 @@ def runs(
                 states=[run_pb2.RunState.Value(f"RUN_STATE_{s.name}") for s in state or ()],
             )
             found = await client.runs(wanted, page_size=limit, page_token=page)
-            if json:
-                out.print_json(found)
-                return
-            out.print_table(
+            out.print_page(
+                found,
                 ("RUN", "STATE", "LANE", "SESSION", "LABEL", "ACCEPTED"),
                 (
                     (
@@ -67,10 +65,10 @@ def runs(
                     for r in found.runs
                 ),
                 "No runs.",
+                json=json,
                 whole="RUN",
                 give_way=("ACCEPTED", "LANE", "LABEL"),
             )
-            more(found.next_page_token)
 
     run(work())
 
