@@ -16,35 +16,23 @@ import argparse
 import asyncio
 import contextlib
 import math
-import subprocess
 import sys
 from collections.abc import AsyncIterator
 
-from bench.processes import CONVEYOR, process, serving, workspace
+from bench.processes import up, workspace
 from bench.report import machine
 from conveyor.gateway.v1 import gateway_service_pb2 as gateway_pb
 from conveyor.scheduler.v1 import forecast_pb2, run_pb2
 from conveyor_client import ConveyorClient
-
-TERMINAL = (
-    run_pb2.RUN_STATE_SUCCEEDED,
-    run_pb2.RUN_STATE_FAILED,
-    run_pb2.RUN_STATE_CANCELLED,
-    run_pb2.RUN_STATE_EXPIRED,
-)
+from conveyor_client.cli.output import TERMINAL
 
 
 @contextlib.asynccontextmanager
 async def suite(limit: int) -> AsyncIterator[ConveyorClient]:
     """The suite under `conveyor up`, and a client of it."""
     with workspace(main_limit=limit) as place:
-        async with process(
-            CONVEYOR, "--config", str(place.config), "up", output=subprocess.DEVNULL
-        ) as child:
-            for address in (place.scheduler, place.agent, place.acp, place.gateway):
-                await serving(address, child)
-            async with ConveyorClient(place.gateway) as client:
-                yield client
+        async with up(place) as client:
+            yield client
 
 
 async def burst(

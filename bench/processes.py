@@ -16,6 +16,7 @@ from pathlib import Path
 
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from conveyor_client import ConveyorClient
 from conveyor_client.supervision.addresses import free_addresses
 from svckit.grpc.channel import make_channel
 
@@ -117,6 +118,18 @@ async def serving(address: str, child: asyncio.subprocess.Process) -> None:
         waiting.cancel()
         ended.cancel()
         await channel.close()
+
+
+@contextlib.asynccontextmanager
+async def up(place: Workspace) -> AsyncIterator[ConveyorClient]:
+    """Runs `conveyor up` in a workspace; gives a client of it when everything serves."""
+    async with process(
+        CONVEYOR, "--config", str(place.config), "up", output=subprocess.DEVNULL
+    ) as child:
+        for address in (place.scheduler, place.agent, place.acp, place.gateway):
+            await serving(address, child)
+        async with ConveyorClient(place.gateway) as client:
+            yield client
 
 
 def descendants(pid: int) -> dict[int, str]:

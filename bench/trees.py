@@ -16,18 +16,18 @@ import argparse
 import asyncio
 import contextlib
 import itertools
-import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Iterator
 
 import httpx
 
-from bench.processes import CONVEYOR, Workspace, process, serving, workspace
+from bench.processes import Workspace, up, workspace
 from bench.report import Row, latencies, machine
 from conveyor.events.v1 import event_pb2
 from conveyor.scheduler.v1 import run_pb2
 from conveyor_client import ConveyorClient
+from conveyor_client.cli.output import TERMINAL
 
 DEPTH, FAN_OUT = 3, 5
 RUNS = sum(FAN_OUT**depth for depth in range(DEPTH + 1))
@@ -42,12 +42,6 @@ max_spawn_depth = {DEPTH}
 max_children_per_agent = {FAN_OUT}
 max_descendants = 200
 """
-TERMINAL = (
-    run_pb2.RUN_STATE_SUCCEEDED,
-    run_pb2.RUN_STATE_FAILED,
-    run_pb2.RUN_STATE_CANCELLED,
-    run_pb2.RUN_STATE_EXPIRED,
-)
 
 
 def nested(leaves: Iterator[str], depth: int = DEPTH) -> str:
@@ -88,13 +82,8 @@ async def _suite() -> AsyncIterator[tuple[Workspace, ConveyorClient]]:
     with workspace(main_limit=WIDTH) as place:
         with place.config.open("a") as config:
             config.write(CONFIG)
-        async with process(
-            CONVEYOR, "--config", str(place.config), "up", output=subprocess.DEVNULL
-        ) as child:
-            for address in (place.scheduler, place.agent, place.acp, place.gateway):
-                await serving(address, child)
-            async with ConveyorClient(place.gateway) as client:
-                yield place, client
+        async with up(place) as client:
+            yield place, client
 
 
 YIELDING = "[[spawn: [[sleep: 300ms]]]] [[yield: I'll get back to you.]]"

@@ -8,68 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from opentelemetry import trace
 
-from agent_svc.agents import Agents
-from agent_svc.app import MIGRATIONS
 from agent_svc.domain import steps as s
-from agent_svc.models.catalog import Catalog
-from agent_svc.prices import Prices
-from agent_svc.reserving import Reserver
-from agent_svc.spawning import Spawner
 from agent_svc.store.transcripts import Transcripts
-from agent_svc.turn import TurnRunner
-from agent_svc.usage import UsageReporter
-from agent_svc.windows import Windows
-from conveyor.events.v1 import event_log_service_pb2_grpc as log_grpc
-from conveyor.scheduler.v1 import limit_service_pb2_grpc as limit_grpc
-from conveyor.scheduler.v1 import scheduler_service_pb2_grpc as sched_grpc
 from conveyor.scheduler.v1 import worker_service_pb2 as ws
-from svckit.clock import SystemClock
-from svckit.database import Database
 from svckit.errors import LeaseLost, StoreUnavailable
-from svckit.grpc.channel import make_channel
-from svckit.settings import load
 from svckit.testing.fake_openai import FakeOpenAI, Reply, ToolCall
 from svckit.turn import Complete, Fail, LeasedTurn, Outcome, Release, Suspend
+from tests.service.agent.bench import Bench, Crash, a_bench
 from tests.service.agent.fake_scheduler import FakeScheduler
-
-
-class Crash(Exception):
-    """The process died here."""
-
-
-class CrashingStore(Transcripts):
-    """Dies at the n-th call that stores steps, before or after it took effect."""
-
-    def __init__(self, database: Database) -> None:
-        super().__init__(database)
-        self.die_at = 0
-        self.after = False
-        self.stored: list[s.Record] = []
-
-    async def add_steps(self, run_id: str, *args: Any, **kwargs: Any) -> None:
-        records = args[3]
-        self.die_at -= 1
-        if self.die_at == 0 and not self.after:
-            raise Crash
-        await super().add_steps(run_id, *args, **kwargs)
-        self.stored.extend(records)
-        if self.die_at == 0:
-            raise Crash
-
-
-class Bench:
-    """The turn runner without its worker: an attempt is a call."""
-
-    def __init__(self, scheduler: FakeScheduler, store: CrashingStore, runner: TurnRunner) -> None:
-        self.scheduler = scheduler
-        self.store = store
-        self.runner = runner
-
-    async def attempt(self, leased: ws.LeasedRun) -> Outcome:
-        return await self.runner(LeasedTurn(leased))
-
 
 Lease = Callable[[int], ws.LeasedRun]
 
@@ -84,30 +31,8 @@ async def bench(
         '[agents.defaults.guard]\nfallback_model = "fake:strong"\n'
         f'[providers.fake]\nbase_url = "{provider.base_url}"\n'
     )
-    settings, clock = load(config, {}), SystemClock()
-    agents, catalog = Agents(settings), Catalog(settings, clock)
-    channel = make_channel(scheduler.address)  # type: ignore[attr-defined]
-    database = await Database.open(database_url, migrations=MIGRATIONS, name="agent")
-    store = CrashingStore(database)
-    limits = limit_grpc.LimitServiceStub(channel)
-    usage = UsageReporter(limits, clock)
-    runner = TurnRunner(
-        store=store,
-        agents=agents,
-        catalog=catalog,
-        spawner=Spawner(sched_grpc.SchedulerServiceStub(channel), agents, catalog, Windows({})),
-        usage=usage,
-        reserver=Reserver(limits, usage, Prices(settings.providers), settings, clock),
-        windows=Windows(settings.providers),
-        event_log=log_grpc.EventLogServiceStub(channel),
-        clock=clock,
-        tracer=trace.get_tracer("test"),
-    )
-    yield Bench(scheduler, store, runner)
-    await usage.drain(0)
-    await catalog.close()
-    await channel.close()
-    await database.close()
+    async with a_bench(scheduler, config, database_url) as made:
+        yield made
 
 
 def answer(request: Any) -> Reply:

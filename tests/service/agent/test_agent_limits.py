@@ -31,6 +31,18 @@ from tests.service.agent.conftest import StartAgent
 from tests.service.agent.fake_scheduler import FakeScheduler, reply_text
 
 
+def with_fallback(provider: FakeOpenAI) -> str:
+    return f"""
+[agents.defaults]
+model = "fake:big"
+fallback_models = ["other:small"]
+[providers.fake]
+base_url = "{provider.base_url}"
+[providers.other]
+base_url = "{provider.base_url}"
+"""
+
+
 @pytest.fixture
 async def live(start_agent: StartAgent, provider: FakeOpenAI) -> AsyncIterator[InProcess]:
     toml = f"""
@@ -155,18 +167,9 @@ async def test_a_provider_that_is_gone_is_not_waited_for_again_and_again(
 async def test_a_provider_that_is_gone_gives_way_to_its_fallback(
     scheduler: FakeScheduler, start_agent: StartAgent, provider: FakeOpenAI
 ) -> None:
-    toml = f"""
-[agents.defaults]
-model = "fake:big"
-fallback_models = ["other:small"]
-[providers.fake]
-base_url = "{provider.base_url}"
-[providers.other]
-base_url = "{provider.base_url}"
-"""
     provider.script(Failure(503))
     scheduler.reservations = [0, 4.0]
-    async with start_agent(toml):
+    async with start_agent(with_fallback(provider)):
         end = await scheduler.answer(scheduler.leased("hi"))
     assert reply_text(end) == "ok"
     assert [r.body["model"] for r in provider.requests] == ["big", "small"]
@@ -187,16 +190,7 @@ async def test_a_refused_budget_ends_the_run_and_names_itself(
 async def test_a_turn_that_resumed_for_a_fallback_asks_that_one(
     scheduler: FakeScheduler, start_agent: StartAgent, provider: FakeOpenAI
 ) -> None:
-    toml = f"""
-[agents.defaults]
-model = "fake:big"
-fallback_models = ["other:small"]
-[providers.fake]
-base_url = "{provider.base_url}"
-[providers.other]
-base_url = "{provider.base_url}"
-"""
-    async with start_agent(toml):
+    async with start_agent(with_fallback(provider)):
         resumption = granted("r", "other:small")
         end = await scheduler.answer(scheduler.leased("hi", turn=2, resumption=resumption))
     assert reply_text(end) == "ok"

@@ -8,34 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from opentelemetry import trace
 
-from agent_svc.agents import Agents
-from agent_svc.app import MIGRATIONS
 from agent_svc.domain import steps as s
 from agent_svc.domain.prompt import ToolPolicy, ToolSchema
-from agent_svc.models.catalog import Catalog
-from agent_svc.prices import Prices
-from agent_svc.reserving import Reserver
-from agent_svc.spawning import Spawner
 from agent_svc.toolsets import Note, Offering
-from agent_svc.turn import TurnRunner
-from agent_svc.usage import UsageReporter
-from agent_svc.windows import Windows
 from agent_svc.work import Work
 from conveyor.common.v1 import question_pb2
-from conveyor.events.v1 import event_log_service_pb2_grpc as log_grpc
 from conveyor.scheduler.v1 import announcement_pb2 as ann
-from conveyor.scheduler.v1 import limit_service_pb2_grpc as limit_grpc
-from conveyor.scheduler.v1 import scheduler_service_pb2_grpc as sched_grpc
-from svckit.clock import SystemClock
-from svckit.database import Database
-from svckit.grpc.channel import make_channel
-from svckit.settings import load
 from svckit.testing.fake_openai import FakeOpenAI, Reply, ToolCall
 from svckit.turn import Complete, Outcome, Suspend
+from tests.service.agent.bench import Bench, Crash, a_bench
 from tests.service.agent.fake_scheduler import FakeScheduler
-from tests.service.agent.test_agent_crashes import Bench, Crash, CrashingStore
 
 SESSION = "agent:main:http:direct:local"
 
@@ -87,7 +70,7 @@ def shed() -> Shed:
 async def bench(
     scheduler: FakeScheduler, provider: FakeOpenAI, shed: Shed, tmp_path: Path
 ) -> AsyncIterator[Bench]:
-    async with a_bench(scheduler, provider, shed, tmp_path, str(tmp_path / "agent.db")) as made:
+    async with shed_bench(scheduler, provider, shed, tmp_path, str(tmp_path / "agent.db")) as made:
         yield made
 
 
@@ -95,12 +78,12 @@ async def bench(
 async def bench_on_each_store(
     scheduler: FakeScheduler, provider: FakeOpenAI, shed: Shed, tmp_path: Path, database_url: str
 ) -> AsyncIterator[Bench]:
-    async with a_bench(scheduler, provider, shed, tmp_path, database_url) as made:
+    async with shed_bench(scheduler, provider, shed, tmp_path, database_url) as made:
         yield made
 
 
 @contextlib.asynccontextmanager
-async def a_bench(
+async def shed_bench(
     scheduler: FakeScheduler, provider: FakeOpenAI, shed: Shed, tmp_path: Path, url: str
 ) -> AsyncIterator[Bench]:
     config = tmp_path / "conveyor.toml"
@@ -111,31 +94,8 @@ async def a_bench(
         '[agents.list.careful.approvals]\nsessions_spawn = "ask"\n'
         f'[providers.fake]\nbase_url = "{provider.base_url}"\n'
     )
-    settings, clock = load(config, {}), SystemClock()
-    agents, catalog = Agents(settings), Catalog(settings, clock)
-    channel = make_channel(scheduler.address)  # type: ignore[attr-defined]
-    database = await Database.open(url, migrations=MIGRATIONS, name="agent")
-    store = CrashingStore(database)
-    limits = limit_grpc.LimitServiceStub(channel)
-    usage = UsageReporter(limits, clock)
-    runner = TurnRunner(
-        store=store,
-        agents=agents,
-        catalog=catalog,
-        spawner=Spawner(sched_grpc.SchedulerServiceStub(channel), agents, catalog, Windows({})),
-        usage=usage,
-        reserver=Reserver(limits, usage, Prices(settings.providers), settings, clock),
-        windows=Windows(settings.providers),
-        event_log=log_grpc.EventLogServiceStub(channel),
-        clock=clock,
-        tracer=trace.get_tracer("test"),
-        toolsets=[shed],
-    )
-    yield Bench(scheduler, store, runner)
-    await usage.drain(0)
-    await catalog.close()
-    await channel.close()
-    await database.close()
+    async with a_bench(scheduler, config, url, [shed]) as made:
+        yield made
 
 
 def calls_then_done(*calls: ToolCall) -> Any:

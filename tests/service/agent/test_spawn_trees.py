@@ -260,6 +260,18 @@ async def test_a_long_wait_says_so_by_itself_and_frees_the_lane_only_for_another
         assert said[2].startswith("> ")
 
 
+def demo_children(provider: FakeOpenAI) -> str:
+    """Configure a root that the provider plays, and children of the demo model."""
+    return f"""
+[agents.defaults]
+model = "p:m"
+[agents.defaults.subagents]
+model = "demo"
+[providers.p]
+base_url = "{provider.base_url}"
+"""
+
+
 def spawns(*children: dict[str, Any]) -> list[ToolCall]:
     return [ToolCall("sessions_spawn", child) for child in children]
 
@@ -268,16 +280,7 @@ async def test_time_and_budget_of_one_spawn_end_that_child_and_are_told_by_name(
     tmp_path: Path, provider: FakeOpenAI
 ) -> None:
     """What is above answers, from what its budget keeps for that."""
-    toml = f"""
-[agents.defaults]
-model = "p:m"
-[agents.defaults.subagents]
-model = "demo"
-[agents.defaults.subagents.budget]
-max_tokens = 100000
-[providers.p]
-base_url = "{provider.base_url}"
-"""
+    toml = demo_children(provider) + "[agents.defaults.subagents.budget]\nmax_tokens = 100000\n"
     slow, fine = {"task": "[[sleep: 60s]]", "timeout_seconds": 0.3}, {"task": "[[reply: ok]]"}
 
     def root(request: ChatRequest) -> Reply:
@@ -320,16 +323,8 @@ async def test_a_run_steers_lists_and_stops_its_children_while_they_work(
     tmp_path: Path, provider: FakeOpenAI
 ) -> None:
     """The model's own tools, from the offer to the effect, on children that are at work."""
-    toml = f"""
-[agents.defaults]
-model = "p:m"
-[agents.defaults.subagents]
-model = "demo"
-[providers.p]
-base_url = "{provider.base_url}"
-"""
     busy = {"task": "[[sleep: 60s]]", "wait": False}
-    async with house(tmp_path, toml) as h:
+    async with house(tmp_path, demo_children(provider)) as h:
 
         async def working(count: int) -> bool:
             found = await h.s.scheduler.ListRuns(sched.ListRunsRequest())
