@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from tests.system.conftest import session
+from tests.system.conftest import provider, serving, session
 
-__all__ = ["session"]
+__all__ = ["provider", "serving", "session"]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

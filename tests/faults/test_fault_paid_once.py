@@ -9,13 +9,7 @@ import pytest
 
 from svckit.testing.fake_openai import Answer, ChatRequest, Reply, ToolCall
 from tests.system.harness import SUCCEEDED, Suite, chat, payloads, replies, running
-from tests.system.provider import Gate, Provider, answered, last_user, provider_thread, spawn
-
-
-@pytest.fixture(scope="module")
-def serving() -> Iterator[Provider]:
-    with provider_thread() as provider:
-        yield provider
+from tests.system.provider import Gate, Provider, answered, last_user, spawn
 
 
 @pytest.fixture(scope="module")
@@ -28,13 +22,6 @@ base_url = "{serving.fake.base_url}"
 """
     with running(tmp_path_factory.mktemp("paid"), toml) as started:
         yield started
-
-
-@pytest.fixture
-def provider(serving: Provider) -> Iterator[Provider]:
-    serving.reset()
-    yield serving
-    serving.fake.assert_clean()
 
 
 async def test_calls_in_flight_are_repeated_and_finished_ones_are_not(

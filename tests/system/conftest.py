@@ -8,6 +8,7 @@ import pytest
 
 from conveyor_client import ConveyorClient
 from tests.system.harness import Suite, nothing_unfinished, running
+from tests.system.provider import Provider, provider_thread
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -34,6 +35,21 @@ async def client(suite: Suite) -> AsyncIterator[ConveyorClient]:
     async with suite.client() as open_client:
         yield open_client
         await nothing_unfinished(open_client)
+
+
+@pytest.fixture(scope="module")
+def serving() -> Iterator[Provider]:
+    """A model provider that the suite of a module asks."""
+    with provider_thread() as provider:
+        yield provider
+
+
+@pytest.fixture
+def provider(serving: Provider) -> Iterator[Provider]:
+    """The module's provider, new to each test, which must never have to refuse a prompt."""
+    serving.reset()
+    yield serving
+    serving.fake.assert_clean()
 
 
 @pytest.fixture

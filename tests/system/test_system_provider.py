@@ -32,15 +32,9 @@ from tests.system.harness import (
     span,
     text_of,
 )
-from tests.system.provider import Gate, Provider, answered, last_user, provider_thread, spawn
+from tests.system.provider import Gate, Provider, answered, last_user, spawn
 
 YIELD = "sessions_yield"
-
-
-@pytest.fixture(scope="module")
-def serving() -> Iterator[Provider]:
-    with provider_thread() as provider:
-        yield provider
 
 
 @pytest.fixture(scope="module")
@@ -72,13 +66,6 @@ base_url = "http://127.0.0.1:{free_port()}/v1"
 @pytest.fixture
 def suite(live: Suite) -> Suite:
     return live
-
-
-@pytest.fixture
-def provider(serving: Provider) -> Iterator[Provider]:
-    serving.reset()
-    yield serving
-    serving.fake.assert_clean()
 
 
 @pytest.fixture

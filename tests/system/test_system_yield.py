@@ -32,7 +32,7 @@ from tests.system.harness import (
     sse,
     text_of,
 )
-from tests.system.provider import Gate, Provider, answered, last_user, provider_thread, spawn
+from tests.system.provider import Gate, Provider, answered, last_user, spawn
 
 SOON = 5.0
 """Seconds for an interim message; promised is one, which `python -m bench.trees` measures."""
@@ -40,12 +40,6 @@ AFTER = 0.3
 """Seconds until the agent `brisk` says by itself that it takes longer."""
 CLOSING = "Work that you started"
 REPLY, INTERIM = event_pb2.MESSAGE_KIND_REPLY, event_pb2.MESSAGE_KIND_INTERIM
-
-
-@pytest.fixture(scope="module")
-def serving() -> Iterator[Provider]:
-    with provider_thread() as provider:
-        yield provider
 
 
 @pytest.fixture(scope="module")
@@ -61,13 +55,6 @@ base_url = "{serving.fake.base_url}"
 """
     with running(tmp_path_factory.mktemp("yield"), toml) as started:
         yield started
-
-
-@pytest.fixture
-def provider(serving: Provider) -> Iterator[Provider]:
-    serving.reset()
-    yield serving
-    serving.fake.assert_clean()
 
 
 @pytest.fixture
