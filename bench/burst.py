@@ -31,7 +31,7 @@ from conveyor_client.cli.output import TERMINAL
 async def suite(limit: int) -> AsyncIterator[ConveyorClient]:
     """The suite under `conveyor up`, and a client of it."""
     with workspace(main_limit=limit) as place:
-        async with up(place) as client:
+        async with up(place), ConveyorClient(place.gateway) as client:
             yield client
 
 

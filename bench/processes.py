@@ -16,7 +16,6 @@ from pathlib import Path
 
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from conveyor_client import ConveyorClient
 from conveyor_client.supervision.addresses import free_addresses
 from svckit.grpc.channel import make_channel
 
@@ -121,15 +120,14 @@ async def serving(address: str, child: asyncio.subprocess.Process) -> None:
 
 
 @contextlib.asynccontextmanager
-async def up(place: Workspace) -> AsyncIterator[ConveyorClient]:
-    """Runs `conveyor up` in a workspace; gives a client of it when everything serves."""
+async def up(place: Workspace) -> AsyncIterator[int]:
+    """Runs `conveyor up` in a workspace; gives its process id when everything serves."""
     async with process(
         CONVEYOR, "--config", str(place.config), "up", output=subprocess.DEVNULL
     ) as child:
         for address in (place.scheduler, place.agent, place.acp, place.gateway):
             await serving(address, child)
-        async with ConveyorClient(place.gateway) as client:
-            yield client
+        yield child.pid
 
 
 def descendants(pid: int) -> dict[int, str]:

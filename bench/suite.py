@@ -6,14 +6,13 @@ import asyncio
 import contextlib
 import os
 import signal
-import subprocess
 import time
 from collections.abc import AsyncIterator
 
 from grpc import aio
 
 from bench import load
-from bench.processes import CONVEYOR, Workspace, descendants, process, serving, workspace
+from bench.processes import Workspace, descendants, up, workspace
 from bench.report import Row
 from conveyor.events.v1 import event_log_service_pb2 as els
 from conveyor.events.v1.event_log_service_pb2_grpc import EventLogServiceStub
@@ -39,17 +38,13 @@ async def _ask(client: ConveyorClient, text: str, customer: int) -> None:
 async def _suite() -> AsyncIterator[tuple[Workspace, int, float]]:
     with workspace(main_limit=WIDTH) as place:
         begin = time.perf_counter()
-        async with process(
-            CONVEYOR, "--config", str(place.config), "up", output=subprocess.DEVNULL
-        ) as child:
-            for address in (place.scheduler, place.agent, place.acp, place.gateway):
-                await serving(address, child)
-            yield place, child.pid, time.perf_counter() - begin
+        async with up(place) as pid:
+            yield place, pid, time.perf_counter() - begin
 
 
 async def measure_suite(turns: int, requests: int) -> list[Row]:
     """Plain turns and delegated requests, as a client of the gateway sees them."""
-    async with _suite() as (place, _, up), ConveyorClient(place.gateway) as client:
+    async with _suite() as (place, _, took), ConveyorClient(place.gateway) as client:
 
         async def turn(i: int) -> None:
             await _ask(client, "[[reply: done]]", i % WIDTH)
@@ -64,7 +59,7 @@ async def measure_suite(turns: int, requests: int) -> list[Row]:
         rate = turns / (time.perf_counter() - begin)
         classic = await load.one_by_one(delegated, requests)
     return [
-        Row("conveyor up to all healthy", None, [up * 1000]),
+        Row("conveyor up to all healthy", None, [took * 1000]),
         Row("message to reply, all four services", rate, single, "demo model"),
         Row("delegated request, three sub-agents", None, classic, "5 turns, 4 runs"),
     ]

@@ -82,7 +82,7 @@ async def _suite() -> AsyncIterator[tuple[Workspace, ConveyorClient]]:
     with workspace(main_limit=WIDTH) as place:
         with place.config.open("a") as config:
             config.write(CONFIG)
-        async with up(place) as client:
+        async with up(place), ConveyorClient(place.gateway) as client:
             yield place, client
 
 
