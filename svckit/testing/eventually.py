@@ -5,11 +5,17 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from typing import TypeVar, overload
 
 T = TypeVar("T")
 
 
+@overload
+async def eventually(
+    fn: Callable[[], Awaitable[T]], timeout: float = ..., interval: float = ...
+) -> T: ...
+@overload
+async def eventually(fn: Callable[[], T], timeout: float = ..., interval: float = ...) -> T: ...
 async def eventually(
     fn: Callable[[], T | Awaitable[T]], timeout: float = 10, interval: float = 0.02
 ) -> T:
