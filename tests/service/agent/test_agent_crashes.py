@@ -15,8 +15,8 @@ from conveyor.scheduler.v1 import worker_service_pb2 as ws
 from svckit.errors import LeaseLost, StoreUnavailable
 from svckit.testing.fake_openai import FakeOpenAI, Reply, ToolCall
 from svckit.turn import Complete, Fail, LeasedTurn, Outcome, Release, Suspend
-from tests.service.agent.bench import Bench, Crash, a_bench
 from tests.service.agent.fake_scheduler import FakeScheduler
+from tests.service.agent.workbench import Bench, Crash, a_bench
 
 Lease = Callable[[int], ws.LeasedRun]
 

@@ -17,8 +17,8 @@ from conveyor.common.v1 import question_pb2
 from conveyor.scheduler.v1 import announcement_pb2 as ann
 from svckit.testing.fake_openai import FakeOpenAI, Reply, ToolCall
 from svckit.turn import Complete, Outcome, Suspend
-from tests.service.agent.bench import Bench, Crash, a_bench
 from tests.service.agent.fake_scheduler import FakeScheduler
+from tests.service.agent.workbench import Bench, Crash, a_bench
 
 SESSION = "agent:main:http:direct:local"
 

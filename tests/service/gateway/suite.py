@@ -175,7 +175,10 @@ def delegating(*tasks: str) -> Behaviour:
     async def behave(turn: Turn) -> Outcome:
         if turn.first:
             return turn.wait_for(await turn.spawn(*tasks))
-        results = turn.leased.leased.resumption.children
+        # They come in the order they ended; as a model would, it answers in the order it asked.
+        results = sorted(
+            turn.leased.leased.resumption.children, key=lambda child: child.tool_call_id
+        )
         return turn.reply("; ".join(result.text for result in results))
 
     return behave
