@@ -18,7 +18,7 @@ import pytest
 
 from tests.simulation.schedule import Verdict, run_schedule
 
-SCHEDULES = int(os.environ.get("SIM_SCHEDULES", "500"))
+SCHEDULES = int(os.environ.get("SIM_SCHEDULES", "100"))
 FIRST = int(os.environ.get("SIM_FIRST", "0"))
 SEED = os.environ.get("SIM_SEED")
 STORE = os.environ.get("SIM_STORE", "memory")
