@@ -6,6 +6,7 @@ builds on it, so that a crash does not pay for it twice. It is made by the turn 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from agent_svc.calling import Bill, Caller, NoAnswer
@@ -13,6 +14,7 @@ from agent_svc.domain import compaction, estimate
 from agent_svc.domain.compaction import CutOutputs, Room, Summarise, Summary
 from agent_svc.domain.prompt import Prompt
 from agent_svc.domain.render import render
+from agent_svc.domain.steps import Step
 from agent_svc.models.base import full_name
 from agent_svc.toolsets import Note
 from agent_svc.windows import Windows
@@ -74,8 +76,8 @@ class Compactor:
 
     async def _fit(self, work: Work, room: Room, force_tool: str) -> _Shown:
         while True:
-            shown = self._render(work, force_tool)
             steps = compaction.with_cut_outputs(work.steps, work.longest_output)
+            shown = self._render(work, steps, force_tool)
             todo = compaction.plan(shown.size, work.history, work.run_id, steps, room)
             match todo:
                 case Summarise():
@@ -85,12 +87,12 @@ class Compactor:
                 case None:
                     return shown
 
-    def _render(self, work: Work, force_tool: str) -> _Shown:
+    def _render(self, work: Work, steps: Sequence[Step], force_tool: str) -> _Shown:
         prompt = render(
             system=work.system,
             history=work.history,
             run=work.facts,
-            steps=compaction.with_cut_outputs(work.steps, work.longest_output),
+            steps=steps,
             tools=work.tools,
             force_tool=force_tool,
         )
