@@ -396,7 +396,7 @@ class AcpBackendUnavailable(ServiceError):
     reason = "ACP_BACKEND_UNAVAILABLE"
     grpc_code = "UNAVAILABLE"
     http_status = 503
-    metadata_keys = ("harnessId", "check")
+    metadata_keys = ("harnessId", "check", "lastWords")
     default_retry_after = 5.0
 
 
@@ -415,7 +415,7 @@ class AcpSessionInitFailed(ServiceError):
     reason = "ACP_SESSION_INIT_FAILED"
     grpc_code = "FAILED_PRECONDITION"
     http_status = 502
-    metadata_keys = ("harnessId", "cause")
+    metadata_keys = ("harnessId", "cause", "lastWords")
 
 
 class AcpSessionNotFound(ServiceError):
@@ -433,7 +433,7 @@ class AcpTurnFailed(ServiceError):
     reason = "ACP_TURN_FAILED"
     grpc_code = "INTERNAL"
     http_status = 502
-    metadata_keys = ("acpSessionId", "cause", "exitCode", "reopened")
+    metadata_keys = ("acpSessionId", "cause", "exitCode", "reopened", "lastWords")
 
 
 class AcpCwdNotAllowed(ServiceError):

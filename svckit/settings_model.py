@@ -431,8 +431,14 @@ class AcpSettings(Table):
     allowed_harnesses: Texts = ()
     workspace_roots: Texts = ()
     max_sessions: int = Field(default=8, ge=1, le=1000)
+    when_full: Literal["wait", "reject"] = "wait"
     idle_minutes: float = Field(default=120, gt=0)
     permission_timeout_seconds: float = Field(default=300, ge=10, le=86_400)
+    handshake_seconds: float = Field(default=60, ge=1, le=600)
+    turn_seconds: float = Field(default=1800, ge=1, le=86_400)
+    quiet_seconds: float = Field(default=600, ge=1, le=86_400)
+    cancel_seconds: float = Field(default=10, ge=0.5, le=120)
+    sandbox: Literal["auto", "off", "require"] = "auto"
     harness: dict[Name, HarnessSettings] = {}
 
 

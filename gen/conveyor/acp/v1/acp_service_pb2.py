@@ -26,7 +26,7 @@ from conveyor.acp.v1 import doctor_pb2 as conveyor_dot_acp_dot_v1_dot_doctor__pb
 from conveyor.acp.v1 import session_pb2 as conveyor_dot_acp_dot_v1_dot_session__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!conveyor/acp/v1/acp_service.proto\x12\x0f\x63onveyor.acp.v1\x1a\x1c\x63onveyor/acp/v1/doctor.proto\x1a\x1d\x63onveyor/acp/v1/session.proto\"\x8d\x01\n\x07Harness\x12\x12\n\nharness_id\x18\x01 \x01(\t\x12\x14\n\x0c\x64isplay_name\x18\x02 \x01(\t\x12\x0f\n\x07\x63ommand\x18\x03 \x01(\t\x12\x11\n\tinstalled\x18\x04 \x01(\x08\x12\x0f\n\x07\x61llowed\x18\x05 \x01(\x08\x12\x14\n\x0cinstall_hint\x18\x06 \x01(\t\x12\r\n\x05notes\x18\x07 \x01(\t\"#\n\rDoctorRequest\x12\x12\n\nharness_id\x18\x01 \x01(\t\"?\n\x0e\x44octorResponse\x12-\n\x06report\x18\x01 \x01(\x0b\x32\x1d.conveyor.acp.v1.DoctorReport\"=\n\x14ListHarnessesRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"]\n\x15ListHarnessesResponse\x12+\n\tharnesses\x18\x01 \x03(\x0b\x32\x18.conveyor.acp.v1.Harness\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"X\n\x13SpawnSessionRequest\x12-\n\x04spec\x18\x01 \x01(\x0b\x32\x1f.conveyor.acp.v1.AcpSessionSpec\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"D\n\x14SpawnSessionResponse\x12,\n\x07session\x18\x01 \x01(\x0b\x32\x1b.conveyor.acp.v1.AcpSession\"+\n\x11GetSessionRequest\x12\x16\n\x0e\x61\x63p_session_id\x18\x01 \x01(\t\"B\n\x12GetSessionResponse\x12,\n\x07session\x18\x01 \x01(\x0b\x32\x1b.conveyor.acp.v1.AcpSession\"o\n\x13ListSessionsRequest\x12\x31\n\x06\x66ilter\x18\x01 \x01(\x0b\x32!.conveyor.acp.v1.AcpSessionFilter\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"^\n\x14ListSessionsResponse\x12-\n\x08sessions\x18\x01 \x03(\x0b\x32\x1b.conveyor.acp.v1.AcpSession\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"h\n\x17\x43onfigureSessionRequest\x12\x16\n\x0e\x61\x63p_session_id\x18\x01 \x01(\t\x12\x35\n\x08settings\x18\x02 \x01(\x0b\x32#.conveyor.acp.v1.AcpSessionSettings\"H\n\x18\x43onfigureSessionResponse\x12,\n\x07session\x18\x01 \x01(\x0b\x32\x1b.conveyor.acp.v1.AcpSession\";\n\x11\x43\x61ncelTurnRequest\x12\x16\n\x0e\x61\x63p_session_id\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"$\n\x12\x43\x61ncelTurnResponse\x12\x0e\n\x06run_id\x18\x01 \x01(\t\"-\n\x13\x43loseSessionRequest\x12\x16\n\x0e\x61\x63p_session_id\x18\x01 \x01(\t\"D\n\x14\x43loseSessionResponse\x12,\n\x07session\x18\x01 \x01(\x0b\x32\x1b.conveyor.acp.v1.AcpSession2\xe5\x05\n\nAcpService\x12I\n\x06\x44octor\x12\x1e.conveyor.acp.v1.DoctorRequest\x1a\x1f.conveyor.acp.v1.DoctorResponse\x12^\n\rListHarnesses\x12%.conveyor.acp.v1.ListHarnessesRequest\x1a&.conveyor.acp.v1.ListHarnessesResponse\x12[\n\x0cSpawnSession\x12$.conveyor.acp.v1.SpawnSessionRequest\x1a%.conveyor.acp.v1.SpawnSessionResponse\x12U\n\nGetSession\x12\".conveyor.acp.v1.GetSessionRequest\x1a#.conveyor.acp.v1.GetSessionResponse\x12[\n\x0cListSessions\x12$.conveyor.acp.v1.ListSessionsRequest\x1a%.conveyor.acp.v1.ListSessionsResponse\x12g\n\x10\x43onfigureSession\x12(.conveyor.acp.v1.ConfigureSessionRequest\x1a).conveyor.acp.v1.ConfigureSessionResponse\x12U\n\nCancelTurn\x12\".conveyor.acp.v1.CancelTurnRequest\x1a#.conveyor.acp.v1.CancelTurnResponse\x12[\n\x0c\x43loseSession\x12$.conveyor.acp.v1.CloseSessionRequest\x1a%.conveyor.acp.v1.CloseSessionResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!conveyor/acp/v1/acp_service.proto\x12\x0f\x63onveyor.acp.v1\x1a\x1c\x63onveyor/acp/v1/doctor.proto\x1a\x1d\x63onveyor/acp/v1/session.proto\"\x8d\x01\n\x07Harness\x12\x12\n\nharness_id\x18\x01 \x01(\t\x12\x14\n\x0c\x64isplay_name\x18\x02 \x01(\t\x12\x0f\n\x07\x63ommand\x18\x03 \x01(\t\x12\x11\n\tinstalled\x18\x04 \x01(\x08\x12\x0f\n\x07\x61llowed\x18\x05 \x01(\x08\x12\x14\n\x0cinstall_hint\x18\x06 \x01(\t\x12\r\n\x05notes\x18\x07 \x01(\t\"#\n\rDoctorRequest\x12\x12\n\nharness_id\x18\x01 \x01(\t\"?\n\x0e\x44octorResponse\x12-\n\x06report\x18\x01 \x01(\x0b\x32\x1d.conveyor.acp.v1.DoctorReport\"=\n\x14ListHarnessesRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"]\n\x15ListHarnessesResponse\x12+\n\tharnesses\x18\x01 \x03(\x0b\x32\x18.conveyor.acp.v1.Harness\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"q\n\x13SpawnSessionRequest\x12-\n\x04spec\x18\x01 \x01(\x0b\x32\x1f.conveyor.acp.v1.AcpSessionSpec\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x17\n\x0freturn_starting\x18\x03 \x01(\x08\"D\n\x14SpawnSessionResponse\x12,\n\x07session\x18\x01 \x01(\x0b\x32\x1b.conveyor.acp.v1.AcpSession\"+\n\x11GetSessionRequest\x12\x16\n\x0e\x61\x63p_session_id\x18\x01 \x01(\t\"B\n\x12GetSessionResponse\x12,\n\x07session\x18\x01 \x01(\x0b\x32\x1b.conveyor.acp.v1.AcpSession\"o\n\x13ListSessionsRequest\x12\x31\n\x06\x66ilter\x18\x01 \x01(\x0b\x32!.conveyor.acp.v1.AcpSessionFilter\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"^\n\x14ListSessionsResponse\x12-\n\x08sessions\x18\x01 \x03(\x0b\x32\x1b.conveyor.acp.v1.AcpSession\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"h\n\x17\x43onfigureSessionRequest\x12\x16\n\x0e\x61\x63p_session_id\x18\x01 \x01(\t\x12\x35\n\x08settings\x18\x02 \x01(\x0b\x32#.conveyor.acp.v1.AcpSessionSettings\"H\n\x18\x43onfigureSessionResponse\x12,\n\x07session\x18\x01 \x01(\x0b\x32\x1b.conveyor.acp.v1.AcpSession\";\n\x11\x43\x61ncelTurnRequest\x12\x16\n\x0e\x61\x63p_session_id\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"$\n\x12\x43\x61ncelTurnResponse\x12\x0e\n\x06run_id\x18\x01 \x01(\t\"-\n\x13\x43loseSessionRequest\x12\x16\n\x0e\x61\x63p_session_id\x18\x01 \x01(\t\"D\n\x14\x43loseSessionResponse\x12,\n\x07session\x18\x01 \x01(\x0b\x32\x1b.conveyor.acp.v1.AcpSession2\xe5\x05\n\nAcpService\x12I\n\x06\x44octor\x12\x1e.conveyor.acp.v1.DoctorRequest\x1a\x1f.conveyor.acp.v1.DoctorResponse\x12^\n\rListHarnesses\x12%.conveyor.acp.v1.ListHarnessesRequest\x1a&.conveyor.acp.v1.ListHarnessesResponse\x12[\n\x0cSpawnSession\x12$.conveyor.acp.v1.SpawnSessionRequest\x1a%.conveyor.acp.v1.SpawnSessionResponse\x12U\n\nGetSession\x12\".conveyor.acp.v1.GetSessionRequest\x1a#.conveyor.acp.v1.GetSessionResponse\x12[\n\x0cListSessions\x12$.conveyor.acp.v1.ListSessionsRequest\x1a%.conveyor.acp.v1.ListSessionsResponse\x12g\n\x10\x43onfigureSession\x12(.conveyor.acp.v1.ConfigureSessionRequest\x1a).conveyor.acp.v1.ConfigureSessionResponse\x12U\n\nCancelTurn\x12\".conveyor.acp.v1.CancelTurnRequest\x1a#.conveyor.acp.v1.CancelTurnResponse\x12[\n\x0c\x43loseSession\x12$.conveyor.acp.v1.CloseSessionRequest\x1a%.conveyor.acp.v1.CloseSessionResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -44,29 +44,29 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LISTHARNESSESRESPONSE']._serialized_start=424
   _globals['_LISTHARNESSESRESPONSE']._serialized_end=517
   _globals['_SPAWNSESSIONREQUEST']._serialized_start=519
-  _globals['_SPAWNSESSIONREQUEST']._serialized_end=607
-  _globals['_SPAWNSESSIONRESPONSE']._serialized_start=609
-  _globals['_SPAWNSESSIONRESPONSE']._serialized_end=677
-  _globals['_GETSESSIONREQUEST']._serialized_start=679
-  _globals['_GETSESSIONREQUEST']._serialized_end=722
-  _globals['_GETSESSIONRESPONSE']._serialized_start=724
-  _globals['_GETSESSIONRESPONSE']._serialized_end=790
-  _globals['_LISTSESSIONSREQUEST']._serialized_start=792
-  _globals['_LISTSESSIONSREQUEST']._serialized_end=903
-  _globals['_LISTSESSIONSRESPONSE']._serialized_start=905
-  _globals['_LISTSESSIONSRESPONSE']._serialized_end=999
-  _globals['_CONFIGURESESSIONREQUEST']._serialized_start=1001
-  _globals['_CONFIGURESESSIONREQUEST']._serialized_end=1105
-  _globals['_CONFIGURESESSIONRESPONSE']._serialized_start=1107
-  _globals['_CONFIGURESESSIONRESPONSE']._serialized_end=1179
-  _globals['_CANCELTURNREQUEST']._serialized_start=1181
-  _globals['_CANCELTURNREQUEST']._serialized_end=1240
-  _globals['_CANCELTURNRESPONSE']._serialized_start=1242
-  _globals['_CANCELTURNRESPONSE']._serialized_end=1278
-  _globals['_CLOSESESSIONREQUEST']._serialized_start=1280
-  _globals['_CLOSESESSIONREQUEST']._serialized_end=1325
-  _globals['_CLOSESESSIONRESPONSE']._serialized_start=1327
-  _globals['_CLOSESESSIONRESPONSE']._serialized_end=1395
-  _globals['_ACPSERVICE']._serialized_start=1398
-  _globals['_ACPSERVICE']._serialized_end=2139
+  _globals['_SPAWNSESSIONREQUEST']._serialized_end=632
+  _globals['_SPAWNSESSIONRESPONSE']._serialized_start=634
+  _globals['_SPAWNSESSIONRESPONSE']._serialized_end=702
+  _globals['_GETSESSIONREQUEST']._serialized_start=704
+  _globals['_GETSESSIONREQUEST']._serialized_end=747
+  _globals['_GETSESSIONRESPONSE']._serialized_start=749
+  _globals['_GETSESSIONRESPONSE']._serialized_end=815
+  _globals['_LISTSESSIONSREQUEST']._serialized_start=817
+  _globals['_LISTSESSIONSREQUEST']._serialized_end=928
+  _globals['_LISTSESSIONSRESPONSE']._serialized_start=930
+  _globals['_LISTSESSIONSRESPONSE']._serialized_end=1024
+  _globals['_CONFIGURESESSIONREQUEST']._serialized_start=1026
+  _globals['_CONFIGURESESSIONREQUEST']._serialized_end=1130
+  _globals['_CONFIGURESESSIONRESPONSE']._serialized_start=1132
+  _globals['_CONFIGURESESSIONRESPONSE']._serialized_end=1204
+  _globals['_CANCELTURNREQUEST']._serialized_start=1206
+  _globals['_CANCELTURNREQUEST']._serialized_end=1265
+  _globals['_CANCELTURNRESPONSE']._serialized_start=1267
+  _globals['_CANCELTURNRESPONSE']._serialized_end=1303
+  _globals['_CLOSESESSIONREQUEST']._serialized_start=1305
+  _globals['_CLOSESESSIONREQUEST']._serialized_end=1350
+  _globals['_CLOSESESSIONRESPONSE']._serialized_start=1352
+  _globals['_CLOSESESSIONRESPONSE']._serialized_end=1420
+  _globals['_ACPSERVICE']._serialized_start=1423
+  _globals['_ACPSERVICE']._serialized_end=2164
 # @@protoc_insertion_point(module_scope)

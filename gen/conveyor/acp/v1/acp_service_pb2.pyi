@@ -174,8 +174,13 @@ class SpawnSessionRequest(_message.Message):
 
     SPEC_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    RETURN_STARTING_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Idempotency key, 1 to 128 characters. Required."""
+    return_starting: _builtins.bool
+    """True answers as soon as the session is stored, in state `STARTING`, after the preflight and
+    before any process. Its first run opens it; see `AcpTask.open_only`.
+    """
     @_builtins.property
     def spec(self) -> _session_pb2.AcpSessionSpec:
         """What session to open."""
@@ -185,10 +190,11 @@ class SpawnSessionRequest(_message.Message):
         *,
         spec: _session_pb2.AcpSessionSpec | None = ...,
         request_id: _builtins.str = ...,
+        return_starting: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["spec", b"spec"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["request_id", b"request_id", "spec", b"spec"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["request_id", b"request_id", "return_starting", b"return_starting", "spec", b"spec"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

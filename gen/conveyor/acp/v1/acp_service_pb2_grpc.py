@@ -107,7 +107,8 @@ class AcpServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def SpawnSession(self, request, context):
-        """Starts a harness process and opens or loads a session in it. Answers once it is ready.
+        """Starts a harness process and opens or loads a session in it. Answers once it is ready, or, with
+        `return_starting`, once it is stored.
 
         Idempotent per `request_id`. Fails with `ACP_HARNESS_NOT_FOUND`, `ACP_BACKEND_MISSING`,
         `ACP_BACKEND_UNAVAILABLE`, `ACP_SESSION_INIT_FAILED`, `ACP_CWD_NOT_ALLOWED`,

@@ -46,7 +46,8 @@ class AcpServiceStub:
     ListHarnesses: _grpc.UnaryUnaryMultiCallable[_acp_service_pb2.ListHarnessesRequest, _acp_service_pb2.ListHarnessesResponse]
     """Lists the harnesses of the registry and the configuration. Starts nothing. Read only."""
     SpawnSession: _grpc.UnaryUnaryMultiCallable[_acp_service_pb2.SpawnSessionRequest, _acp_service_pb2.SpawnSessionResponse]
-    """Starts a harness process and opens or loads a session in it. Answers once it is ready.
+    """Starts a harness process and opens or loads a session in it. Answers once it is ready, or, with
+    `return_starting`, once it is stored.
 
     Idempotent per `request_id`. Fails with `ACP_HARNESS_NOT_FOUND`, `ACP_BACKEND_MISSING`,
     `ACP_BACKEND_UNAVAILABLE`, `ACP_SESSION_INIT_FAILED`, `ACP_CWD_NOT_ALLOWED`,
@@ -88,7 +89,8 @@ class AcpServiceAsyncStub(AcpServiceStub):
     ListHarnesses: _aio.UnaryUnaryMultiCallable[_acp_service_pb2.ListHarnessesRequest, _acp_service_pb2.ListHarnessesResponse]  # type: ignore[assignment]
     """Lists the harnesses of the registry and the configuration. Starts nothing. Read only."""
     SpawnSession: _aio.UnaryUnaryMultiCallable[_acp_service_pb2.SpawnSessionRequest, _acp_service_pb2.SpawnSessionResponse]  # type: ignore[assignment]
-    """Starts a harness process and opens or loads a session in it. Answers once it is ready.
+    """Starts a harness process and opens or loads a session in it. Answers once it is ready, or, with
+    `return_starting`, once it is stored.
 
     Idempotent per `request_id`. Fails with `ACP_HARNESS_NOT_FOUND`, `ACP_BACKEND_MISSING`,
     `ACP_BACKEND_UNAVAILABLE`, `ACP_SESSION_INIT_FAILED`, `ACP_CWD_NOT_ALLOWED`,
@@ -145,7 +147,8 @@ class AcpServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _acp_service_pb2.SpawnSessionRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_acp_service_pb2.SpawnSessionResponse, _abc.Awaitable[_acp_service_pb2.SpawnSessionResponse]]:
-        """Starts a harness process and opens or loads a session in it. Answers once it is ready.
+        """Starts a harness process and opens or loads a session in it. Answers once it is ready, or, with
+        `return_starting`, once it is stored.
 
         Idempotent per `request_id`. Fails with `ACP_HARNESS_NOT_FOUND`, `ACP_BACKEND_MISSING`,
         `ACP_BACKEND_UNAVAILABLE`, `ACP_SESSION_INIT_FAILED`, `ACP_CWD_NOT_ALLOWED`,

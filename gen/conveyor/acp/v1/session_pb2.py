@@ -27,29 +27,35 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from google.rpc import status_pb2 as google_dot_rpc_dot_status__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1d\x63onveyor/acp/v1/session.proto\x12\x0f\x63onveyor.acp.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\"\xb9\x02\n\x0e\x41\x63pSessionSpec\x12\x12\n\nharness_id\x18\x01 \x01(\t\x12\x13\n\x0bsession_key\x18\x02 \x01(\t\x12\x0b\n\x03\x63wd\x18\x03 \x01(\t\x12-\n\x04mode\x18\x04 \x01(\x0e\x32\x1f.conveyor.acp.v1.AcpSessionMode\x12\x38\n\x0fpermission_mode\x18\x05 \x01(\x0e\x32\x1f.conveyor.acp.v1.PermissionMode\x12.\n\x0b\x61sk_timeout\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\r\n\x05label\x18\x07 \x01(\t\x12\x11\n\tresume_id\x18\x08 \x01(\t\x12\x11\n\tenv_names\x18\t \x03(\t\x12\r\n\x05model\x18\n \x01(\t\x12\x14\n\x0c\x63ustomer_key\x18\x0b \x01(\t\"\xcb\x03\n\nAcpSession\x12\x16\n\x0e\x61\x63p_session_id\x18\x01 \x01(\t\x12-\n\x04spec\x18\x02 \x01(\x0b\x32\x1f.conveyor.acp.v1.AcpSessionSpec\x12/\n\x05state\x18\x03 \x01(\x0e\x32 .conveyor.acp.v1.AcpSessionState\x12\x1b\n\x13upstream_session_id\x18\x04 \x01(\t\x12\x10\n\x08loadable\x18\x05 \x01(\x08\x12\x0e\n\x06worker\x18\x06 \x01(\t\x12\x0e\n\x06run_id\x18\x07 \x01(\t\x12\x16\n\x0eopen_questions\x18\x08 \x01(\x05\x12\x15\n\rharness_modes\x18\t \x03(\t\x12\x14\n\x0charness_mode\x18\n \x01(\t\x12!\n\x05\x65rror\x18\x0b \x01(\x0b\x32\x12.google.rpc.Status\x12/\n\x0b\x63reate_time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x61\x63tive_time\x18\r \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x0e \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xa9\x02\n\x12\x41\x63pSessionSettings\x12\x38\n\x0fpermission_mode\x18\x01 \x01(\x0e\x32\x1f.conveyor.acp.v1.PermissionMode\x12\x19\n\x0charness_mode\x18\x02 \x01(\tH\x00\x88\x01\x01\x12\x12\n\x05model\x18\x03 \x01(\tH\x01\x88\x01\x01\x12\x12\n\x05label\x18\x04 \x01(\tH\x02\x88\x01\x01\x12\x41\n\x07options\x18\x05 \x03(\x0b\x32\x30.conveyor.acp.v1.AcpSessionSettings.OptionsEntry\x1a.\n\x0cOptionsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\x0f\n\r_harness_modeB\x08\n\x06_modelB\x08\n\x06_label\"n\n\x10\x41\x63pSessionFilter\x12\x30\n\x06states\x18\x01 \x03(\x0e\x32 .conveyor.acp.v1.AcpSessionState\x12\x12\n\nharness_id\x18\x02 \x01(\t\x12\x14\n\x0c\x63ustomer_key\x18\x03 \x01(\t*q\n\x0e\x41\x63pSessionMode\x12 \n\x1c\x41\x43P_SESSION_MODE_UNSPECIFIED\x10\x00\x12\x1f\n\x1b\x41\x43P_SESSION_MODE_PERSISTENT\x10\x01\x12\x1c\n\x18\x41\x43P_SESSION_MODE_ONESHOT\x10\x02*\xac\x01\n\x0ePermissionMode\x12\x1f\n\x1bPERMISSION_MODE_UNSPECIFIED\x10\x00\x12!\n\x1dPERMISSION_MODE_APPROVE_READS\x10\x01\x12\x1f\n\x1bPERMISSION_MODE_APPROVE_ALL\x10\x02\x12\x1c\n\x18PERMISSION_MODE_DENY_ALL\x10\x03\x12\x17\n\x13PERMISSION_MODE_ASK\x10\x04*\xa4\x02\n\x0f\x41\x63pSessionState\x12!\n\x1d\x41\x43P_SESSION_STATE_UNSPECIFIED\x10\x00\x12\x1e\n\x1a\x41\x43P_SESSION_STATE_STARTING\x10\x01\x12\x1b\n\x17\x41\x43P_SESSION_STATE_READY\x10\x02\x12\x1a\n\x16\x41\x43P_SESSION_STATE_BUSY\x10\x03\x12\x1c\n\x18\x41\x43P_SESSION_STATE_ASKING\x10\x04\x12\x1c\n\x18\x41\x43P_SESSION_STATE_PARKED\x10\x05\x12\x1d\n\x19\x41\x43P_SESSION_STATE_CLOSING\x10\x06\x12\x1c\n\x18\x41\x43P_SESSION_STATE_CLOSED\x10\x07\x12\x1c\n\x18\x41\x43P_SESSION_STATE_FAILED\x10\x08\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1d\x63onveyor/acp/v1/session.proto\x12\x0f\x63onveyor.acp.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\"\x86\x03\n\x0e\x41\x63pSessionSpec\x12\x12\n\nharness_id\x18\x01 \x01(\t\x12\x13\n\x0bsession_key\x18\x02 \x01(\t\x12\x0b\n\x03\x63wd\x18\x03 \x01(\t\x12-\n\x04mode\x18\x04 \x01(\x0e\x32\x1f.conveyor.acp.v1.AcpSessionMode\x12\x38\n\x0fpermission_mode\x18\x05 \x01(\x0e\x32\x1f.conveyor.acp.v1.PermissionMode\x12.\n\x0b\x61sk_timeout\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\r\n\x05label\x18\x07 \x01(\t\x12\x11\n\tresume_id\x18\x08 \x01(\t\x12\x11\n\tenv_names\x18\t \x03(\t\x12\r\n\x05model\x18\n \x01(\t\x12\x14\n\x0c\x63ustomer_key\x18\x0b \x01(\t\x12\x1a\n\x12parent_session_key\x18\x0c \x01(\t\x12/\n\x0cturn_timeout\x18\r \x01(\x0b\x32\x19.google.protobuf.Duration\"\x87\x05\n\nAcpSession\x12\x16\n\x0e\x61\x63p_session_id\x18\x01 \x01(\t\x12-\n\x04spec\x18\x02 \x01(\x0b\x32\x1f.conveyor.acp.v1.AcpSessionSpec\x12/\n\x05state\x18\x03 \x01(\x0e\x32 .conveyor.acp.v1.AcpSessionState\x12\x1b\n\x13upstream_session_id\x18\x04 \x01(\t\x12\x10\n\x08loadable\x18\x05 \x01(\x08\x12\x0e\n\x06worker\x18\x06 \x01(\t\x12\x0e\n\x06run_id\x18\x07 \x01(\t\x12\x16\n\x0eopen_questions\x18\x08 \x01(\x05\x12\x15\n\rharness_modes\x18\t \x03(\t\x12\x14\n\x0charness_mode\x18\n \x01(\t\x12!\n\x05\x65rror\x18\x0b \x01(\x0b\x32\x12.google.rpc.Status\x12/\n\x0b\x63reate_time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x61\x63tive_time\x18\r \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x0e \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x07opening\x18\x0f \x01(\x0e\x32\x1b.conveyor.acp.v1.AcpOpening\x12\x39\n\x07options\x18\x10 \x03(\x0b\x32(.conveyor.acp.v1.AcpSession.OptionsEntry\x12\x0e\n\x06models\x18\x11 \x03(\t\x12\x11\n\tsandboxed\x18\x12 \x01(\x08\x1a.\n\x0cOptionsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xf4\x02\n\x12\x41\x63pSessionSettings\x12\x38\n\x0fpermission_mode\x18\x01 \x01(\x0e\x32\x1f.conveyor.acp.v1.PermissionMode\x12\x19\n\x0charness_mode\x18\x02 \x01(\tH\x00\x88\x01\x01\x12\x12\n\x05model\x18\x03 \x01(\tH\x01\x88\x01\x01\x12\x12\n\x05label\x18\x04 \x01(\tH\x02\x88\x01\x01\x12\x41\n\x07options\x18\x05 \x03(\x0b\x32\x30.conveyor.acp.v1.AcpSessionSettings.OptionsEntry\x12\x10\n\x03\x63wd\x18\x06 \x01(\tH\x03\x88\x01\x01\x12/\n\x0cturn_timeout\x18\x07 \x01(\x0b\x32\x19.google.protobuf.Duration\x1a.\n\x0cOptionsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\x0f\n\r_harness_modeB\x08\n\x06_modelB\x08\n\x06_labelB\x06\n\x04_cwd\"\x9f\x01\n\x10\x41\x63pSessionFilter\x12\x30\n\x06states\x18\x01 \x03(\x0e\x32 .conveyor.acp.v1.AcpSessionState\x12\x12\n\nharness_id\x18\x02 \x01(\t\x12\x14\n\x0c\x63ustomer_key\x18\x03 \x01(\t\x12\x1a\n\x12parent_session_key\x18\x04 \x01(\t\x12\x13\n\x0bsession_key\x18\x05 \x01(\t*q\n\x0e\x41\x63pSessionMode\x12 \n\x1c\x41\x43P_SESSION_MODE_UNSPECIFIED\x10\x00\x12\x1f\n\x1b\x41\x43P_SESSION_MODE_PERSISTENT\x10\x01\x12\x1c\n\x18\x41\x43P_SESSION_MODE_ONESHOT\x10\x02*\xac\x01\n\x0ePermissionMode\x12\x1f\n\x1bPERMISSION_MODE_UNSPECIFIED\x10\x00\x12!\n\x1dPERMISSION_MODE_APPROVE_READS\x10\x01\x12\x1f\n\x1bPERMISSION_MODE_APPROVE_ALL\x10\x02\x12\x1c\n\x18PERMISSION_MODE_DENY_ALL\x10\x03\x12\x17\n\x13PERMISSION_MODE_ASK\x10\x04*\xa4\x02\n\x0f\x41\x63pSessionState\x12!\n\x1d\x41\x43P_SESSION_STATE_UNSPECIFIED\x10\x00\x12\x1e\n\x1a\x41\x43P_SESSION_STATE_STARTING\x10\x01\x12\x1b\n\x17\x41\x43P_SESSION_STATE_READY\x10\x02\x12\x1a\n\x16\x41\x43P_SESSION_STATE_BUSY\x10\x03\x12\x1c\n\x18\x41\x43P_SESSION_STATE_ASKING\x10\x04\x12\x1c\n\x18\x41\x43P_SESSION_STATE_PARKED\x10\x05\x12\x1d\n\x19\x41\x43P_SESSION_STATE_CLOSING\x10\x06\x12\x1c\n\x18\x41\x43P_SESSION_STATE_CLOSED\x10\x07\x12\x1c\n\x18\x41\x43P_SESSION_STATE_FAILED\x10\x08*o\n\nAcpOpening\x12\x1b\n\x17\x41\x43P_OPENING_UNSPECIFIED\x10\x00\x12\x13\n\x0f\x41\x43P_OPENING_NEW\x10\x01\x12\x17\n\x13\x41\x43P_OPENING_RESUMED\x10\x02\x12\x16\n\x12\x41\x43P_OPENING_LOADED\x10\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'conveyor.acp.v1.session_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_ACPSESSION_OPTIONSENTRY']._loaded_options = None
+  _globals['_ACPSESSION_OPTIONSENTRY']._serialized_options = b'8\001'
   _globals['_ACPSESSIONSETTINGS_OPTIONSENTRY']._loaded_options = None
   _globals['_ACPSESSIONSETTINGS_OPTIONSENTRY']._serialized_options = b'8\001'
-  _globals['_ACPSESSIONMODE']._serialized_start=1330
-  _globals['_ACPSESSIONMODE']._serialized_end=1443
-  _globals['_PERMISSIONMODE']._serialized_start=1446
-  _globals['_PERMISSIONMODE']._serialized_end=1618
-  _globals['_ACPSESSIONSTATE']._serialized_start=1621
-  _globals['_ACPSESSIONSTATE']._serialized_end=1913
+  _globals['_ACPSESSIONMODE']._serialized_start=1720
+  _globals['_ACPSESSIONMODE']._serialized_end=1833
+  _globals['_PERMISSIONMODE']._serialized_start=1836
+  _globals['_PERMISSIONMODE']._serialized_end=2008
+  _globals['_ACPSESSIONSTATE']._serialized_start=2011
+  _globals['_ACPSESSIONSTATE']._serialized_end=2303
+  _globals['_ACPOPENING']._serialized_start=2305
+  _globals['_ACPOPENING']._serialized_end=2416
   _globals['_ACPSESSIONSPEC']._serialized_start=141
-  _globals['_ACPSESSIONSPEC']._serialized_end=454
-  _globals['_ACPSESSION']._serialized_start=457
-  _globals['_ACPSESSION']._serialized_end=916
-  _globals['_ACPSESSIONSETTINGS']._serialized_start=919
-  _globals['_ACPSESSIONSETTINGS']._serialized_end=1216
-  _globals['_ACPSESSIONSETTINGS_OPTIONSENTRY']._serialized_start=1133
-  _globals['_ACPSESSIONSETTINGS_OPTIONSENTRY']._serialized_end=1179
-  _globals['_ACPSESSIONFILTER']._serialized_start=1218
-  _globals['_ACPSESSIONFILTER']._serialized_end=1328
+  _globals['_ACPSESSIONSPEC']._serialized_end=531
+  _globals['_ACPSESSION']._serialized_start=534
+  _globals['_ACPSESSION']._serialized_end=1181
+  _globals['_ACPSESSION_OPTIONSENTRY']._serialized_start=1135
+  _globals['_ACPSESSION_OPTIONSENTRY']._serialized_end=1181
+  _globals['_ACPSESSIONSETTINGS']._serialized_start=1184
+  _globals['_ACPSESSIONSETTINGS']._serialized_end=1556
+  _globals['_ACPSESSIONSETTINGS_OPTIONSENTRY']._serialized_start=1135
+  _globals['_ACPSESSIONSETTINGS_OPTIONSENTRY']._serialized_end=1181
+  _globals['_ACPSESSIONFILTER']._serialized_start=1559
+  _globals['_ACPSESSIONFILTER']._serialized_end=1718
 # @@protoc_insertion_point(module_scope)

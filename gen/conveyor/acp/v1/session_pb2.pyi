@@ -126,6 +126,34 @@ ACP_SESSION_STATE_FAILED: AcpSessionState.ValueType  # 8
 """Lost and not loadable. Terminal."""
 Global___AcpSessionState: _TypeAlias = AcpSessionState  # noqa: Y015
 
+class _AcpOpening:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _AcpOpeningEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_AcpOpening.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    ACP_OPENING_UNSPECIFIED: _AcpOpening.ValueType  # 0
+    """Not opened yet."""
+    ACP_OPENING_NEW: _AcpOpening.ValueType  # 1
+    """A new one, which knows nothing of what was said before."""
+    ACP_OPENING_RESUMED: _AcpOpening.ValueType  # 2
+    """The earlier one was resumed."""
+    ACP_OPENING_LOADED: _AcpOpening.ValueType  # 3
+    """The earlier one was loaded; what it replayed was not shown again."""
+
+class AcpOpening(_AcpOpening, metaclass=_AcpOpeningEnumTypeWrapper):
+    """How the session inside a harness was opened."""
+
+ACP_OPENING_UNSPECIFIED: AcpOpening.ValueType  # 0
+"""Not opened yet."""
+ACP_OPENING_NEW: AcpOpening.ValueType  # 1
+"""A new one, which knows nothing of what was said before."""
+ACP_OPENING_RESUMED: AcpOpening.ValueType  # 2
+"""The earlier one was resumed."""
+ACP_OPENING_LOADED: AcpOpening.ValueType  # 3
+"""The earlier one was loaded; what it replayed was not shown again."""
+Global___AcpOpening: _TypeAlias = AcpOpening  # noqa: Y015
+
 @_typing.final
 class AcpSessionSpec(_message.Message):
     """What session to open. Set by the caller; in a stored session every default is filled in."""
@@ -143,11 +171,14 @@ class AcpSessionSpec(_message.Message):
     ENV_NAMES_FIELD_NUMBER: _builtins.int
     MODEL_FIELD_NUMBER: _builtins.int
     CUSTOMER_KEY_FIELD_NUMBER: _builtins.int
+    PARENT_SESSION_KEY_FIELD_NUMBER: _builtins.int
+    TURN_TIMEOUT_FIELD_NUMBER: _builtins.int
     harness_id: _builtins.str
     """Harness of the registry, for example `claude`. Defaults to the configured one."""
     session_key: _builtins.str
-    """Session lane of its prompts. Empty means `agent:<agent>:acp:<id>`, built by the server; in the
-    task of a child run it must be empty, because the scheduler chose the key.
+    """Session lane of its prompts. Empty means `agent:<harness>:acp:<id>`, built by the server; in the
+    task of a child run it must be empty, because the scheduler chose the key. A bound session works
+    in the lane of the conversation that points at it.
     """
     cwd: _builtins.str
     """Absolute working directory inside an allowed root. Defaults to the first allowed root."""
@@ -165,6 +196,10 @@ class AcpSessionSpec(_message.Message):
     """Model of the harness. Empty means its own choice."""
     customer_key: _builtins.str
     """The customer it belongs to. Set by the gateway; for a child run, the run's."""
+    parent_session_key: _builtins.str
+    """The conversation it was spawned from. Empty when it was opened from outside. Set by the gateway;
+    for a child run, `SpawnLink.parent_session_key`.
+    """
     @_builtins.property
     def ask_timeout(self) -> _duration_pb2.Duration:
         """`ASK` only: how long people have, as `Question.timeout`."""
@@ -174,6 +209,10 @@ class AcpSessionSpec(_message.Message):
         """Names of environment variables of the server that the process may see, beside the harness's
         own list. Names only, never values. At most 64.
         """
+
+    @_builtins.property
+    def turn_timeout(self) -> _duration_pb2.Duration:
+        """How long one turn may work, waiting for people left out. Defaults to the configured time."""
 
     def __init__(
         self,
@@ -189,10 +228,12 @@ class AcpSessionSpec(_message.Message):
         env_names: _abc.Iterable[_builtins.str] | None = ...,
         model: _builtins.str = ...,
         customer_key: _builtins.str = ...,
+        parent_session_key: _builtins.str = ...,
+        turn_timeout: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["ask_timeout", b"ask_timeout"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["ask_timeout", b"ask_timeout", "turn_timeout", b"turn_timeout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ask_timeout", b"ask_timeout", "customer_key", b"customer_key", "cwd", b"cwd", "env_names", b"env_names", "harness_id", b"harness_id", "label", b"label", "mode", b"mode", "model", b"model", "permission_mode", b"permission_mode", "resume_id", b"resume_id", "session_key", b"session_key"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ask_timeout", b"ask_timeout", "customer_key", b"customer_key", "cwd", b"cwd", "env_names", b"env_names", "harness_id", b"harness_id", "label", b"label", "mode", b"mode", "model", b"model", "parent_session_key", b"parent_session_key", "permission_mode", b"permission_mode", "resume_id", b"resume_id", "session_key", b"session_key", "turn_timeout", b"turn_timeout"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -203,6 +244,26 @@ class AcpSession(_message.Message):
     """A session inside a harness. Output only."""
 
     DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class OptionsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
 
     ACP_SESSION_ID_FIELD_NUMBER: _builtins.int
     SPEC_FIELD_NUMBER: _builtins.int
@@ -218,6 +279,10 @@ class AcpSession(_message.Message):
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     ACTIVE_TIME_FIELD_NUMBER: _builtins.int
     END_TIME_FIELD_NUMBER: _builtins.int
+    OPENING_FIELD_NUMBER: _builtins.int
+    OPTIONS_FIELD_NUMBER: _builtins.int
+    MODELS_FIELD_NUMBER: _builtins.int
+    SANDBOXED_FIELD_NUMBER: _builtins.int
     acp_session_id: _builtins.str
     """Server-chosen (ULID)."""
     state: Global___AcpSessionState.ValueType
@@ -236,6 +301,10 @@ class AcpSession(_message.Message):
     """Open questions."""
     harness_mode: _builtins.str
     """The mode it is in. Empty when it has none."""
+    opening: Global___AcpOpening.ValueType
+    """How the harness's session was last opened."""
+    sandboxed: _builtins.bool
+    """True when reading only is also enforced from outside the harness, by a sandbox."""
     @_builtins.property
     def spec(self) -> Global___AcpSessionSpec:
         """How it was opened, as changed since by `ConfigureSession`."""
@@ -260,6 +329,14 @@ class AcpSession(_message.Message):
     def end_time(self) -> _timestamp_pb2.Timestamp:
         """When it ended. Unset before."""
 
+    @_builtins.property
+    def options(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Options that the harness offers, by its own names, with their present values."""
+
+    @_builtins.property
+    def models(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Models that the harness offers, by its own ids. Empty when it does not say."""
+
     def __init__(
         self,
         *,
@@ -277,10 +354,14 @@ class AcpSession(_message.Message):
         create_time: _timestamp_pb2.Timestamp | None = ...,
         active_time: _timestamp_pb2.Timestamp | None = ...,
         end_time: _timestamp_pb2.Timestamp | None = ...,
+        opening: Global___AcpOpening.ValueType = ...,
+        options: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        models: _abc.Iterable[_builtins.str] | None = ...,
+        sandboxed: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["active_time", b"active_time", "create_time", b"create_time", "end_time", b"end_time", "error", b"error", "spec", b"spec"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["acp_session_id", b"acp_session_id", "active_time", b"active_time", "create_time", b"create_time", "end_time", b"end_time", "error", b"error", "harness_mode", b"harness_mode", "harness_modes", b"harness_modes", "loadable", b"loadable", "open_questions", b"open_questions", "run_id", b"run_id", "spec", b"spec", "state", b"state", "upstream_session_id", b"upstream_session_id", "worker", b"worker"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["acp_session_id", b"acp_session_id", "active_time", b"active_time", "create_time", b"create_time", "end_time", b"end_time", "error", b"error", "harness_mode", b"harness_mode", "harness_modes", b"harness_modes", "loadable", b"loadable", "models", b"models", "open_questions", b"open_questions", "opening", b"opening", "options", b"options", "run_id", b"run_id", "sandboxed", b"sandboxed", "spec", b"spec", "state", b"state", "upstream_session_id", b"upstream_session_id", "worker", b"worker"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -317,6 +398,8 @@ class AcpSessionSettings(_message.Message):
     MODEL_FIELD_NUMBER: _builtins.int
     LABEL_FIELD_NUMBER: _builtins.int
     OPTIONS_FIELD_NUMBER: _builtins.int
+    CWD_FIELD_NUMBER: _builtins.int
+    TURN_TIMEOUT_FIELD_NUMBER: _builtins.int
     permission_mode: Global___PermissionMode.ValueType
     """What happens when the harness asks for permission. Unspecified leaves it."""
     harness_mode: _builtins.str
@@ -325,9 +408,17 @@ class AcpSessionSettings(_message.Message):
     """Model of the harness."""
     label: _builtins.str
     """Short name for people."""
+    cwd: _builtins.str
+    """Another absolute working directory inside an allowed root. A session inside a harness belongs to
+    its directory, so the next turn opens a new one, which knows nothing of what was said before.
+    """
     @_builtins.property
     def options(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Options that the harness offers, by its own names."""
+
+    @_builtins.property
+    def turn_timeout(self) -> _duration_pb2.Duration:
+        """How long one turn may work."""
 
     def __init__(
         self,
@@ -337,17 +428,23 @@ class AcpSessionSettings(_message.Message):
         model: _builtins.str | None = ...,
         label: _builtins.str | None = ...,
         options: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        cwd: _builtins.str | None = ...,
+        turn_timeout: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_harness_mode", b"_harness_mode", "_label", b"_label", "_model", b"_model", "harness_mode", b"harness_mode", "label", b"label", "model", b"model"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_cwd", b"_cwd", "_harness_mode", b"_harness_mode", "_label", b"_label", "_model", b"_model", "cwd", b"cwd", "harness_mode", b"harness_mode", "label", b"label", "model", b"model", "turn_timeout", b"turn_timeout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_harness_mode", b"_harness_mode", "_label", b"_label", "_model", b"_model", "harness_mode", b"harness_mode", "label", b"label", "model", b"model", "options", b"options", "permission_mode", b"permission_mode"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cwd", b"_cwd", "_harness_mode", b"_harness_mode", "_label", b"_label", "_model", b"_model", "cwd", b"cwd", "harness_mode", b"harness_mode", "label", b"label", "model", b"model", "options", b"options", "permission_mode", b"permission_mode", "turn_timeout", b"turn_timeout"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__cwd: _TypeAlias = _typing.Literal["cwd"]  # noqa: Y015
+    _WhichOneofArgType__cwd: _TypeAlias = _typing.Literal["_cwd", b"_cwd"]  # noqa: Y015
     _WhichOneofReturnType__harness_mode: _TypeAlias = _typing.Literal["harness_mode"]  # noqa: Y015
     _WhichOneofArgType__harness_mode: _TypeAlias = _typing.Literal["_harness_mode", b"_harness_mode"]  # noqa: Y015
     _WhichOneofReturnType__label: _TypeAlias = _typing.Literal["label"]  # noqa: Y015
     _WhichOneofArgType__label: _TypeAlias = _typing.Literal["_label", b"_label"]  # noqa: Y015
     _WhichOneofReturnType__model: _TypeAlias = _typing.Literal["model"]  # noqa: Y015
     _WhichOneofArgType__model: _TypeAlias = _typing.Literal["_model", b"_model"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__cwd) -> _WhichOneofReturnType__cwd | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__harness_mode) -> _WhichOneofReturnType__harness_mode | None: ...
     @_typing.overload
@@ -366,10 +463,16 @@ class AcpSessionFilter(_message.Message):
     STATES_FIELD_NUMBER: _builtins.int
     HARNESS_ID_FIELD_NUMBER: _builtins.int
     CUSTOMER_KEY_FIELD_NUMBER: _builtins.int
+    PARENT_SESSION_KEY_FIELD_NUMBER: _builtins.int
+    SESSION_KEY_FIELD_NUMBER: _builtins.int
     harness_id: _builtins.str
     """Only this harness. Empty means all."""
     customer_key: _builtins.str
     """Only this customer. Empty means all."""
+    parent_session_key: _builtins.str
+    """Only those spawned from this conversation. Empty means all."""
+    session_key: _builtins.str
+    """Only those whose prompts go through this session lane. Empty means all."""
     @_builtins.property
     def states(self) -> _containers.RepeatedScalarFieldContainer[Global___AcpSessionState.ValueType]:
         """Only these states. Empty means all that are not terminal."""
@@ -380,10 +483,12 @@ class AcpSessionFilter(_message.Message):
         states: _abc.Iterable[Global___AcpSessionState.ValueType] | None = ...,
         harness_id: _builtins.str = ...,
         customer_key: _builtins.str = ...,
+        parent_session_key: _builtins.str = ...,
+        session_key: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["customer_key", b"customer_key", "harness_id", b"harness_id", "states", b"states"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["customer_key", b"customer_key", "harness_id", b"harness_id", "parent_session_key", b"parent_session_key", "session_key", b"session_key", "states", b"states"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -25,17 +25,17 @@ _sym_db = _symbol_database.Default()
 from conveyor.acp.v1 import session_pb2 as conveyor_dot_acp_dot_v1_dot_session__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x63onveyor/acp/v1/task.proto\x12\x0f\x63onveyor.acp.v1\x1a\x1d\x63onveyor/acp/v1/session.proto\"e\n\x07\x41\x63pTask\x12\x18\n\x0e\x61\x63p_session_id\x18\x01 \x01(\tH\x00\x12\x36\n\x0bnew_session\x18\x02 \x01(\x0b\x32\x1f.conveyor.acp.v1.AcpSessionSpecH\x00\x42\x08\n\x06target\"v\n\tAcpResult\x12\x33\n\x0bstop_reason\x18\x01 \x01(\x0e\x32\x1e.conveyor.acp.v1.AcpStopReason\x12\x16\n\x0e\x61\x63p_session_id\x18\x02 \x01(\t\x12\x1c\n\x14rejected_permissions\x18\x03 \x01(\x05*\xd1\x01\n\rAcpStopReason\x12\x1f\n\x1b\x41\x43P_STOP_REASON_UNSPECIFIED\x10\x00\x12\x1c\n\x18\x41\x43P_STOP_REASON_END_TURN\x10\x01\x12\x1e\n\x1a\x41\x43P_STOP_REASON_MAX_TOKENS\x10\x02\x12%\n!ACP_STOP_REASON_MAX_TURN_REQUESTS\x10\x03\x12\x1b\n\x17\x41\x43P_STOP_REASON_REFUSAL\x10\x04\x12\x1d\n\x19\x41\x43P_STOP_REASON_CANCELLED\x10\x05\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x63onveyor/acp/v1/task.proto\x12\x0f\x63onveyor.acp.v1\x1a\x1d\x63onveyor/acp/v1/session.proto\"x\n\x07\x41\x63pTask\x12\x18\n\x0e\x61\x63p_session_id\x18\x01 \x01(\tH\x00\x12\x36\n\x0bnew_session\x18\x02 \x01(\x0b\x32\x1f.conveyor.acp.v1.AcpSessionSpecH\x00\x12\x11\n\topen_only\x18\x03 \x01(\x08\x42\x08\n\x06target\"\xa5\x01\n\tAcpResult\x12\x33\n\x0bstop_reason\x18\x01 \x01(\x0e\x32\x1e.conveyor.acp.v1.AcpStopReason\x12\x16\n\x0e\x61\x63p_session_id\x18\x02 \x01(\t\x12\x1c\n\x14rejected_permissions\x18\x03 \x01(\x05\x12-\n\x08reopened\x18\x04 \x01(\x0e\x32\x1b.conveyor.acp.v1.AcpOpening*\xd1\x01\n\rAcpStopReason\x12\x1f\n\x1b\x41\x43P_STOP_REASON_UNSPECIFIED\x10\x00\x12\x1c\n\x18\x41\x43P_STOP_REASON_END_TURN\x10\x01\x12\x1e\n\x1a\x41\x43P_STOP_REASON_MAX_TOKENS\x10\x02\x12%\n!ACP_STOP_REASON_MAX_TURN_REQUESTS\x10\x03\x12\x1b\n\x17\x41\x43P_STOP_REASON_REFUSAL\x10\x04\x12\x1d\n\x19\x41\x43P_STOP_REASON_CANCELLED\x10\x05\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'conveyor.acp.v1.task_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_ACPSTOPREASON']._serialized_start=302
-  _globals['_ACPSTOPREASON']._serialized_end=511
+  _globals['_ACPSTOPREASON']._serialized_start=369
+  _globals['_ACPSTOPREASON']._serialized_end=578
   _globals['_ACPTASK']._serialized_start=78
-  _globals['_ACPTASK']._serialized_end=179
-  _globals['_ACPRESULT']._serialized_start=181
-  _globals['_ACPRESULT']._serialized_end=299
+  _globals['_ACPTASK']._serialized_end=198
+  _globals['_ACPRESULT']._serialized_start=201
+  _globals['_ACPRESULT']._serialized_end=366
 # @@protoc_insertion_point(module_scope)

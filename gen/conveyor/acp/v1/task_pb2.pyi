@@ -66,8 +66,13 @@ class AcpTask(_message.Message):
 
     ACP_SESSION_ID_FIELD_NUMBER: _builtins.int
     NEW_SESSION_FIELD_NUMBER: _builtins.int
+    OPEN_ONLY_FIELD_NUMBER: _builtins.int
     acp_session_id: _builtins.str
     """An open session."""
+    open_only: _builtins.bool
+    """True opens the session and sends no prompt: the reply says that it is ready. The message of the
+    run is not sent to the harness.
+    """
     @_builtins.property
     def new_session(self) -> _session_pb2.AcpSessionSpec:
         """A session to open first, for a spawned child."""
@@ -77,10 +82,11 @@ class AcpTask(_message.Message):
         *,
         acp_session_id: _builtins.str = ...,
         new_session: _session_pb2.AcpSessionSpec | None = ...,
+        open_only: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["acp_session_id", b"acp_session_id", "new_session", b"new_session", "target", b"target"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["acp_session_id", b"acp_session_id", "new_session", b"new_session", "target", b"target"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["acp_session_id", b"acp_session_id", "new_session", b"new_session", "open_only", b"open_only", "target", b"target"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_target: _TypeAlias = _typing.Literal["acp_session_id", "new_session"]  # noqa: Y015
     _WhichOneofArgType_target: _TypeAlias = _typing.Literal["target", b"target"]  # noqa: Y015
@@ -97,22 +103,26 @@ class AcpResult(_message.Message):
     STOP_REASON_FIELD_NUMBER: _builtins.int
     ACP_SESSION_ID_FIELD_NUMBER: _builtins.int
     REJECTED_PERMISSIONS_FIELD_NUMBER: _builtins.int
+    REOPENED_FIELD_NUMBER: _builtins.int
     stop_reason: Global___AcpStopReason.ValueType
     """Why the prompt ended."""
     acp_session_id: _builtins.str
     """The session."""
     rejected_permissions: _builtins.int
     """What the harness asked for and was refused, by rule or by people."""
+    reopened: _session_pb2.AcpOpening.ValueType
+    """How the session was reopened for this turn. Unspecified when it was open already."""
     def __init__(
         self,
         *,
         stop_reason: Global___AcpStopReason.ValueType = ...,
         acp_session_id: _builtins.str = ...,
         rejected_permissions: _builtins.int = ...,
+        reopened: _session_pb2.AcpOpening.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["acp_session_id", b"acp_session_id", "rejected_permissions", b"rejected_permissions", "stop_reason", b"stop_reason"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["acp_session_id", b"acp_session_id", "rejected_permissions", b"rejected_permissions", "reopened", b"reopened", "stop_reason", b"stop_reason"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

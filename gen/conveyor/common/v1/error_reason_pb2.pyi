@@ -161,20 +161,23 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """
     ERROR_REASON_ACP_BACKEND_UNAVAILABLE: _ErrorReason.ValueType  # 62
     """`UNAVAILABLE`, HTTP 503, with `google.rpc.RetryInfo`. The harness is installed but does not
-    start or answer. Metadata: `harnessId`, `check` (name of the failed check).
+    start or answer. Metadata: `harnessId`, `check` (name of the failed check), `lastWords` (as
+    `ACP_TURN_FAILED`).
     """
     ERROR_REASON_ACP_HARNESS_NOT_FOUND: _ErrorReason.ValueType  # 63
     """`NOT_FOUND`, HTTP 404. The harness is unknown or not allowed. Metadata: `harnessId`."""
     ERROR_REASON_ACP_SESSION_INIT_FAILED: _ErrorReason.ValueType  # 64
     """`FAILED_PRECONDITION`, HTTP 502. The session could not be opened, loaded or used yet. Metadata:
-    `harnessId`, `cause` (`initialize`, `load`, `auth_required`, `permission_mode` or `not_ready`).
+    `harnessId`, `cause` (`initialize`, `load`, `auth_required`, `permission_mode`, `timeout`,
+    `crashed` or `not_ready`) and `lastWords` (as `ACP_TURN_FAILED`).
     """
     ERROR_REASON_ACP_SESSION_NOT_FOUND: _ErrorReason.ValueType  # 65
     """`NOT_FOUND`, HTTP 404. Metadata: `acpSessionId`."""
     ERROR_REASON_ACP_TURN_FAILED: _ErrorReason.ValueType  # 66
     """`INTERNAL`, HTTP 502. Stored. Metadata: `acpSessionId`, `cause` (`permission_denied`, `crashed`,
-    `timeout`, `auth_required` or `protocol`), `exitCode` and `reopened` (`loaded`,
-    `new` or `no`; for `crashed`).
+    `timeout`, `auth_required` or `protocol`), `exitCode` and `reopened` (`resumed`, `loaded`, `new`
+    or `no`; for `crashed`), `lastWords` (the last lines that the harness wrote to its error output,
+    without secrets).
     """
     ERROR_REASON_ACP_CWD_NOT_ALLOWED: _ErrorReason.ValueType  # 67
     """`PERMISSION_DENIED`, HTTP 403. The working directory is outside every allowed root. Metadata:
@@ -335,20 +338,23 @@ ERROR_REASON_ACP_BACKEND_MISSING: ErrorReason.ValueType  # 61
 """
 ERROR_REASON_ACP_BACKEND_UNAVAILABLE: ErrorReason.ValueType  # 62
 """`UNAVAILABLE`, HTTP 503, with `google.rpc.RetryInfo`. The harness is installed but does not
-start or answer. Metadata: `harnessId`, `check` (name of the failed check).
+start or answer. Metadata: `harnessId`, `check` (name of the failed check), `lastWords` (as
+`ACP_TURN_FAILED`).
 """
 ERROR_REASON_ACP_HARNESS_NOT_FOUND: ErrorReason.ValueType  # 63
 """`NOT_FOUND`, HTTP 404. The harness is unknown or not allowed. Metadata: `harnessId`."""
 ERROR_REASON_ACP_SESSION_INIT_FAILED: ErrorReason.ValueType  # 64
 """`FAILED_PRECONDITION`, HTTP 502. The session could not be opened, loaded or used yet. Metadata:
-`harnessId`, `cause` (`initialize`, `load`, `auth_required`, `permission_mode` or `not_ready`).
+`harnessId`, `cause` (`initialize`, `load`, `auth_required`, `permission_mode`, `timeout`,
+`crashed` or `not_ready`) and `lastWords` (as `ACP_TURN_FAILED`).
 """
 ERROR_REASON_ACP_SESSION_NOT_FOUND: ErrorReason.ValueType  # 65
 """`NOT_FOUND`, HTTP 404. Metadata: `acpSessionId`."""
 ERROR_REASON_ACP_TURN_FAILED: ErrorReason.ValueType  # 66
 """`INTERNAL`, HTTP 502. Stored. Metadata: `acpSessionId`, `cause` (`permission_denied`, `crashed`,
-`timeout`, `auth_required` or `protocol`), `exitCode` and `reopened` (`loaded`,
-`new` or `no`; for `crashed`).
+`timeout`, `auth_required` or `protocol`), `exitCode` and `reopened` (`resumed`, `loaded`, `new`
+or `no`; for `crashed`), `lastWords` (the last lines that the harness wrote to its error output,
+without secrets).
 """
 ERROR_REASON_ACP_CWD_NOT_ALLOWED: ErrorReason.ValueType  # 67
 """`PERMISSION_DENIED`, HTTP 403. The working directory is outside every allowed root. Metadata:

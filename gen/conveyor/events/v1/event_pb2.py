@@ -34,61 +34,63 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from google.rpc import status_pb2 as google_dot_rpc_dot_status__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1e\x63onveyor/events/v1/event.proto\x12\x12\x63onveyor.events.v1\x1a conveyor/common/v1/content.proto\x1a!conveyor/common/v1/question.proto\x1a\x1e\x63onveyor/common/v1/trace.proto\x1a\x1e\x63onveyor/common/v1/usage.proto\x1a(conveyor/scheduler/v1/announcement.proto\x1a conveyor/scheduler/v1/lane.proto\x1a\x1f\x63onveyor/scheduler/v1/run.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\"\xe2\x08\n\x05\x45vent\x12\x10\n\x08\x65vent_id\x18\x01 \x01(\t\x12\x13\n\x0bsession_key\x18\x02 \x01(\t\x12\x10\n\x08sequence\x18\x03 \x01(\x03\x12\x10\n\x08position\x18\x04 \x01(\x03\x12/\n\x0b\x63reate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06run_id\x18\x06 \x01(\t\x12\x0f\n\x07\x66low_id\x18\x07 \x01(\t\x12\x0c\n\x04turn\x18\x08 \x01(\x05\x12\x0f\n\x07\x61ttempt\x18\t \x01(\x05\x12/\n\x05trace\x18\n \x01(\x0b\x32 .conveyor.common.v1.TraceContext\x12@\n\x11run_state_changed\x18\x10 \x01(\x0b\x32#.conveyor.events.v1.RunStateChangedH\x00\x12\x41\n\x11message_completed\x18\x11 \x01(\x0b\x32$.conveyor.events.v1.MessageCompletedH\x00\x12@\n\x11tool_call_started\x18\x12 \x01(\x0b\x32#.conveyor.events.v1.ToolCallStartedH\x00\x12<\n\x0ftool_call_ended\x18\x13 \x01(\x0b\x32!.conveyor.events.v1.ToolCallEndedH\x00\x12\x39\n\rchild_spawned\x18\x14 \x01(\x0b\x32 .conveyor.events.v1.ChildSpawnedH\x00\x12=\n\x0f\x63hild_announced\x18\x15 \x01(\x0b\x32\".conveyor.events.v1.ChildAnnouncedH\x00\x12?\n\x10guard_intervened\x18\x16 \x01(\x0b\x32#.conveyor.events.v1.GuardIntervenedH\x00\x12;\n\x0equestion_asked\x18\x17 \x01(\x0b\x32!.conveyor.events.v1.QuestionAskedH\x00\x12=\n\x0fquestion_closed\x18\x18 \x01(\x0b\x32\".conveyor.events.v1.QuestionClosedH\x00\x12;\n\x0eusage_reported\x18\x19 \x01(\x0b\x32!.conveyor.events.v1.UsageReportedH\x00\x12;\n\x0esteer_accepted\x18\x1a \x01(\x0b\x32!.conveyor.events.v1.SteerAcceptedH\x00\x12\x37\n\x0csteer_missed\x18\x1b \x01(\x0b\x32\x1f.conveyor.events.v1.SteerMissedH\x00\x12=\n\x0fharness_updated\x18\x1c \x01(\x0b\x32\".conveyor.events.v1.HarnessUpdatedH\x00\x12\x33\n\nnote_added\x18\x1d \x01(\x0b\x32\x1d.conveyor.events.v1.NoteAddedH\x00\x42\t\n\x07payload\"\xbe\x02\n\x0fRunStateChanged\x12\x37\n\x0eprevious_state\x18\x01 \x01(\x0e\x32\x1f.conveyor.scheduler.v1.RunState\x12.\n\x05state\x18\x02 \x01(\x0e\x32\x1f.conveyor.scheduler.v1.RunState\x12\x0c\n\x04turn\x18\x03 \x01(\x05\x12\x0f\n\x07\x61ttempt\x18\x04 \x01(\x05\x12\x35\n\nsuspension\x18\x05 \x01(\x0b\x32!.conveyor.scheduler.v1.Suspension\x12:\n\rresume_reason\x18\x06 \x01(\x0e\x32#.conveyor.scheduler.v1.ResumeReason\x12!\n\x05\x65rror\x18\x07 \x01(\x0b\x32\x12.google.rpc.Status\x12\r\n\x05\x63\x61use\x18\x08 \x01(\t\"r\n\x13LanePositionUpdated\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x13\n\x0bsession_key\x18\x02 \x01(\t\x12\x36\n\x08\x65stimate\x18\x03 \x01(\x0b\x32$.conveyor.scheduler.v1.QueueEstimate\"e\n\x0cMessageDelta\x12\x12\n\nmessage_id\x18\x01 \x01(\t\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x0e\n\x06offset\x18\x03 \x01(\x03\x12\x0e\n\x06run_id\x18\x04 \x01(\t\x12\x13\n\x0bsession_key\x18\x05 \x01(\t\"\x7f\n\x10MessageCompleted\x12,\n\x07message\x18\x01 \x01(\x0b\x32\x1b.conveyor.common.v1.Message\x12-\n\x04kind\x18\x02 \x01(\x0e\x32\x1f.conveyor.events.v1.MessageKind\x12\x0e\n\x06\x63\x61ught\x18\x03 \x01(\x08\"f\n\x0fToolCallStarted\x12\x14\n\x0ctool_call_id\x18\x01 \x01(\t\x12\x11\n\ttool_name\x18\x02 \x01(\t\x12*\n\targuments\x18\x03 \x01(\x0b\x32\x17.google.protobuf.Struct\"y\n\rToolCallEnded\x12\x14\n\x0ctool_call_id\x18\x01 \x01(\t\x12/\n\x06output\x18\x02 \x03(\x0b\x32\x1f.conveyor.common.v1.ContentPart\x12!\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x12.google.rpc.Status\"s\n\x0c\x43hildSpawned\x12\x14\n\x0c\x63hild_run_id\x18\x01 \x01(\t\x12\x19\n\x11\x63hild_session_key\x18\x02 \x01(\t\x12\x14\n\x0ctool_call_id\x18\x03 \x01(\t\x12\r\n\x05label\x18\x04 \x01(\t\x12\r\n\x05queue\x18\x05 \x01(\t\"K\n\x0e\x43hildAnnounced\x12\x39\n\x0c\x61nnouncement\x18\x01 \x01(\x0b\x32#.conveyor.scheduler.v1.Announcement\"\xa3\x01\n\x0fGuardIntervened\x12\x31\n\x07trigger\x18\x01 \x01(\x0e\x32 .conveyor.events.v1.GuardTrigger\x12+\n\x04step\x18\x02 \x01(\x0e\x32\x1d.conveyor.events.v1.GuardStep\x12\x10\n\x08resolved\x18\x03 \x01(\x08\x12\r\n\x05model\x18\x04 \x01(\t\x12\x0f\n\x07\x65xcerpt\x18\x05 \x01(\t\"?\n\rQuestionAsked\x12.\n\x08question\x18\x01 \x01(\x0b\x32\x1c.conveyor.common.v1.Question\"\xa2\x01\n\x0eQuestionClosed\x12\x30\n\x05state\x18\x01 \x01(\x0e\x32!.conveyor.common.v1.QuestionState\x12*\n\x06\x61nswer\x18\x02 \x01(\x0b\x32\x1a.conveyor.common.v1.Answer\x12\r\n\x05title\x18\x03 \x01(\t\x12\x0e\n\x06number\x18\x04 \x01(\x05\x12\x13\n\x0boption_name\x18\x05 \x01(\t\"k\n\rUsageReported\x12\x17\n\x0frequested_model\x18\x01 \x01(\t\x12\x17\n\x0f\x65\x66\x66\x65\x63tive_model\x18\x02 \x01(\t\x12(\n\x05usage\x18\x03 \x01(\x0b\x32\x19.conveyor.common.v1.Usage\"#\n\rSteerAccepted\x12\x12\n\nrequest_id\x18\x01 \x01(\t\":\n\x0bSteerMissed\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x17\n\x0f\x66\x61llback_run_id\x18\x02 \x01(\t\"\xb0\x01\n\x0eHarnessUpdated\x12\x16\n\x0e\x61\x63p_session_id\x18\x01 \x01(\t\x12/\n\x04plan\x18\x02 \x01(\x0b\x32\x1f.conveyor.events.v1.HarnessPlanH\x00\x12\x38\n\ttool_call\x18\x03 \x01(\x0b\x32#.conveyor.events.v1.HarnessToolCallH\x00\x12\x11\n\x07thought\x18\x04 \x01(\tH\x00\x42\x08\n\x06update\"D\n\x0bHarnessPlan\x12\x35\n\x07\x65ntries\x18\x01 \x03(\x0b\x32$.conveyor.events.v1.HarnessPlanEntry\"Z\n\x10HarnessPlanEntry\x12\x0f\n\x07\x63ontent\x18\x01 \x01(\t\x12\x35\n\x06status\x18\x02 \x01(\x0e\x32%.conveyor.events.v1.HarnessItemStatus\"\xc4\x01\n\x0fHarnessToolCall\x12\x14\n\x0ctool_call_id\x18\x01 \x01(\t\x12\r\n\x05title\x18\x02 \x01(\t\x12\x11\n\ttool_kind\x18\x03 \x01(\t\x12\x35\n\x06status\x18\x04 \x01(\x0e\x32%.conveyor.events.v1.HarnessItemStatus\x12\x11\n\tlocations\x18\x05 \x03(\t\x12/\n\x06output\x18\x06 \x03(\x0b\x32\x1f.conveyor.common.v1.ContentPart\"f\n\tNoteAdded\x12,\n\x05level\x18\x01 \x01(\x0e\x32\x1d.conveyor.events.v1.NoteLevel\x12\x0c\n\x04\x63ode\x18\x02 \x01(\t\x12\x0c\n\x04text\x18\x03 \x01(\t\x12\x0f\n\x07visible\x18\x04 \x01(\x08*\x90\x01\n\x0bMessageKind\x12\x1c\n\x18MESSAGE_KIND_UNSPECIFIED\x10\x00\x12\x16\n\x12MESSAGE_KIND_INPUT\x10\x01\x12\x16\n\x12MESSAGE_KIND_REPLY\x10\x02\x12\x18\n\x14MESSAGE_KIND_INTERIM\x10\x03\x12\x19\n\x15MESSAGE_KIND_INTERNAL\x10\x04*\xb6\x01\n\x0cGuardTrigger\x12\x1d\n\x19GUARD_TRIGGER_UNSPECIFIED\x10\x00\x12%\n!GUARD_TRIGGER_IGNORED_INSTRUCTION\x10\x01\x12\x1e\n\x1aGUARD_TRIGGER_TEXTUAL_CALL\x10\x02\x12\x1d\n\x19GUARD_TRIGGER_FALSE_CLAIM\x10\x03\x12!\n\x1dGUARD_TRIGGER_INVENTED_RESULT\x10\x04*\xb6\x01\n\tGuardStep\x12\x1a\n\x16GUARD_STEP_UNSPECIFIED\x10\x00\x12\x19\n\x15GUARD_STEP_PARSE_CALL\x10\x01\x12\x15\n\x11GUARD_STEP_INSIST\x10\x02\x12\x19\n\x15GUARD_STEP_FORCE_TOOL\x10\x03\x12\x1e\n\x1aGUARD_STEP_FALL_BACK_MODEL\x10\x04\x12 \n\x1cGUARD_STEP_DELIVER_WITH_NOTE\x10\x05*\xc1\x01\n\x11HarnessItemStatus\x12#\n\x1fHARNESS_ITEM_STATUS_UNSPECIFIED\x10\x00\x12\x1f\n\x1bHARNESS_ITEM_STATUS_PENDING\x10\x01\x12#\n\x1fHARNESS_ITEM_STATUS_IN_PROGRESS\x10\x02\x12!\n\x1dHARNESS_ITEM_STATUS_COMPLETED\x10\x03\x12\x1e\n\x1aHARNESS_ITEM_STATUS_FAILED\x10\x04*T\n\tNoteLevel\x12\x1a\n\x16NOTE_LEVEL_UNSPECIFIED\x10\x00\x12\x13\n\x0fNOTE_LEVEL_INFO\x10\x01\x12\x16\n\x12NOTE_LEVEL_WARNING\x10\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1e\x63onveyor/events/v1/event.proto\x12\x12\x63onveyor.events.v1\x1a conveyor/common/v1/content.proto\x1a!conveyor/common/v1/question.proto\x1a\x1e\x63onveyor/common/v1/trace.proto\x1a\x1e\x63onveyor/common/v1/usage.proto\x1a(conveyor/scheduler/v1/announcement.proto\x1a conveyor/scheduler/v1/lane.proto\x1a\x1f\x63onveyor/scheduler/v1/run.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\"\xa7\t\n\x05\x45vent\x12\x10\n\x08\x65vent_id\x18\x01 \x01(\t\x12\x13\n\x0bsession_key\x18\x02 \x01(\t\x12\x10\n\x08sequence\x18\x03 \x01(\x03\x12\x10\n\x08position\x18\x04 \x01(\x03\x12/\n\x0b\x63reate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06run_id\x18\x06 \x01(\t\x12\x0f\n\x07\x66low_id\x18\x07 \x01(\t\x12\x0c\n\x04turn\x18\x08 \x01(\x05\x12\x0f\n\x07\x61ttempt\x18\t \x01(\x05\x12/\n\x05trace\x18\n \x01(\x0b\x32 .conveyor.common.v1.TraceContext\x12@\n\x11run_state_changed\x18\x10 \x01(\x0b\x32#.conveyor.events.v1.RunStateChangedH\x00\x12\x41\n\x11message_completed\x18\x11 \x01(\x0b\x32$.conveyor.events.v1.MessageCompletedH\x00\x12@\n\x11tool_call_started\x18\x12 \x01(\x0b\x32#.conveyor.events.v1.ToolCallStartedH\x00\x12<\n\x0ftool_call_ended\x18\x13 \x01(\x0b\x32!.conveyor.events.v1.ToolCallEndedH\x00\x12\x39\n\rchild_spawned\x18\x14 \x01(\x0b\x32 .conveyor.events.v1.ChildSpawnedH\x00\x12=\n\x0f\x63hild_announced\x18\x15 \x01(\x0b\x32\".conveyor.events.v1.ChildAnnouncedH\x00\x12?\n\x10guard_intervened\x18\x16 \x01(\x0b\x32#.conveyor.events.v1.GuardIntervenedH\x00\x12;\n\x0equestion_asked\x18\x17 \x01(\x0b\x32!.conveyor.events.v1.QuestionAskedH\x00\x12=\n\x0fquestion_closed\x18\x18 \x01(\x0b\x32\".conveyor.events.v1.QuestionClosedH\x00\x12;\n\x0eusage_reported\x18\x19 \x01(\x0b\x32!.conveyor.events.v1.UsageReportedH\x00\x12;\n\x0esteer_accepted\x18\x1a \x01(\x0b\x32!.conveyor.events.v1.SteerAcceptedH\x00\x12\x37\n\x0csteer_missed\x18\x1b \x01(\x0b\x32\x1f.conveyor.events.v1.SteerMissedH\x00\x12=\n\x0fharness_updated\x18\x1c \x01(\x0b\x32\".conveyor.events.v1.HarnessUpdatedH\x00\x12\x33\n\nnote_added\x18\x1d \x01(\x0b\x32\x1d.conveyor.events.v1.NoteAddedH\x00\x12\x43\n\x12permission_decided\x18\x1e \x01(\x0b\x32%.conveyor.events.v1.PermissionDecidedH\x00\x42\t\n\x07payload\"\xbe\x02\n\x0fRunStateChanged\x12\x37\n\x0eprevious_state\x18\x01 \x01(\x0e\x32\x1f.conveyor.scheduler.v1.RunState\x12.\n\x05state\x18\x02 \x01(\x0e\x32\x1f.conveyor.scheduler.v1.RunState\x12\x0c\n\x04turn\x18\x03 \x01(\x05\x12\x0f\n\x07\x61ttempt\x18\x04 \x01(\x05\x12\x35\n\nsuspension\x18\x05 \x01(\x0b\x32!.conveyor.scheduler.v1.Suspension\x12:\n\rresume_reason\x18\x06 \x01(\x0e\x32#.conveyor.scheduler.v1.ResumeReason\x12!\n\x05\x65rror\x18\x07 \x01(\x0b\x32\x12.google.rpc.Status\x12\r\n\x05\x63\x61use\x18\x08 \x01(\t\"r\n\x13LanePositionUpdated\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x13\n\x0bsession_key\x18\x02 \x01(\t\x12\x36\n\x08\x65stimate\x18\x03 \x01(\x0b\x32$.conveyor.scheduler.v1.QueueEstimate\"e\n\x0cMessageDelta\x12\x12\n\nmessage_id\x18\x01 \x01(\t\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x0e\n\x06offset\x18\x03 \x01(\x03\x12\x0e\n\x06run_id\x18\x04 \x01(\t\x12\x13\n\x0bsession_key\x18\x05 \x01(\t\"\x7f\n\x10MessageCompleted\x12,\n\x07message\x18\x01 \x01(\x0b\x32\x1b.conveyor.common.v1.Message\x12-\n\x04kind\x18\x02 \x01(\x0e\x32\x1f.conveyor.events.v1.MessageKind\x12\x0e\n\x06\x63\x61ught\x18\x03 \x01(\x08\"f\n\x0fToolCallStarted\x12\x14\n\x0ctool_call_id\x18\x01 \x01(\t\x12\x11\n\ttool_name\x18\x02 \x01(\t\x12*\n\targuments\x18\x03 \x01(\x0b\x32\x17.google.protobuf.Struct\"y\n\rToolCallEnded\x12\x14\n\x0ctool_call_id\x18\x01 \x01(\t\x12/\n\x06output\x18\x02 \x03(\x0b\x32\x1f.conveyor.common.v1.ContentPart\x12!\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x12.google.rpc.Status\"s\n\x0c\x43hildSpawned\x12\x14\n\x0c\x63hild_run_id\x18\x01 \x01(\t\x12\x19\n\x11\x63hild_session_key\x18\x02 \x01(\t\x12\x14\n\x0ctool_call_id\x18\x03 \x01(\t\x12\r\n\x05label\x18\x04 \x01(\t\x12\r\n\x05queue\x18\x05 \x01(\t\"K\n\x0e\x43hildAnnounced\x12\x39\n\x0c\x61nnouncement\x18\x01 \x01(\x0b\x32#.conveyor.scheduler.v1.Announcement\"\xa3\x01\n\x0fGuardIntervened\x12\x31\n\x07trigger\x18\x01 \x01(\x0e\x32 .conveyor.events.v1.GuardTrigger\x12+\n\x04step\x18\x02 \x01(\x0e\x32\x1d.conveyor.events.v1.GuardStep\x12\x10\n\x08resolved\x18\x03 \x01(\x08\x12\r\n\x05model\x18\x04 \x01(\t\x12\x0f\n\x07\x65xcerpt\x18\x05 \x01(\t\"?\n\rQuestionAsked\x12.\n\x08question\x18\x01 \x01(\x0b\x32\x1c.conveyor.common.v1.Question\"\xa2\x01\n\x0eQuestionClosed\x12\x30\n\x05state\x18\x01 \x01(\x0e\x32!.conveyor.common.v1.QuestionState\x12*\n\x06\x61nswer\x18\x02 \x01(\x0b\x32\x1a.conveyor.common.v1.Answer\x12\r\n\x05title\x18\x03 \x01(\t\x12\x0e\n\x06number\x18\x04 \x01(\x05\x12\x13\n\x0boption_name\x18\x05 \x01(\t\"k\n\rUsageReported\x12\x17\n\x0frequested_model\x18\x01 \x01(\t\x12\x17\n\x0f\x65\x66\x66\x65\x63tive_model\x18\x02 \x01(\t\x12(\n\x05usage\x18\x03 \x01(\x0b\x32\x19.conveyor.common.v1.Usage\"#\n\rSteerAccepted\x12\x12\n\nrequest_id\x18\x01 \x01(\t\":\n\x0bSteerMissed\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x17\n\x0f\x66\x61llback_run_id\x18\x02 \x01(\t\"\xb0\x01\n\x0eHarnessUpdated\x12\x16\n\x0e\x61\x63p_session_id\x18\x01 \x01(\t\x12/\n\x04plan\x18\x02 \x01(\x0b\x32\x1f.conveyor.events.v1.HarnessPlanH\x00\x12\x38\n\ttool_call\x18\x03 \x01(\x0b\x32#.conveyor.events.v1.HarnessToolCallH\x00\x12\x11\n\x07thought\x18\x04 \x01(\tH\x00\x42\x08\n\x06update\"\xaa\x01\n\x11PermissionDecided\x12\x16\n\x0e\x61\x63p_session_id\x18\x01 \x01(\t\x12\x14\n\x0ctool_call_id\x18\x02 \x01(\t\x12\r\n\x05title\x18\x03 \x01(\t\x12\x11\n\ttool_kind\x18\x04 \x01(\t\x12\x0f\n\x07\x61llowed\x18\x05 \x01(\x08\x12\x0c\n\x04rule\x18\x06 \x01(\t\x12\x11\n\tresponder\x18\x07 \x01(\t\x12\x13\n\x0boption_name\x18\x08 \x01(\t\"D\n\x0bHarnessPlan\x12\x35\n\x07\x65ntries\x18\x01 \x03(\x0b\x32$.conveyor.events.v1.HarnessPlanEntry\"Z\n\x10HarnessPlanEntry\x12\x0f\n\x07\x63ontent\x18\x01 \x01(\t\x12\x35\n\x06status\x18\x02 \x01(\x0e\x32%.conveyor.events.v1.HarnessItemStatus\"\xc4\x01\n\x0fHarnessToolCall\x12\x14\n\x0ctool_call_id\x18\x01 \x01(\t\x12\r\n\x05title\x18\x02 \x01(\t\x12\x11\n\ttool_kind\x18\x03 \x01(\t\x12\x35\n\x06status\x18\x04 \x01(\x0e\x32%.conveyor.events.v1.HarnessItemStatus\x12\x11\n\tlocations\x18\x05 \x03(\t\x12/\n\x06output\x18\x06 \x03(\x0b\x32\x1f.conveyor.common.v1.ContentPart\"f\n\tNoteAdded\x12,\n\x05level\x18\x01 \x01(\x0e\x32\x1d.conveyor.events.v1.NoteLevel\x12\x0c\n\x04\x63ode\x18\x02 \x01(\t\x12\x0c\n\x04text\x18\x03 \x01(\t\x12\x0f\n\x07visible\x18\x04 \x01(\x08*\x90\x01\n\x0bMessageKind\x12\x1c\n\x18MESSAGE_KIND_UNSPECIFIED\x10\x00\x12\x16\n\x12MESSAGE_KIND_INPUT\x10\x01\x12\x16\n\x12MESSAGE_KIND_REPLY\x10\x02\x12\x18\n\x14MESSAGE_KIND_INTERIM\x10\x03\x12\x19\n\x15MESSAGE_KIND_INTERNAL\x10\x04*\xb6\x01\n\x0cGuardTrigger\x12\x1d\n\x19GUARD_TRIGGER_UNSPECIFIED\x10\x00\x12%\n!GUARD_TRIGGER_IGNORED_INSTRUCTION\x10\x01\x12\x1e\n\x1aGUARD_TRIGGER_TEXTUAL_CALL\x10\x02\x12\x1d\n\x19GUARD_TRIGGER_FALSE_CLAIM\x10\x03\x12!\n\x1dGUARD_TRIGGER_INVENTED_RESULT\x10\x04*\xb6\x01\n\tGuardStep\x12\x1a\n\x16GUARD_STEP_UNSPECIFIED\x10\x00\x12\x19\n\x15GUARD_STEP_PARSE_CALL\x10\x01\x12\x15\n\x11GUARD_STEP_INSIST\x10\x02\x12\x19\n\x15GUARD_STEP_FORCE_TOOL\x10\x03\x12\x1e\n\x1aGUARD_STEP_FALL_BACK_MODEL\x10\x04\x12 \n\x1cGUARD_STEP_DELIVER_WITH_NOTE\x10\x05*\xc1\x01\n\x11HarnessItemStatus\x12#\n\x1fHARNESS_ITEM_STATUS_UNSPECIFIED\x10\x00\x12\x1f\n\x1bHARNESS_ITEM_STATUS_PENDING\x10\x01\x12#\n\x1fHARNESS_ITEM_STATUS_IN_PROGRESS\x10\x02\x12!\n\x1dHARNESS_ITEM_STATUS_COMPLETED\x10\x03\x12\x1e\n\x1aHARNESS_ITEM_STATUS_FAILED\x10\x04*T\n\tNoteLevel\x12\x1a\n\x16NOTE_LEVEL_UNSPECIFIED\x10\x00\x12\x13\n\x0fNOTE_LEVEL_INFO\x10\x01\x12\x16\n\x12NOTE_LEVEL_WARNING\x10\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'conveyor.events.v1.event_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_MESSAGEKIND']._serialized_start=3846
-  _globals['_MESSAGEKIND']._serialized_end=3990
-  _globals['_GUARDTRIGGER']._serialized_start=3993
-  _globals['_GUARDTRIGGER']._serialized_end=4175
-  _globals['_GUARDSTEP']._serialized_start=4178
-  _globals['_GUARDSTEP']._serialized_end=4360
-  _globals['_HARNESSITEMSTATUS']._serialized_start=4363
-  _globals['_HARNESSITEMSTATUS']._serialized_end=4556
-  _globals['_NOTELEVEL']._serialized_start=4558
-  _globals['_NOTELEVEL']._serialized_end=4642
+  _globals['_MESSAGEKIND']._serialized_start=4088
+  _globals['_MESSAGEKIND']._serialized_end=4232
+  _globals['_GUARDTRIGGER']._serialized_start=4235
+  _globals['_GUARDTRIGGER']._serialized_end=4417
+  _globals['_GUARDSTEP']._serialized_start=4420
+  _globals['_GUARDSTEP']._serialized_end=4602
+  _globals['_HARNESSITEMSTATUS']._serialized_start=4605
+  _globals['_HARNESSITEMSTATUS']._serialized_end=4798
+  _globals['_NOTELEVEL']._serialized_start=4800
+  _globals['_NOTELEVEL']._serialized_end=4884
   _globals['_EVENT']._serialized_start=385
-  _globals['_EVENT']._serialized_end=1507
-  _globals['_RUNSTATECHANGED']._serialized_start=1510
-  _globals['_RUNSTATECHANGED']._serialized_end=1828
-  _globals['_LANEPOSITIONUPDATED']._serialized_start=1830
-  _globals['_LANEPOSITIONUPDATED']._serialized_end=1944
-  _globals['_MESSAGEDELTA']._serialized_start=1946
-  _globals['_MESSAGEDELTA']._serialized_end=2047
-  _globals['_MESSAGECOMPLETED']._serialized_start=2049
-  _globals['_MESSAGECOMPLETED']._serialized_end=2176
-  _globals['_TOOLCALLSTARTED']._serialized_start=2178
-  _globals['_TOOLCALLSTARTED']._serialized_end=2280
-  _globals['_TOOLCALLENDED']._serialized_start=2282
-  _globals['_TOOLCALLENDED']._serialized_end=2403
-  _globals['_CHILDSPAWNED']._serialized_start=2405
-  _globals['_CHILDSPAWNED']._serialized_end=2520
-  _globals['_CHILDANNOUNCED']._serialized_start=2522
-  _globals['_CHILDANNOUNCED']._serialized_end=2597
-  _globals['_GUARDINTERVENED']._serialized_start=2600
-  _globals['_GUARDINTERVENED']._serialized_end=2763
-  _globals['_QUESTIONASKED']._serialized_start=2765
-  _globals['_QUESTIONASKED']._serialized_end=2828
-  _globals['_QUESTIONCLOSED']._serialized_start=2831
-  _globals['_QUESTIONCLOSED']._serialized_end=2993
-  _globals['_USAGEREPORTED']._serialized_start=2995
-  _globals['_USAGEREPORTED']._serialized_end=3102
-  _globals['_STEERACCEPTED']._serialized_start=3104
-  _globals['_STEERACCEPTED']._serialized_end=3139
-  _globals['_STEERMISSED']._serialized_start=3141
-  _globals['_STEERMISSED']._serialized_end=3199
-  _globals['_HARNESSUPDATED']._serialized_start=3202
-  _globals['_HARNESSUPDATED']._serialized_end=3378
-  _globals['_HARNESSPLAN']._serialized_start=3380
-  _globals['_HARNESSPLAN']._serialized_end=3448
-  _globals['_HARNESSPLANENTRY']._serialized_start=3450
-  _globals['_HARNESSPLANENTRY']._serialized_end=3540
-  _globals['_HARNESSTOOLCALL']._serialized_start=3543
-  _globals['_HARNESSTOOLCALL']._serialized_end=3739
-  _globals['_NOTEADDED']._serialized_start=3741
-  _globals['_NOTEADDED']._serialized_end=3843
+  _globals['_EVENT']._serialized_end=1576
+  _globals['_RUNSTATECHANGED']._serialized_start=1579
+  _globals['_RUNSTATECHANGED']._serialized_end=1897
+  _globals['_LANEPOSITIONUPDATED']._serialized_start=1899
+  _globals['_LANEPOSITIONUPDATED']._serialized_end=2013
+  _globals['_MESSAGEDELTA']._serialized_start=2015
+  _globals['_MESSAGEDELTA']._serialized_end=2116
+  _globals['_MESSAGECOMPLETED']._serialized_start=2118
+  _globals['_MESSAGECOMPLETED']._serialized_end=2245
+  _globals['_TOOLCALLSTARTED']._serialized_start=2247
+  _globals['_TOOLCALLSTARTED']._serialized_end=2349
+  _globals['_TOOLCALLENDED']._serialized_start=2351
+  _globals['_TOOLCALLENDED']._serialized_end=2472
+  _globals['_CHILDSPAWNED']._serialized_start=2474
+  _globals['_CHILDSPAWNED']._serialized_end=2589
+  _globals['_CHILDANNOUNCED']._serialized_start=2591
+  _globals['_CHILDANNOUNCED']._serialized_end=2666
+  _globals['_GUARDINTERVENED']._serialized_start=2669
+  _globals['_GUARDINTERVENED']._serialized_end=2832
+  _globals['_QUESTIONASKED']._serialized_start=2834
+  _globals['_QUESTIONASKED']._serialized_end=2897
+  _globals['_QUESTIONCLOSED']._serialized_start=2900
+  _globals['_QUESTIONCLOSED']._serialized_end=3062
+  _globals['_USAGEREPORTED']._serialized_start=3064
+  _globals['_USAGEREPORTED']._serialized_end=3171
+  _globals['_STEERACCEPTED']._serialized_start=3173
+  _globals['_STEERACCEPTED']._serialized_end=3208
+  _globals['_STEERMISSED']._serialized_start=3210
+  _globals['_STEERMISSED']._serialized_end=3268
+  _globals['_HARNESSUPDATED']._serialized_start=3271
+  _globals['_HARNESSUPDATED']._serialized_end=3447
+  _globals['_PERMISSIONDECIDED']._serialized_start=3450
+  _globals['_PERMISSIONDECIDED']._serialized_end=3620
+  _globals['_HARNESSPLAN']._serialized_start=3622
+  _globals['_HARNESSPLAN']._serialized_end=3690
+  _globals['_HARNESSPLANENTRY']._serialized_start=3692
+  _globals['_HARNESSPLANENTRY']._serialized_end=3782
+  _globals['_HARNESSTOOLCALL']._serialized_start=3785
+  _globals['_HARNESSTOOLCALL']._serialized_end=3981
+  _globals['_NOTEADDED']._serialized_start=3983
+  _globals['_NOTEADDED']._serialized_end=4085
 # @@protoc_insertion_point(module_scope)

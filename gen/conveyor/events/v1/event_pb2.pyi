@@ -215,6 +215,7 @@ class Event(_message.Message):
     STEER_MISSED_FIELD_NUMBER: _builtins.int
     HARNESS_UPDATED_FIELD_NUMBER: _builtins.int
     NOTE_ADDED_FIELD_NUMBER: _builtins.int
+    PERMISSION_DECIDED_FIELD_NUMBER: _builtins.int
     event_id: _builtins.str
     """Chosen by the writer, 1 to 64 characters, unique within the session. Appending the same id twice
     stores it once, so a later attempt that repeats a stored step uses the same id.
@@ -299,6 +300,10 @@ class Event(_message.Message):
     def note_added(self) -> Global___NoteAdded:
         """Something worth telling that no other kind covers."""
 
+    @_builtins.property
+    def permission_decided(self) -> Global___PermissionDecided:
+        """A permission that a harness asked for was allowed or denied."""
+
     def __init__(
         self,
         *,
@@ -326,12 +331,13 @@ class Event(_message.Message):
         steer_missed: Global___SteerMissed | None = ...,
         harness_updated: Global___HarnessUpdated | None = ...,
         note_added: Global___NoteAdded | None = ...,
+        permission_decided: Global___PermissionDecided | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["child_announced", b"child_announced", "child_spawned", b"child_spawned", "create_time", b"create_time", "guard_intervened", b"guard_intervened", "harness_updated", b"harness_updated", "message_completed", b"message_completed", "note_added", b"note_added", "payload", b"payload", "question_asked", b"question_asked", "question_closed", b"question_closed", "run_state_changed", b"run_state_changed", "steer_accepted", b"steer_accepted", "steer_missed", b"steer_missed", "tool_call_ended", b"tool_call_ended", "tool_call_started", b"tool_call_started", "trace", b"trace", "usage_reported", b"usage_reported"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["child_announced", b"child_announced", "child_spawned", b"child_spawned", "create_time", b"create_time", "guard_intervened", b"guard_intervened", "harness_updated", b"harness_updated", "message_completed", b"message_completed", "note_added", b"note_added", "payload", b"payload", "permission_decided", b"permission_decided", "question_asked", b"question_asked", "question_closed", b"question_closed", "run_state_changed", b"run_state_changed", "steer_accepted", b"steer_accepted", "steer_missed", b"steer_missed", "tool_call_ended", b"tool_call_ended", "tool_call_started", b"tool_call_started", "trace", b"trace", "usage_reported", b"usage_reported"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "child_announced", b"child_announced", "child_spawned", b"child_spawned", "create_time", b"create_time", "event_id", b"event_id", "flow_id", b"flow_id", "guard_intervened", b"guard_intervened", "harness_updated", b"harness_updated", "message_completed", b"message_completed", "note_added", b"note_added", "payload", b"payload", "position", b"position", "question_asked", b"question_asked", "question_closed", b"question_closed", "run_id", b"run_id", "run_state_changed", b"run_state_changed", "sequence", b"sequence", "session_key", b"session_key", "steer_accepted", b"steer_accepted", "steer_missed", b"steer_missed", "tool_call_ended", b"tool_call_ended", "tool_call_started", b"tool_call_started", "trace", b"trace", "turn", b"turn", "usage_reported", b"usage_reported"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "child_announced", b"child_announced", "child_spawned", b"child_spawned", "create_time", b"create_time", "event_id", b"event_id", "flow_id", b"flow_id", "guard_intervened", b"guard_intervened", "harness_updated", b"harness_updated", "message_completed", b"message_completed", "note_added", b"note_added", "payload", b"payload", "permission_decided", b"permission_decided", "position", b"position", "question_asked", b"question_asked", "question_closed", b"question_closed", "run_id", b"run_id", "run_state_changed", b"run_state_changed", "sequence", b"sequence", "session_key", b"session_key", "steer_accepted", b"steer_accepted", "steer_missed", b"steer_missed", "tool_call_ended", b"tool_call_ended", "tool_call_started", b"tool_call_started", "trace", b"trace", "turn", b"turn", "usage_reported", b"usage_reported"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_payload: _TypeAlias = _typing.Literal["run_state_changed", "message_completed", "tool_call_started", "tool_call_ended", "child_spawned", "child_announced", "guard_intervened", "question_asked", "question_closed", "usage_reported", "steer_accepted", "steer_missed", "harness_updated", "note_added"]  # noqa: Y015
+    _WhichOneofReturnType_payload: _TypeAlias = _typing.Literal["run_state_changed", "message_completed", "tool_call_started", "tool_call_ended", "child_spawned", "child_announced", "guard_intervened", "question_asked", "question_closed", "usage_reported", "steer_accepted", "steer_missed", "harness_updated", "note_added", "permission_decided"]  # noqa: Y015
     _WhichOneofArgType_payload: _TypeAlias = _typing.Literal["payload", b"payload"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_payload) -> _WhichOneofReturnType_payload | None: ...
 
@@ -853,6 +859,61 @@ class HarnessUpdated(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType_update) -> _WhichOneofReturnType_update | None: ...
 
 Global___HarnessUpdated: _TypeAlias = HarnessUpdated  # noqa: Y015
+
+@_typing.final
+class PermissionDecided(_message.Message):
+    """A permission that a harness asked for was allowed or denied. Questions to people have a
+    `QuestionClosed` beside it.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACP_SESSION_ID_FIELD_NUMBER: _builtins.int
+    TOOL_CALL_ID_FIELD_NUMBER: _builtins.int
+    TITLE_FIELD_NUMBER: _builtins.int
+    TOOL_KIND_FIELD_NUMBER: _builtins.int
+    ALLOWED_FIELD_NUMBER: _builtins.int
+    RULE_FIELD_NUMBER: _builtins.int
+    RESPONDER_FIELD_NUMBER: _builtins.int
+    OPTION_NAME_FIELD_NUMBER: _builtins.int
+    acp_session_id: _builtins.str
+    """The ACP session."""
+    tool_call_id: _builtins.str
+    """The tool call, as `HarnessToolCall.tool_call_id`."""
+    title: _builtins.str
+    """What was asked for, cut to 256 characters."""
+    tool_kind: _builtins.str
+    """As `Question.tool_kind`."""
+    allowed: _builtins.bool
+    """True when it was allowed."""
+    rule: _builtins.str
+    """Which rule decided: `approve-all`, `approve-reads`, `deny-all`, `asked` (a person answered),
+    `remembered` (a person answered before, for the rest of the session), `expired` (nobody answered
+    in time), `cancelled` (the turn ended first) or `no_option` (the harness offered none that fits).
+    """
+    responder: _builtins.str
+    """Who answered. Empty when a rule decided."""
+    option_name: _builtins.str
+    """Name of the option chosen. Empty when the harness was told that it was cancelled."""
+    def __init__(
+        self,
+        *,
+        acp_session_id: _builtins.str = ...,
+        tool_call_id: _builtins.str = ...,
+        title: _builtins.str = ...,
+        tool_kind: _builtins.str = ...,
+        allowed: _builtins.bool = ...,
+        rule: _builtins.str = ...,
+        responder: _builtins.str = ...,
+        option_name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["acp_session_id", b"acp_session_id", "allowed", b"allowed", "option_name", b"option_name", "responder", b"responder", "rule", b"rule", "title", b"title", "tool_call_id", b"tool_call_id", "tool_kind", b"tool_kind"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PermissionDecided: _TypeAlias = PermissionDecided  # noqa: Y015
 
 @_typing.final
 class HarnessPlan(_message.Message):

@@ -806,10 +806,17 @@ class SpawnAcpSessionRequest(_message.Message):
     SPEC_FIELD_NUMBER: _builtins.int
     BIND_SESSION_KEY_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    RETURN_STARTING_FIELD_NUMBER: _builtins.int
     bind_session_key: _builtins.str
-    """Conversation that shall point at the new session. Empty binds none."""
+    """Conversation whose messages the new session shall answer until it is closed. Its prompts then go
+    through the lane of that conversation. Empty binds none.
+    """
     request_id: _builtins.str
     """Idempotency key, 1 to 128 characters. Required."""
+    return_starting: _builtins.bool
+    """True answers as soon as the session is stored, in state `STARTING`; a run opens it, whose reply
+    says that it is ready.
+    """
     @_builtins.property
     def spec(self) -> _session_pb2_1.AcpSessionSpec:
         """What session to open."""
@@ -820,10 +827,11 @@ class SpawnAcpSessionRequest(_message.Message):
         spec: _session_pb2_1.AcpSessionSpec | None = ...,
         bind_session_key: _builtins.str = ...,
         request_id: _builtins.str = ...,
+        return_starting: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["spec", b"spec"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bind_session_key", b"bind_session_key", "request_id", b"request_id", "spec", b"spec"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bind_session_key", b"bind_session_key", "request_id", b"request_id", "return_starting", b"return_starting", "spec", b"spec"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -26,17 +26,17 @@ from conveyor.scheduler.v1 import lane_pb2 as conveyor_dot_scheduler_dot_v1_dot_
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!conveyor/gateway/v1/session.proto\x12\x13\x63onveyor.gateway.v1\x1a conveyor/scheduler/v1/lane.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xd6\x03\n\x07Session\x12\x13\n\x0bsession_key\x18\x01 \x01(\t\x12.\n\x04kind\x18\x02 \x01(\x0e\x32 .conveyor.gateway.v1.SessionKind\x12\x10\n\x08\x61gent_id\x18\x03 \x01(\t\x12\x14\n\x0c\x63ustomer_key\x18\x04 \x01(\t\x12\x0f\n\x07\x63hannel\x18\x05 \x01(\t\x12\x1a\n\x12parent_session_key\x18\x06 \x01(\t\x12\x19\n\x11\x62ound_session_key\x18\x07 \x01(\t\x12\r\n\x05label\x18\x08 \x01(\t\x12\x34\n\nqueue_mode\x18\t \x01(\x0e\x32 .conveyor.scheduler.v1.QueueMode\x12\r\n\x05model\x18\n \x01(\t\x12\r\n\x05\x65poch\x18\x0b \x01(\x03\x12\x0e\n\x06run_id\x18\x0c \x01(\t\x12\x0f\n\x07waiting\x18\r \x01(\x05\x12/\n\x0b\x63reate_time\x18\x0e \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x61\x63tive_time\x18\x0f \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x30\n\x0c\x61rchive_time\x18\x10 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x93\x01\n\rSessionFilter\x12/\n\x05kinds\x18\x01 \x03(\x0e\x32 .conveyor.gateway.v1.SessionKind\x12\x14\n\x0c\x63ustomer_key\x18\x02 \x01(\t\x12\x10\n\x08\x61gent_id\x18\x03 \x01(\t\x12\x0f\n\x07\x63hannel\x18\x04 \x01(\t\x12\x18\n\x10include_archived\x18\x05 \x01(\x08*{\n\x0bSessionKind\x12\x1c\n\x18SESSION_KIND_UNSPECIFIED\x10\x00\x12\x1d\n\x19SESSION_KIND_CONVERSATION\x10\x01\x12\x19\n\x15SESSION_KIND_SUBAGENT\x10\x02\x12\x14\n\x10SESSION_KIND_ACP\x10\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!conveyor/gateway/v1/session.proto\x12\x13\x63onveyor.gateway.v1\x1a conveyor/scheduler/v1/lane.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xf4\x03\n\x07Session\x12\x13\n\x0bsession_key\x18\x01 \x01(\t\x12.\n\x04kind\x18\x02 \x01(\x0e\x32 .conveyor.gateway.v1.SessionKind\x12\x10\n\x08\x61gent_id\x18\x03 \x01(\t\x12\x14\n\x0c\x63ustomer_key\x18\x04 \x01(\t\x12\x0f\n\x07\x63hannel\x18\x05 \x01(\t\x12\x1a\n\x12parent_session_key\x18\x06 \x01(\t\x12\x19\n\x11\x62ound_session_key\x18\x07 \x01(\t\x12\r\n\x05label\x18\x08 \x01(\t\x12\x34\n\nqueue_mode\x18\t \x01(\x0e\x32 .conveyor.scheduler.v1.QueueMode\x12\r\n\x05model\x18\n \x01(\t\x12\r\n\x05\x65poch\x18\x0b \x01(\x03\x12\x0e\n\x06run_id\x18\x0c \x01(\t\x12\x0f\n\x07waiting\x18\r \x01(\x05\x12/\n\x0b\x63reate_time\x18\x0e \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x61\x63tive_time\x18\x0f \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x30\n\x0c\x61rchive_time\x18\x10 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x1c\n\x14\x62ound_acp_session_id\x18\x11 \x01(\t\"\x93\x01\n\rSessionFilter\x12/\n\x05kinds\x18\x01 \x03(\x0e\x32 .conveyor.gateway.v1.SessionKind\x12\x14\n\x0c\x63ustomer_key\x18\x02 \x01(\t\x12\x10\n\x08\x61gent_id\x18\x03 \x01(\t\x12\x0f\n\x07\x63hannel\x18\x04 \x01(\t\x12\x18\n\x10include_archived\x18\x05 \x01(\x08*{\n\x0bSessionKind\x12\x1c\n\x18SESSION_KIND_UNSPECIFIED\x10\x00\x12\x1d\n\x19SESSION_KIND_CONVERSATION\x10\x01\x12\x19\n\x15SESSION_KIND_SUBAGENT\x10\x02\x12\x14\n\x10SESSION_KIND_ACP\x10\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'conveyor.gateway.v1.session_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_SESSIONKIND']._serialized_start=748
-  _globals['_SESSIONKIND']._serialized_end=871
+  _globals['_SESSIONKIND']._serialized_start=778
+  _globals['_SESSIONKIND']._serialized_end=901
   _globals['_SESSION']._serialized_start=126
-  _globals['_SESSION']._serialized_end=596
-  _globals['_SESSIONFILTER']._serialized_start=599
-  _globals['_SESSIONFILTER']._serialized_end=746
+  _globals['_SESSION']._serialized_end=626
+  _globals['_SESSIONFILTER']._serialized_start=629
+  _globals['_SESSIONFILTER']._serialized_end=776
 # @@protoc_insertion_point(module_scope)

@@ -71,6 +71,7 @@ class Session(_message.Message):
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     ACTIVE_TIME_FIELD_NUMBER: _builtins.int
     ARCHIVE_TIME_FIELD_NUMBER: _builtins.int
+    BOUND_ACP_SESSION_ID_FIELD_NUMBER: _builtins.int
     session_key: _builtins.str
     """The key, which names its lane."""
     kind: Global___SessionKind.ValueType
@@ -84,7 +85,9 @@ class Session(_message.Message):
     parent_session_key: _builtins.str
     """Session of the run that spawned it. Empty unless spawned."""
     bound_session_key: _builtins.str
-    """Session that its messages go to instead. Empty when it is not bound."""
+    """Session that its messages go to instead. Empty when there is none. A bound ACP session works in
+    the conversation's own lane and is named by `bound_acp_session_id`.
+    """
     label: _builtins.str
     """For people. May be empty."""
     queue_mode: _lane_pb2.QueueMode.ValueType
@@ -97,6 +100,8 @@ class Session(_message.Message):
     """The run that holds the session lane. Empty when idle."""
     waiting: _builtins.int
     """Runs waiting in the session lane."""
+    bound_acp_session_id: _builtins.str
+    """ACP session that answers its messages until it is closed. Empty when its agent does."""
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """First message."""
@@ -132,10 +137,11 @@ class Session(_message.Message):
         create_time: _timestamp_pb2.Timestamp | None = ...,
         active_time: _timestamp_pb2.Timestamp | None = ...,
         archive_time: _timestamp_pb2.Timestamp | None = ...,
+        bound_acp_session_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["active_time", b"active_time", "archive_time", b"archive_time", "create_time", b"create_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["active_time", b"active_time", "agent_id", b"agent_id", "archive_time", b"archive_time", "bound_session_key", b"bound_session_key", "channel", b"channel", "create_time", b"create_time", "customer_key", b"customer_key", "epoch", b"epoch", "kind", b"kind", "label", b"label", "model", b"model", "parent_session_key", b"parent_session_key", "queue_mode", b"queue_mode", "run_id", b"run_id", "session_key", b"session_key", "waiting", b"waiting"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["active_time", b"active_time", "agent_id", b"agent_id", "archive_time", b"archive_time", "bound_acp_session_id", b"bound_acp_session_id", "bound_session_key", b"bound_session_key", "channel", b"channel", "create_time", b"create_time", "customer_key", b"customer_key", "epoch", b"epoch", "kind", b"kind", "label", b"label", "model", b"model", "parent_session_key", b"parent_session_key", "queue_mode", b"queue_mode", "run_id", b"run_id", "session_key", b"session_key", "waiting", b"waiting"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
