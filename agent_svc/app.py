@@ -24,7 +24,6 @@ from agent_svc.store.probes import ProbeReports
 from agent_svc.store.transcripts import Transcripts
 from agent_svc.toolsets import Toolset
 from agent_svc.turn import TurnRunner
-from agent_svc.usage import UsageReporter
 from agent_svc.windows import Windows
 from conveyor.agent.v1 import agent_service_pb2_grpc as agent_grpc
 from conveyor.events.v1 import event_log_service_pb2_grpc as log_grpc
@@ -37,6 +36,7 @@ from svckit.grpc.channel import make_channel
 from svckit.housekeeping import keep_tidy
 from svckit.service import App, Context, Registered
 from svckit.settings import Settings
+from svckit.usage import UsageReporter
 from svckit.worker import Worker
 
 if TYPE_CHECKING:

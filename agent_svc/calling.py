@@ -19,7 +19,6 @@ from agent_svc.domain.steps import Usage
 from agent_svc.models import asking
 from agent_svc.models.base import CallFailed, ModelReply, full_name
 from agent_svc.reserving import MustWait, Reserver
-from agent_svc.usage import UsageReporter
 from agent_svc.work import Work
 from svckit.clock import Clock
 from svckit.errors import (
@@ -31,6 +30,7 @@ from svckit.errors import (
 )
 from svckit.logging import get_logger
 from svckit.turn import Fail, Outcome, Suspend
+from svckit.usage import UsageReporter
 
 _log = get_logger("agent.calling")
 

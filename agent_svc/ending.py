@@ -14,6 +14,7 @@ from agent_svc.domain.content import excerpt
 from conveyor.common.v1 import content_pb2
 from conveyor.scheduler.v1 import run_pb2
 from conveyor.scheduler.v1 import worker_service_pb2 as ws
+from svckit.content import spoken
 from svckit.turn import Complete, Outcome, Suspend
 
 MAX_AWAITED = 100
@@ -52,7 +53,7 @@ class Ending:
         result = run_pb2.RunResult(details=details)
         # A message has at least one part: an empty reply is silence.
         if reply.text.strip():
-            result.reply.CopyFrom(convert.spoken(self._message_id, reply.text))
+            result.reply.CopyFrom(spoken(self._message_id, reply.text))
         return Complete(result, announce_mode=self._announce(), taken=self._taken())
 
     def _wait(self, action: plan.WaitForChildren) -> Suspend:
@@ -78,15 +79,15 @@ class Ending:
     def _yield(self, action: plan.GiveLaneBack) -> Suspend:
         request = self._suspend(action.children, self._announce())
         request.hold_session_lane = False
-        request.interim_reply.CopyFrom(convert.spoken(self._message_id, action.message))
+        request.interim_reply.CopyFrom(spoken(self._message_id, action.message))
         return Suspend(request)
 
     def _interim(self, action: plan.WaitForChildren) -> content_pb2.Message:
         if action.said.strip():
-            return convert.spoken(self._message_id, action.said)
+            return spoken(self._message_id, action.said)
         labels = ", ".join(child.label or child.run_id for child in action.children)
         text = f"Still at work: {excerpt(labels, 400)}. The answer follows when it is done."
-        return convert.spoken(self._message_id, text, content_pb2.ROLE_SYSTEM)
+        return spoken(self._message_id, text, content_pb2.ROLE_SYSTEM)
 
     def _suspend(
         self, children: Sequence[s.Spawned], mode: run_pb2.AnnounceMode.ValueType

@@ -26,9 +26,9 @@ from agent_svc.domain.guard.detect import (
     verdict,
 )
 from agent_svc.domain.guard.watch import Screen
-from agent_svc.eventwriter import caught_text, guard_intervened
 from agent_svc.models.base import Model, full_name
 from agent_svc.models.catalog import Catalog
+from agent_svc.turnevents import caught_text, guard_intervened
 from agent_svc.work import Work
 from svckit.errors import BudgetExceeded
 from svckit.turn import Fail, Outcome

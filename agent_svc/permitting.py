@@ -14,9 +14,9 @@ from agent_svc import convert
 from agent_svc.domain import approval
 from agent_svc.domain import steps as s
 from agent_svc.domain.prompt import ToolPolicy, ToolSchema
-from agent_svc.eventwriter import call_started, question_asked
 from agent_svc.store.transcripts import Transcripts
 from agent_svc.toolsets import Toolset
+from agent_svc.turnevents import call_started, question_asked
 from agent_svc.work import Work
 from conveyor.scheduler.v1 import run_pb2
 from svckit.clock import Clock

@@ -11,11 +11,9 @@ from typing import TYPE_CHECKING
 from agent_svc.domain import estimate
 from agent_svc.domain import steps as s
 from agent_svc.domain.prompt import Prompt
-from agent_svc.eventwriter import PASSING
 from agent_svc.models.asking import Later
 from agent_svc.models.base import Model, full_name
 from agent_svc.prices import Prices
-from agent_svc.usage import UsageReporter
 from agent_svc.work import Work
 from conveyor.scheduler.v1 import announcement_pb2 as ann
 from conveyor.scheduler.v1 import limit_service_pb2 as limit_pb
@@ -23,9 +21,11 @@ from conveyor.scheduler.v1 import run_pb2
 from conveyor.scheduler.v1 import worker_service_pb2 as ws
 from svckit.backoff import full_jitter
 from svckit.clock import Clock
+from svckit.errors import PASSING
 from svckit.grpc.client import call
 from svckit.grpc.status import from_proto
 from svckit.settings import Settings
+from svckit.usage import UsageReporter
 
 if TYPE_CHECKING:
     from conveyor.scheduler.v1.limit_service_pb2_grpc import LimitServiceAsyncStub

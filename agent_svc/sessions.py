@@ -11,14 +11,13 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
-from agent_svc import convert, sightings
+from agent_svc import sightings
 from agent_svc.domain import family, session_texts
 from agent_svc.domain import session_tools as tools
 from agent_svc.domain import steps as s
 from agent_svc.domain.family import Member
 from agent_svc.domain.prompt import ToolSchema
 from agent_svc.domain.tools import BadArguments
-from agent_svc.eventwriter import PASSING
 from agent_svc.sightings import LOG_KINDS, MESSAGE_KINDS, TOOL_KINDS
 from agent_svc.store.transcripts import Transcripts
 from agent_svc.toolsets import Offering
@@ -30,7 +29,15 @@ from conveyor.scheduler.v1 import flow_service_pb2 as flow_pb
 from conveyor.scheduler.v1 import scheduler_service_pb2 as sched
 from svckit.backoff import full_jitter
 from svckit.clock import Clock
-from svckit.errors import EventsCompacted, LeaseLost, NotSteerable, RunAlreadyEnded, ServiceError
+from svckit.content import spoken
+from svckit.errors import (
+    PASSING,
+    EventsCompacted,
+    LeaseLost,
+    NotSteerable,
+    RunAlreadyEnded,
+    ServiceError,
+)
 from svckit.grpc.client import call
 
 if TYPE_CHECKING:
@@ -191,7 +198,7 @@ class SessionTools:
         request_id = f"{work.run_id}/{tool_call.id}/{member.run_id}"
         request = sched.SteerRunRequest(
             run_id=member.run_id,
-            message=convert.spoken(
+            message=spoken(
                 f"{work.run_id}-{tool_call.id}-{member.run_id}", text, content_pb2.ROLE_USER
             ),
             request_id=request_id,

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Literal
 from google.protobuf import any_pb2
 from google.rpc import status_pb2
 
-from agent_svc import convert
 from agent_svc.agents import Agent, Agents
 from agent_svc.domain import forks
 from agent_svc.domain import steps as s
@@ -30,6 +29,7 @@ from conveyor.scheduler.v1 import run_pb2
 from conveyor.scheduler.v1 import scheduler_service_pb2 as sched
 from svckit import tracecontext
 from svckit.caps import caps_of
+from svckit.content import spoken
 from svckit.errors import (
     AgentNotFound,
     LeaseLost,
@@ -173,7 +173,7 @@ class Spawner:
         text = f"{args.task}\n\n{runtime_line(note).text}" if note else args.task
         return sched.EnqueueItem(
             spec=spec,
-            message=convert.spoken(f"{run_id}-{tool_call.id}", text, content_pb2.ROLE_USER),
+            message=spoken(f"{run_id}-{tool_call.id}", text, content_pb2.ROLE_USER),
             request_id=f"{run_id}/{tool_call.id}",
             parent_lease_id=parent.lease_id,
             tool_call_id=tool_call.id,

@@ -20,10 +20,10 @@ from agent_svc.domain import approval, results
 from agent_svc.domain import steps as s
 from agent_svc.domain import tools as t
 from agent_svc.domain.content import excerpt
-from agent_svc.eventwriter import call_ended, call_started
 from agent_svc.permitting import Offered
 from agent_svc.spawning import Parent, Spawner
 from agent_svc.toolsets import Offering, Toolset
+from agent_svc.turnevents import call_ended, call_started
 from agent_svc.work import Work
 from svckit.errors import TurnFailed
 from svckit.failpoints import failpoint

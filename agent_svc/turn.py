@@ -23,14 +23,6 @@ from agent_svc.domain.orders import Order, next_reply
 from agent_svc.domain.reconcile import Standing
 from agent_svc.domain.render import RunFacts
 from agent_svc.ending import Ending
-from agent_svc.eventwriter import (
-    EventWriter,
-    call_ended,
-    call_started,
-    fallback_note,
-    noted,
-    said_between,
-)
 from agent_svc.guarding import Guard
 from agent_svc.models.base import Model
 from agent_svc.models.catalog import Catalog
@@ -41,14 +33,22 @@ from agent_svc.store.history import TurnStart
 from agent_svc.store.transcripts import Transcripts
 from agent_svc.tooling import Tooling, error_of, shown_of
 from agent_svc.toolsets import Offering, Toolset
-from agent_svc.usage import UsageReporter
+from agent_svc.turnevents import (
+    call_ended,
+    call_started,
+    fallback_note,
+    noted,
+    said_between,
+)
 from agent_svc.windows import Windows
 from agent_svc.work import Work
 from conveyor.agent.v1 import task_pb2 as task_pb
 from svckit.clock import Clock
 from svckit.errors import RunCancelled, ServiceError, TurnFailed
+from svckit.eventwriter import EventWriter
 from svckit.logging import get_logger
 from svckit.turn import Fail, LeasedTurn, Outcome, Release
+from svckit.usage import UsageReporter
 
 if TYPE_CHECKING:
     from conveyor.events.v1.event_log_service_pb2_grpc import EventLogServiceAsyncStub

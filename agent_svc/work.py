@@ -11,13 +11,14 @@ from agent_svc.domain import tools as t
 from agent_svc.domain.compaction import Summary, replaced
 from agent_svc.domain.prompt import ToolSchema
 from agent_svc.domain.render import Exchange, RunFacts
-from agent_svc.eventwriter import EventWriter, noted
 from agent_svc.models.base import Model
 from agent_svc.store.transcripts import Transcripts
 from agent_svc.toolsets import Note, Toolset
+from agent_svc.turnevents import noted
 from conveyor.agent.v1 import task_pb2 as task_pb
 from svckit.clock import Clock
 from svckit.errors import ServiceError
+from svckit.eventwriter import EventWriter
 from svckit.turn import LeasedTurn
 
 

@@ -518,6 +518,10 @@ class PeerError(ServiceError):
         self.http_status = HTTP_STATUS_BY_CODE.get(grpc_code, 500)
 
 
+PASSING = (Unreachable, StoreUnavailable, ShuttingDown, NotLeader)
+"""Errors that pass by themselves: a call that may be repeated is, until it is answered."""
+
+
 class StartError(Exception):
     """Why a service cannot start: one clear line, with the fix where there is one."""
 

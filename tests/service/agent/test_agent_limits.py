@@ -13,7 +13,6 @@ from agent_svc.domain.prompt import Prompt
 from agent_svc.models.demo import DemoModel
 from agent_svc.prices import Prices
 from agent_svc.reserving import Reserver
-from agent_svc.usage import UsageReporter
 from conveyor.scheduler.v1 import announcement_pb2 as ann
 from conveyor.scheduler.v1 import limit_service_pb2 as limit_pb
 from conveyor.scheduler.v1 import limit_service_pb2_grpc as limit_grpc
@@ -27,6 +26,7 @@ from svckit.testing import eventually
 from svckit.testing.fake_openai import Failure, FakeOpenAI, Reply, ToolCall
 from svckit.testing.inprocess import InProcess
 from svckit.turn import LeasedTurn
+from svckit.usage import UsageReporter
 from tests.service.agent.conftest import StartAgent
 from tests.service.agent.fake_scheduler import FakeScheduler, reply_text
 

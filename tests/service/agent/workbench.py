@@ -19,7 +19,6 @@ from agent_svc.spawning import Spawner
 from agent_svc.store.transcripts import Transcripts
 from agent_svc.toolsets import Toolset
 from agent_svc.turn import TurnRunner
-from agent_svc.usage import UsageReporter
 from agent_svc.windows import Windows
 from conveyor.events.v1 import event_log_service_pb2_grpc as log_grpc
 from conveyor.scheduler.v1 import limit_service_pb2_grpc as limit_grpc
@@ -30,6 +29,7 @@ from svckit.database import Database
 from svckit.grpc.channel import make_channel
 from svckit.settings import load
 from svckit.turn import LeasedTurn, Outcome
+from svckit.usage import UsageReporter
 from tests.service.agent.fake_scheduler import FakeScheduler
 
 

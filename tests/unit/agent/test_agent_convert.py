@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from google.protobuf import json_format, struct_pb2
 
-from agent_svc import convert
 from agent_svc.domain import tools as t
+from svckit.content import arguments_struct
 
 # JSON, or nearly, that Python reads and an event cannot hold.
 ODD = {
@@ -21,13 +21,13 @@ ODD = {
 
 @pytest.mark.parametrize("arguments", ODD.values(), ids=ODD)
 def test_odd_arguments_are_shown_as_text(arguments: str) -> None:
-    shown = convert.arguments_struct(arguments)
+    shown = arguments_struct(arguments)
     again = struct_pb2.Struct.FromString(shown.SerializeToString())
     assert list(json_format.MessageToDict(again)) == ["text"]
 
 
 def test_arguments_are_shown_as_they_are() -> None:
-    shown = convert.arguments_struct('{"task": "x", "n": 1.5, "list": [true, null, {"a": "b"}]}')
+    shown = arguments_struct('{"task": "x", "n": 1.5, "list": [true, null, {"a": "b"}]}')
     assert json_format.MessageToDict(shown) == {
         "task": "x",
         "n": 1.5,

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from agent_svc.eventwriter import EventWriter, said_between
+from agent_svc.turnevents import said_between
 from conveyor.events.v1 import event_log_service_pb2 as log_pb
 from svckit.clock import FakeClock
+from svckit.eventwriter import EventWriter
 
 MIB = 1024 * 1024
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent_svc import eventwriter
+from agent_svc import turnevents
 from agent_svc.domain import plan
 from agent_svc.domain import steps as s
 from agent_svc.domain.guard import ladder
@@ -161,8 +161,8 @@ def test_what_came_of_a_rung_is_told_once_it_is_known() -> None:
 
 
 def test_a_parent_that_reads_a_childs_log_reads_no_excuse() -> None:
-    excuse = eventwriter.caught_text("R", 1, 2, "I may not spawn.")
-    said = eventwriter.said_between("R", 1, 4, "I look at it.")
+    excuse = turnevents.caught_text("R", 1, 2, "I may not spawn.")
+    said = turnevents.said_between("R", 1, 4, "I look at it.")
     assert [entry.text for entry in entries([excuse, said])] == ["I look at it."]
 
 

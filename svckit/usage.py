@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from opentelemetry import trace
 
-from agent_svc.eventwriter import PASSING
-from agent_svc.models.base import Model
-from agent_svc.models.base import Outcome as FailedOutcome
 from conveyor.common.v1 import usage_pb2
 from conveyor.scheduler.v1 import limit_service_pb2 as limit_pb
 from svckit.backoff import full_jitter
 from svckit.clock import Clock
-from svckit.errors import ServiceError
+from svckit.errors import PASSING, ServiceError
 from svckit.grpc.client import call
 from svckit.grpc.deadline import spawn
 from svckit.grpc.status import from_proto
@@ -31,7 +28,21 @@ _OUTCOMES = {
     "unavailable": limit_pb.CALL_OUTCOME_UNAVAILABLE,
     "rejected": limit_pb.CALL_OUTCOME_REJECTED,
 }
-_log = get_logger("agent.usage")
+_log = get_logger("svckit.usage")
+
+
+class Model(Protocol):
+    """Who was asked: what a report needs to know of a model."""
+
+    @property
+    def provider_id(self) -> str:
+        """The provider in the configuration."""
+        ...
+
+    @property
+    def name(self) -> str:
+        """The model without its provider."""
+        ...
 
 
 class UsageReporter:
@@ -76,7 +87,7 @@ class UsageReporter:
         request_id: str,
         run_id: str,
         model: Model,
-        outcome: FailedOutcome,
+        outcome: Literal["throttled", "unavailable", "rejected"],
         retry_after: float | None,
         reservation_id: str = "",
     ) -> None:
