@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from conveyor.gateway.v1.gateway_service_pb2_grpc import add_GatewayServiceServicer_to_server
+from gateway_svc.bindings import Bindings
 from gateway_svc.commands import Commands
 from gateway_svc.commands.asked import Services
 from gateway_svc.config import (
@@ -23,6 +24,9 @@ from gateway_svc.delivery.channel import Channel
 from gateway_svc.delivery.dispatcher import Dispatcher
 from gateway_svc.delivery.follower import Follower
 from gateway_svc.domain.origin import origin_rules
+from gateway_svc.harness_runs import HarnessRuns
+from gateway_svc.harness_sessions import HarnessSessions
+from gateway_svc.harness_spawning import HarnessSpawning
 from gateway_svc.http.edge import Edge
 from gateway_svc.http.health import Readiness, build_health_router
 from gateway_svc.http.metrics import Metrics
@@ -95,22 +99,29 @@ async def _build(
     rules = routing_rules(settings)
     event_log = EventLog(upstream)
     dispatcher = Dispatcher(database, channels, clock)
-    conversations = Conversations(database, upstream, event_log, rules, clock)
+    bindings = Bindings(database, upstream, clock)
+    conversations = Conversations(database, upstream, event_log, bindings, rules, clock)
     operations, questions = Operations(upstream), Questions(upstream)
     intake = Intake(database, upstream, clock)
+    harness_runs = HarnessRuns(database, intake, rules)
+    spawning = HarnessSpawning(database, upstream, harness_runs, bindings, rules, clock)
+    harness_sessions = HarnessSessions(
+        database, upstream, harness_runs, spawning, bindings, event_log
+    )
     services = Services(
         database=database,
         intake=intake,
         operations=operations,
         conversations=conversations,
         questions=questions,
+        harness_sessions=harness_sessions,
         event_log=event_log,
         rules=rules,
         clock=clock,
         providers=frozenset(settings.providers),
     )
     commands = Commands(services, channels, dispatcher.wake)
-    inbox = Inbox(database, intake, rules, clock, commands)
+    inbox = Inbox(database, intake, bindings, rules, clock, commands)
     use_cases = UseCases(
         inbox=inbox,
         chats=ChatService(inbox, event_log, upstream, draining),
@@ -119,6 +130,7 @@ async def _build(
         conversations=conversations,
         operations=operations,
         questions=questions,
+        harness_sessions=harness_sessions,
     )
 
     styles = announce_styles(settings)

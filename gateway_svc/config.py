@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Container
 
 from conveyor.scheduler.v1 import lane_pb2
+from gateway_svc.domain.binding import AcpRules
 from gateway_svc.domain.commands.queueing import MODES
 from gateway_svc.domain.deliveries import AnnounceStyle
 from gateway_svc.domain.routing import AgentRules, ChannelRules, RouteRule, RoutingRules
@@ -50,6 +51,10 @@ def routing_rules(settings: Settings) -> RoutingRules:
         lane_cap=settings.lanes.session.cap,
         debounce_ms=settings.lanes.session.debounce_ms,
         overflow=_OVERFLOW_RULES[settings.lanes.session.overflow],
+        acp=AcpRules(
+            turn_seconds=settings.acp.turn_seconds,
+            handshake_seconds=settings.acp.handshake_seconds,
+        ),
     )
 
 

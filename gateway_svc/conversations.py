@@ -10,6 +10,7 @@ from conveyor.gateway.v1 import session_pb2
 from conveyor.scheduler.v1 import run_pb2
 from conveyor.scheduler.v1 import scheduler_service_pb2 as ss
 from gateway_svc.auth import Principal, Scope
+from gateway_svc.bindings import Bindings
 from gateway_svc.domain.keys import parse_key
 from gateway_svc.domain.routing import RoutingRules, check_request_id, queue_mode_of
 from gateway_svc.domain.sessions import LIVE_STATES, LaneUse, lane_use
@@ -38,6 +39,7 @@ class Conversations:
         database: Database,
         upstream: Upstream,
         log: EventLog,
+        bindings: Bindings,
         rules: RoutingRules,
         clock: Clock,
     ) -> None:
@@ -45,6 +47,7 @@ class Conversations:
         self._database = database
         self._upstream = upstream
         self._log = log
+        self._bindings = bindings
         self._rules = rules
 
     async def require(self, session_key: str, principal: Principal) -> store.SessionRow:
@@ -98,10 +101,15 @@ class Conversations:
     async def reset(
         self, request: ag.ResetSessionRequest, principal: Principal
     ) -> ag.ResetSessionResponse:
-        """Begin a session's next epoch, and remember it for the messages that follow."""
+        """Begin a session's next epoch, and remember it for the messages that follow.
+
+        The ACP session that answers it, if one does, forgets too: it stays, with a new session
+        inside its harness.
+        """
         principal.require(Scope.SEND)
         check_request_id(request.request_id)
         row = await self.require(request.session_key, principal)
+        await self._bindings.renew(row)
         try:
             answer = await call(self._upstream.agents.ResetSession(request), service="agent")
         except SessionNotFound:
@@ -149,6 +157,7 @@ class Conversations:
             run_id=lane.run_id,
             waiting=lane.waiting,
             model=row.model,
+            bound_acp_session_id=row.bound_acp_session_id,
         )
         if row.kind == session_pb2.SESSION_KIND_CONVERSATION:
             session.queue_mode = row.known.queue_mode or queue_mode_of(

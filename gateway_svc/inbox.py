@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 from weakref import WeakValueDictionary
 
@@ -13,8 +13,10 @@ from conveyor.gateway.v1 import gateway_service_pb2 as gw
 from conveyor.gateway.v1 import session_pb2
 from conveyor.scheduler.v1 import scheduler_service_pb2 as ss
 from gateway_svc.auth import Principal, Scope
+from gateway_svc.bindings import Bindings
 from gateway_svc.commands import Commands
 from gateway_svc.commands.runner import refusal
+from gateway_svc.domain.binding import Bound
 from gateway_svc.domain.commands.parsing import Problem, read_message, read_strictly
 from gateway_svc.domain.keys import DEFAULT_CHANNEL, SessionKey
 from gateway_svc.domain.redaction import clear_run
@@ -33,7 +35,7 @@ from gateway_svc.refusals import session_not_found
 from gateway_svc.store import sessions as store
 from svckit.clock import Clock
 from svckit.database import Database
-from svckit.errors import invalid_field
+from svckit.errors import RequestIdReused, invalid_field
 
 T = TypeVar("T")
 
@@ -67,12 +69,14 @@ class Inbox:
         self,
         database: Database,
         intake: Intake,
+        bindings: Bindings,
         rules: RoutingRules,
         clock: Clock,
         commands: Commands,
     ) -> None:
         self._database = database
         self._intake = intake
+        self._bindings = bindings
         self._rules = rules
         self._clock = clock
         self._commands = commands
@@ -112,7 +116,8 @@ class Inbox:
                 accepted = await self._commands.say(routed, read, request_id, to, principal)
             return Accepted(session_key=routed.key.text, accepted=accepted)
 
-        return await self._in_session(inbound, request_id, principal, address, take)
+        is_said = read is None
+        return await self._in_session(inbound, request_id, principal, address, take, said=is_said)
 
     async def _in_session(
         self,
@@ -121,8 +126,13 @@ class Inbox:
         principal: Principal,
         address: ReplyAddress | None,
         take: Callable[[Routed, ReplyAddress], Awaitable[T]],
+        *,
+        said: bool,
     ) -> T:
-        """Do something with a message in its session, which is there from then on."""
+        """Do something with a message in its session, which is there from then on.
+
+        What is `said` is for whoever answers the session; commands are for the session itself.
+        """
         check_request_id(request_id)
         sender = address or ReplyAddress(channel=DEFAULT_CHANNEL, peer=principal.name)
         key = choose_session(
@@ -141,12 +151,18 @@ class Inbox:
                 caller_customer=principal.customer_key,
             )
 
-        known = await self._known(key, principal)
+        known = await self._known(key, principal, said=said)
         if known is not None:
-            return await take(routed(known), to)
+            try:
+                return await take(routed(known), to)
+            except RequestIdReused:
+                if not said:
+                    raise
+                # Perhaps it is the same message again, and another answered when it first came.
+                return await take(routed(_otherwise_bound(known)), to)
         # Two first messages at once must agree on the agent and the customer.
         async with self._births.setdefault(key.text, asyncio.Lock()):
-            known = await self._known(key, principal)
+            known = await self._known(key, principal, said=said)
             if known is None:
                 principal.require(Scope.SEND)
                 # Before the scheduler knows of the session, so that whoever sees its first event
@@ -179,15 +195,21 @@ class Inbox:
         async def take(routed: Routed, _: ReplyAddress) -> gw.ExecuteCommandResponse:
             return await self._commands.execute(routed, read, request.request_id, principal)
 
-        return await self._in_session(inbound, request.request_id, principal, None, take)
+        return await self._in_session(
+            inbound, request.request_id, principal, None, take, said=False
+        )
 
-    async def _known(self, key: SessionKey, principal: Principal) -> KnownSession | None:
+    async def _known(
+        self, key: SessionKey, principal: Principal, *, said: bool
+    ) -> KnownSession | None:
         row = await self._database.run(lambda connection: store.find(connection, key.text))
         if row is None:
             return None
         if not principal.may_see(row.customer_key):
             raise session_not_found(row.session_key)
-        return row.known if row.active_us is not None else None
+        if row.active_us is None:
+            return None
+        return await self._bindings.known(row) if said else row.known
 
     async def _create(self, routed: Routed) -> KnownSession:
         row = store.SessionRow(
@@ -204,3 +226,8 @@ class Inbox:
         )
         stored = await self._database.run(lambda connection: store.replace_unborn(connection, row))
         return stored.known
+
+
+def _otherwise_bound(known: KnownSession) -> KnownSession:
+    """Return the session as it was before it was bound, or while it was."""
+    return replace(known, bound=Bound("") if known.bound is None else None)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sqlalchemy as sa
+
 from conveyor.scheduler.v1 import lane_pb2
 from conveyor.scheduler.v1 import scheduler_service_pb2 as ss
 from gateway_svc.domain.routing import Routed
@@ -14,6 +16,14 @@ from svckit.failpoints import failpoint
 from svckit.grpc.client import call
 from svckit.grpc.status import from_proto
 from svckit.logging import get_logger
+
+_NEW_RUN = frozenset(
+    {
+        lane_pb2.ENQUEUE_OUTCOME_QUEUED,
+        lane_pb2.ENQUEUE_OUTCOME_STEER_FELL_BACK,
+        lane_pb2.ENQUEUE_OUTCOME_INTERRUPTED,
+    }
+)
 
 log = get_logger(__name__)
 
@@ -49,7 +59,16 @@ class Intake:
         accepted = result.accepted
         failpoint("gateway.accept.unanswered")
         key, now = routed.key.text, self._clock.now_us()
-        await self._database.run(lambda connection: store.touch(connection, key, now))
+        # Only a new run tells what its task holds: one that the message joined has its own.
+        new = not accepted.deduplicated and accepted.outcome in _NEW_RUN
+        notice = routed.notice if new else None
+
+        def note(connection: sa.Connection) -> None:
+            store.touch(connection, key, now)
+            if notice is not None:
+                store.noticed(connection, key, notice)
+
+        await self._database.run(note)
         log.info(
             "message accepted",
             run_id=accepted.run.run_id,

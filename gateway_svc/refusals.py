@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from svckit.errors import (
+    AcpSessionNotFound,
     FlowNotFound,
     NotImplementedYet,
     QuestionNotFound,
@@ -27,6 +28,13 @@ def flow_not_found(flow_id: str) -> FlowNotFound:
 def run_not_found(run_id: str) -> RunNotFound:
     """Return the error for a run that does not exist, or not for the caller."""
     return RunNotFound("there is no such run", metadata={"runId": run_id[:64]})
+
+
+def acp_session_not_found(acp_session_id: str) -> AcpSessionNotFound:
+    """Return the error for an ACP session that does not exist, or not for the caller."""
+    return AcpSessionNotFound(
+        "there is no such ACP session", metadata={"acpSessionId": acp_session_id[:64]}
+    )
 
 
 def question_not_found(question_id: str) -> QuestionNotFound:

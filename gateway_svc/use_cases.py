@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from gateway_svc.conversations import Conversations
+from gateway_svc.harness_sessions import HarnessSessions
 from gateway_svc.inbox import Inbox
 from gateway_svc.operations import Operations
 from gateway_svc.questions import Questions
@@ -24,3 +25,4 @@ class UseCases:
     conversations: Conversations
     operations: Operations
     questions: Questions
+    harness_sessions: HarnessSessions

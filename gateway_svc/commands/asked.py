@@ -12,6 +12,7 @@ from gateway_svc.auth import Principal
 from gateway_svc.conversations import Conversations
 from gateway_svc.domain.commands.parsing import Command
 from gateway_svc.domain.routing import Routed, RoutingRules
+from gateway_svc.harness_sessions import HarnessSessions
 from gateway_svc.intake import Intake
 from gateway_svc.operations import Operations
 from gateway_svc.questions import Questions
@@ -97,6 +98,7 @@ class Services:
     operations: Operations
     conversations: Conversations
     questions: Questions
+    harness_sessions: HarnessSessions
     event_log: EventLog
     rules: RoutingRules
     clock: Clock

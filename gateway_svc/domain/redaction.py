@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
+from conveyor.acp.v1 import session_pb2
 from conveyor.events.v1 import event_pb2
 from conveyor.scheduler.v1 import explain_pb2, run_pb2
 
@@ -30,6 +31,15 @@ def clear_ended(run: run_pb2.Run, *, for_admin: bool) -> run_pb2.Run:
     if run.HasField("result"):
         run.result.ClearField("details")
     return run
+
+
+def clear_acp_session(
+    session: session_pb2.AcpSession, *, for_admin: bool
+) -> session_pb2.AcpSession:
+    """Clear, in place, what the caller may not see of an ACP session; returns the session."""
+    if not for_admin:
+        session.ClearField("worker")
+    return session
 
 
 def clear_event(event: event_pb2.Event) -> event_pb2.Event:

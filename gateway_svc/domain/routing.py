@@ -1,7 +1,8 @@
 """Turns an inbound message into the run that the scheduler is asked for.
 
 Everything that configuration decides about a message is decided here: the session, the agent that
-answers, the customer, the queue policy, and the caps of the spawn tree.
+answers, the customer, the queue policy, and the caps of the spawn tree. What a bound conversation
+says goes to its ACP session, in the same lane.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from conveyor.agent.v1 import task_pb2
 from conveyor.common.v1 import content_pb2
 from conveyor.gateway.v1 import gateway_service_pb2 as gw
 from conveyor.scheduler.v1 import lane_pb2, run_pb2
+from gateway_svc.domain.binding import AcpRules, Bound, Notice, acp_spec
 from gateway_svc.domain.keys import SessionKey, default_customer, own_key, parse_key
 from gateway_svc.domain.reply_route import ReplyAddress, encode_address
 from svckit.errors import AgentNotFound, InvalidField, PayloadTooLarge, invalid_field
@@ -90,6 +92,7 @@ class RoutingRules:
     lane_cap: int = 0
     debounce_ms: int = 0
     overflow: lane_pb2.OverflowRule.ValueType = lane_pb2.OVERFLOW_RULE_UNSPECIFIED
+    acp: AcpRules = field(default_factory=AcpRules)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +100,8 @@ class KnownSession:
     """What is remembered of a session that exists: it keeps its agent and its customer.
 
     `queue_mode` is what its messages do when it is busy; unspecified means as configured. `model`
-    is the one that was chosen for it; empty means the agent's.
+    is the one that was chosen for it; empty means the agent's. `bound` is the ACP session that
+    answers it instead of the agent, `notice` what its customer is told with the next answer.
     """
 
     agent_id: str
@@ -105,11 +109,16 @@ class KnownSession:
     epoch: int
     queue_mode: lane_pb2.QueueMode.ValueType = lane_pb2.QUEUE_MODE_UNSPECIFIED
     model: str = ""
+    bound: Bound | None = None
+    notice: Notice | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Routed:
-    """A message with everything decided that the scheduler needs to know."""
+    """A message with everything decided that the scheduler needs to know.
+
+    `notice` is what its run tells the customer first.
+    """
 
     key: SessionKey
     agent_id: str
@@ -117,6 +126,7 @@ class Routed:
     message: content_pb2.Message
     spec: run_pb2.RunSpec
     policy: lane_pb2.QueuePolicy
+    notice: Notice | None = None
 
 
 def choose_session(
@@ -174,31 +184,47 @@ def route(
     agent = rules.agents.get(agent_id)
     if agent is None:
         raise AgentNotFound(f"no agent is called {agent_id!r}", metadata={"agentId": agent_id})
-    task = any_pb2.Any()
+    if known is not None and known.bound is not None:
+        spec = acp_spec(
+            known.bound, rules.acp, session_key=key.text, customer_key=customer, address=address
+        )
+    else:
+        spec = _agent_spec(agent_id, agent, known)
+        spec.session_key, spec.customer_key = key.text, customer
+        spec.reply_route.address, spec.reply_route.delivers_later = encode_address(address), True
+    spec.session_epoch = known.epoch if known else 0
+    spec.priority = inbound.priority
+    spec.budget.CopyFrom(lowered(inbound.budget, agent.caps))
+    spec.labels.update(inbound.labels)
+    mode = (
+        inbound.queue_mode
+        or (known.queue_mode if known else lane_pb2.QUEUE_MODE_UNSPECIFIED)
+        or queue_mode_of(key, agent_id, rules)
+    )
+    notice = known.notice if known is not None and known.bound is None else None
+    return Routed(key, agent_id, customer, message, spec, policy_of(mode, rules), notice)
+
+
+def _agent_spec(agent_id: str, agent: AgentRules, known: KnownSession | None) -> run_pb2.RunSpec:
     model = known.model if known else ""
-    task.Pack(task_pb2.AgentTask(agent_id=agent_id, model=model))
-    spec = run_pb2.RunSpec(
-        session_key=key.text,
-        customer_key=customer,
+    task = task_pb2.AgentTask(agent_id=agent_id, model=model)
+    if known is not None and known.notice is not None:
+        task.notice.notice_id, task.notice.text = known.notice.notice_id, known.notice.text
+    packed = any_pb2.Any()
+    packed.Pack(task)
+    return run_pb2.RunSpec(
         queue="agent",
-        task=task,
-        session_epoch=known.epoch if known else 0,
-        reply_route=run_pb2.ReplyRoute(address=encode_address(address), delivers_later=True),
-        priority=inbound.priority,
-        budget=lowered(inbound.budget, agent.caps),
-        labels=dict(inbound.labels),
+        task=packed,
         estimate_key=f"{agent_id}/{model or agent.model}"[:MAX_ESTIMATE_KEY],
     )
-    policy = lane_pb2.QueuePolicy(
-        mode=inbound.queue_mode
-        or (known.queue_mode if known else lane_pb2.QUEUE_MODE_UNSPECIFIED)
-        or queue_mode_of(key, agent_id, rules),
-        cap=rules.lane_cap,
-        overflow=rules.overflow,
-    )
+
+
+def policy_of(mode: lane_pb2.QueueMode.ValueType, rules: RoutingRules) -> lane_pb2.QueuePolicy:
+    """Return how messages enter their lane in this queue mode."""
+    policy = lane_pb2.QueuePolicy(mode=mode, cap=rules.lane_cap, overflow=rules.overflow)
     # Also when it is none: left out it would be what the scheduler takes by default.
     policy.debounce.CopyFrom(_milliseconds(rules.debounce_ms))
-    return Routed(key, agent_id, customer, message, spec, policy)
+    return policy
 
 
 def agent_by_route(sender: ReplyAddress, rules: RoutingRules) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from typing import Any, TypeVar
+from urllib.parse import unquote
 
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
@@ -18,6 +19,17 @@ M = TypeVar("M", bound=Message)
 
 _TRUE = frozenset({"1", "true", "yes", ""})
 _FALSE = frozenset({"0", "false", "no"})
+
+
+IDEMPOTENCY_KEY = "Idempotency-Key"
+
+
+def plain(segment: str) -> str:
+    """Decode a path segment, which the edge leaves as it was sent."""
+    try:
+        return unquote(segment, errors="strict")
+    except UnicodeDecodeError:
+        raise invalid_field("path", "must be UTF-8, percent-encoded") from None
 
 
 def request_id_of(header: str | None, body: dict[str, Any]) -> str:
@@ -46,10 +58,8 @@ def send_request(
     if not isinstance(inbound, dict):
         raise invalid_field("inbound", "must be an object")
     inbound = dict(inbound)
-    _expand_text(inbound)
-    if isinstance(mode := inbound.get("queue_mode"), str):
-        field = gw.InboundMessage.DESCRIPTOR.fields_by_name["queue_mode"]
-        inbound["queue_mode"] = _short_enum(field, mode)
+    expand_text(inbound)
+    shorten_enums(inbound, gw.InboundMessage)
     message = to_message(inbound, gw.InboundMessage(), "inbound.")
     if message.session_key not in ("", session_key):
         raise invalid_field("inbound.session_key", "differs from the session in the path")
@@ -60,7 +70,7 @@ def send_request(
 def steer_request(run_id: str, header: str | None, body: dict[str, Any]) -> gw.SteerRunRequest:
     """Read the body of a steering message: `{"text": …}` or `{"message": …}`."""
     request_id = request_id_of(header, body)
-    _expand_text(body)
+    expand_text(body)
     request = to_message(body, gw.SteerRunRequest())
     if request.run_id not in ("", run_id):
         raise invalid_field("run_id", "differs from the run in the path")
@@ -100,16 +110,24 @@ def truth(name: str, value: str | None) -> bool:
     raise invalid_field(name, "must be 1 or 0")
 
 
+def shorten_enums(content: dict[str, Any], kind: type[Message]) -> None:
+    """Replace, in place, enum values given in short by their whole names."""
+    for name, field in kind.DESCRIPTOR.fields_by_name.items():
+        value = content.get(name)
+        if field.enum_type is not None and isinstance(value, str):
+            content[name] = _short_enum(field, value)
+
+
 def _short_enum(field: Any, text: str) -> str:
     """Return the whole name of an enum value given in short."""
     enum = field.enum_type
     if text in enum.values_by_name:
         return text
     prefix = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", enum.name).upper()
-    return f"{prefix}_{text.upper()}"
+    return f"{prefix}_{text.upper().replace('-', '_')}"
 
 
-def _expand_text(body: dict[str, Any]) -> None:
+def expand_text(body: dict[str, Any]) -> None:
     """Turn `text` into a message, also inside `message`."""
     message = body.get("message")
     if "text" in body:

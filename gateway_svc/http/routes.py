@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from typing import Any
-from urllib.parse import unquote
 
 from fastapi import APIRouter, Request
 from starlette.responses import Response
@@ -15,8 +14,11 @@ from conveyor.gateway.v1 import gateway_service_pb2 as gw
 from conveyor.scheduler.v1 import flow_service_pb2 as fs
 from conveyor.scheduler.v1 import scheduler_service_pb2 as ss
 from gateway_svc.auth import authenticate
+from gateway_svc.http.acp_routes import add_acp_routes
 from gateway_svc.http.bodies import (
+    IDEMPOTENCY_KEY,
     from_query,
+    plain,
     request_id_of,
     send_request,
     steer_request,
@@ -30,17 +32,10 @@ from gateway_svc.use_cases import UseCases
 from svckit.errors import invalid_field
 
 MESSAGES = "conveyor_gateway_messages_total"
-_IDEMPOTENCY_KEY = "Idempotency-Key"
 _EVENT_PARAMETERS = frozenset({"include_descendants", "from_now", "payloads", "resume_token"})
 
 # Paths of the contract that a later release fills, and what they belong to.
 _LATER = (
-    ("GET", "/v1/acp/sessions", "ListAcpSessions", "ACP sessions"),
-    ("POST", "/v1/acp/sessions", "SpawnAcpSession", "ACP sessions"),
-    ("POST", "/v1/acp/sessions/{acp_id}/prompt", "PromptAcpSession", "ACP sessions"),
-    ("POST", "/v1/acp/sessions/{acp_id}/cancel", "CancelAcpTurn", "ACP sessions"),
-    ("DELETE", "/v1/acp/sessions/{acp_id}", "CloseAcpSession", "ACP sessions"),
-    ("PATCH", "/v1/acp/sessions/{acp_id}", "ConfigureAcpSession", "ACP sessions"),
     ("POST", "/v1/chat/completions", "ChatCompletions", "OpenAI-compatible calls"),
     ("POST", "/hooks/{name}", "Hooks", "inbound hooks"),
     ("POST", "/channels/{rest:path}", "Channels", "push channels"),
@@ -56,7 +51,7 @@ def build_router(do: UseCases, metrics: Metrics) -> APIRouter:
     @router.post("/v1/sessions/{key}/messages")
     async def send_message(key: str, request: Request) -> Response:
         body = parse_json(await request.body())
-        asked = send_request(_plain(key), request.headers.get(_IDEMPOTENCY_KEY), body)
+        asked = send_request(plain(key), request.headers.get(IDEMPOTENCY_KEY), body)
         sent = await do.inbox.send(asked, authenticate())
         metrics.add(MESSAGES)
         return respond(sent, 202)
@@ -68,7 +63,7 @@ def build_router(do: UseCases, metrics: Metrics) -> APIRouter:
             if name not in _EVENT_PARAMETERS:
                 raise invalid_field(name[:64], "is not a parameter of this stream")
         asked = gw.WatchSessionRequest(
-            session_key=_plain(key),
+            session_key=plain(key),
             # A browser that reconnects says where it was, whatever the address says.
             resume_token=request.headers.get("Last-Event-ID") or query.get("resume_token", ""),
             from_now=truth("from_now", query.get("from_now")),
@@ -84,20 +79,20 @@ def build_router(do: UseCases, metrics: Metrics) -> APIRouter:
 
     @router.get("/v1/sessions/{key}")
     async def get_session(key: str) -> Response:
-        return respond(await do.conversations.get(_plain(key), authenticate()))
+        return respond(await do.conversations.get(plain(key), authenticate()))
 
     @router.delete("/v1/sessions/{key}")
     async def reset_session(key: str, request: Request) -> Response:
         body = parse_json(await request.body())
-        request_id = request_id_of(request.headers.get(_IDEMPOTENCY_KEY), body)
+        request_id = request_id_of(request.headers.get(IDEMPOTENCY_KEY), body)
         asked = to_message(body, ag.ResetSessionRequest())
-        asked.session_key, asked.request_id = _plain(key), request_id
+        asked.session_key, asked.request_id = plain(key), request_id
         return respond(await do.conversations.reset(asked, authenticate()))
 
     @router.get("/v1/sessions/{key}/messages")
     async def list_messages(key: str, request: Request) -> Response:
         asked = from_query(request.query_params.multi_items(), ag.ListMessagesRequest())
-        asked.session_key = _plain(key)
+        asked.session_key = plain(key)
         return respond(await do.conversations.messages(asked, authenticate()))
 
     @router.get("/v1/runs")
@@ -107,7 +102,7 @@ def build_router(do: UseCases, metrics: Metrics) -> APIRouter:
 
     @router.get("/v1/runs/{run_id}")
     async def get_run(run_id: str) -> Response:
-        asked = ss.GetRunRequest(run_id=_plain(run_id))
+        asked = ss.GetRunRequest(run_id=plain(run_id))
         return respond(await do.operations.get_run(asked, authenticate()))
 
     @router.post("/v1/forecast")
@@ -117,19 +112,19 @@ def build_router(do: UseCases, metrics: Metrics) -> APIRouter:
 
     @router.get("/v1/runs/{run_id}/explain")
     async def explain_run(run_id: str) -> Response:
-        asked = ss.ExplainRunRequest(run_id=_plain(run_id))
+        asked = ss.ExplainRunRequest(run_id=plain(run_id))
         return respond(await do.operations.explain_run(asked, authenticate()))
 
     @router.post("/v1/runs/{run_id}/cancel")
     async def cancel_run(run_id: str, request: Request) -> Response:
         asked = to_message(parse_json(await request.body()), ss.CancelRunRequest())
-        asked.run_id = _plain(run_id)
+        asked.run_id = plain(run_id)
         return respond(await do.operations.cancel_run(asked, authenticate()))
 
     @router.post("/v1/runs/{run_id}/steer")
     async def steer_run(run_id: str, request: Request) -> Response:
         body = parse_json(await request.body())
-        asked = steer_request(_plain(run_id), request.headers.get(_IDEMPOTENCY_KEY), body)
+        asked = steer_request(plain(run_id), request.headers.get(IDEMPOTENCY_KEY), body)
         return respond(await do.operations.steer_run(asked, authenticate()))
 
     @router.get("/v1/flows")
@@ -140,13 +135,13 @@ def build_router(do: UseCases, metrics: Metrics) -> APIRouter:
     @router.get("/v1/flows/{flow_id}")
     async def get_flow(flow_id: str, request: Request) -> Response:
         asked = from_query(request.query_params.multi_items(), fs.GetFlowRequest())
-        asked.flow_id = _plain(flow_id)
+        asked.flow_id = plain(flow_id)
         return respond(await do.operations.get_flow(asked, authenticate()))
 
     @router.post("/v1/flows/{flow_id}/cancel")
     async def cancel_flow(flow_id: str, request: Request) -> Response:
         asked = to_message(parse_json(await request.body()), fs.CancelFlowRequest())
-        asked.flow_id = _plain(flow_id)
+        asked.flow_id = plain(flow_id)
         return respond(await do.operations.cancel_flow(asked, authenticate()))
 
     @router.get("/v1/lanes")
@@ -157,13 +152,13 @@ def build_router(do: UseCases, metrics: Metrics) -> APIRouter:
     @router.patch("/v1/lanes/{name}")
     async def update_lane(name: str, request: Request) -> Response:
         asked = to_message(parse_json(await request.body()), ss.UpdateLaneRequest())
-        asked.name = _plain(name)
+        asked.name = plain(name)
         return respond(await do.operations.update_lane(asked, authenticate()))
 
     @router.post("/v1/commands")
     async def execute_command(request: Request) -> Response:
         body = parse_json(await request.body())
-        request_id = request_id_of(request.headers.get(_IDEMPOTENCY_KEY), body)
+        request_id = request_id_of(request.headers.get(IDEMPOTENCY_KEY), body)
         asked = to_message(body, gw.ExecuteCommandRequest())
         asked.request_id = request_id
         return respond(await do.inbox.execute(asked, authenticate()))
@@ -177,9 +172,9 @@ def build_router(do: UseCases, metrics: Metrics) -> APIRouter:
     @router.post("/v1/questions/{question_id:path}")
     async def answer_question(question_id: str, request: Request) -> Response:
         asked = to_message(parse_json(await request.body()), gw.AnswerQuestionRequest())
-        if asked.question_id not in ("", _plain(question_id)):
+        if asked.question_id not in ("", plain(question_id)):
             raise invalid_field("question_id", "differs from the question in the path")
-        asked.question_id = _plain(question_id)
+        asked.question_id = plain(question_id)
         return respond(await do.questions.answer_question(asked, authenticate()))
 
     @router.get("/v1/agents")
@@ -207,6 +202,7 @@ def build_router(do: UseCases, metrics: Metrics) -> APIRouter:
         asked = from_query(request.query_params.multi_items(), gw.AcpDoctorRequest())
         return respond(await do.operations.acp_doctor(asked, authenticate()))
 
+    add_acp_routes(router, do.harness_sessions)
     for method, path, feature, what in _LATER:
         router.add_api_route(path, _later(feature, what), methods=[method])
     return router
@@ -217,11 +213,3 @@ def _later(feature: str, what: str) -> Callable[[], Awaitable[Any]]:
         raise not_yet(feature, what)
 
     return refuse
-
-
-def _plain(segment: str) -> str:
-    """Decode a path segment, which the edge leaves as it was sent."""
-    try:
-        return unquote(segment, errors="strict")
-    except UnicodeDecodeError:
-        raise invalid_field("path", "must be UTF-8, percent-encoded") from None

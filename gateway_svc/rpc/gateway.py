@@ -15,7 +15,6 @@ from conveyor.gateway.v1.gateway_service_pb2_grpc import GatewayServiceServicer
 from conveyor.scheduler.v1 import flow_service_pb2 as fs
 from conveyor.scheduler.v1 import scheduler_service_pb2 as ss
 from gateway_svc.auth import authenticate
-from gateway_svc.refusals import not_yet
 from gateway_svc.use_cases import UseCases
 
 FULL_NAME = "conveyor.gateway.v1.GatewayService"
@@ -172,38 +171,44 @@ class GatewayServicer(GatewayServiceServicer):
     async def SpawnAcpSession(
         self, request: gw.SpawnAcpSessionRequest, context: Context
     ) -> gw.SpawnAcpSessionResponse:
-        """Not in this release."""
-        raise not_yet("SpawnAcpSession", "ACP sessions")
+        """Open an ACP session."""
+        return await self._do.harness_sessions.spawn(request, authenticate())
 
     async def ListAcpSessions(
         self, request: gw.ListAcpSessionsRequest, context: Context
     ) -> gw.ListAcpSessionsResponse:
-        """Not in this release."""
-        raise not_yet("ListAcpSessions", "ACP sessions")
+        """List ACP sessions."""
+        return await self._do.harness_sessions.list(request, authenticate())
+
+    async def GetAcpSession(
+        self, request: gw.GetAcpSessionRequest, context: Context
+    ) -> gw.GetAcpSessionResponse:
+        """Return an ACP session."""
+        return await self._do.harness_sessions.get(request, authenticate())
 
     async def PromptAcpSession(
         self, request: gw.PromptAcpSessionRequest, context: Context
     ) -> gw.PromptAcpSessionResponse:
-        """Not in this release."""
-        raise not_yet("PromptAcpSession", "ACP sessions")
+        """Queue a prompt for an ACP session."""
+        return await self._do.harness_sessions.prompt(request, authenticate())
 
     async def ConfigureAcpSession(
         self, request: gw.ConfigureAcpSessionRequest, context: Context
     ) -> gw.ConfigureAcpSessionResponse:
-        """Not in this release."""
-        raise not_yet("ConfigureAcpSession", "ACP sessions")
+        """Change settings of an ACP session."""
+        return await self._do.harness_sessions.configure(request, authenticate())
 
     async def CancelAcpTurn(
         self, request: gw.CancelAcpTurnRequest, context: Context
     ) -> gw.CancelAcpTurnResponse:
-        """Not in this release."""
-        raise not_yet("CancelAcpTurn", "ACP sessions")
+        """Stop the turn at work in an ACP session."""
+        return await self._do.harness_sessions.cancel(request, authenticate())
 
     async def CloseAcpSession(
         self, request: gw.CloseAcpSessionRequest, context: Context
     ) -> gw.CloseAcpSessionResponse:
-        """Not in this release."""
-        raise not_yet("CloseAcpSession", "ACP sessions")
+        """Close an ACP session."""
+        return await self._do.harness_sessions.close(request, authenticate())
 
     async def ListQuestions(
         self, request: gw.ListQuestionsRequest, context: Context

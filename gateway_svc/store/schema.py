@@ -32,6 +32,14 @@ sessions = sa.Table(
     sa.Column("model", sa.String(256), nullable=False, server_default=""),
     # What numbers in commands count in: JSON of the lists that were shown last.
     sa.Column("shown", sa.Text, nullable=False, server_default=""),
+    # The ACP session that answers a conversation; empty means its agent.
+    sa.Column("bound_acp_session_id", sa.String(64), nullable=False, server_default=""),
+    # JSON of `Binding`.
+    sa.Column("binding", sa.Text, nullable=False, server_default=""),
+    # Where answers to prompts go that came from elsewhere than the conversation itself.
+    sa.Column("reply_address", sa.Text, nullable=False, server_default=""),
+    # JSON of `Notice`: what the customer is told with the next answer of the agent.
+    sa.Column("notice", sa.Text, nullable=False, server_default=""),
     sa.Index("sessions_by_activity", "active_us", "session_key"),
 )
 

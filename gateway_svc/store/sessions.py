@@ -9,6 +9,7 @@ import sqlalchemy as sa
 
 from conveyor.gateway.v1 import session_pb2
 from conveyor.scheduler.v1 import lane_pb2
+from gateway_svc.domain.binding import Binding, Notice
 from gateway_svc.domain.routing import KnownSession
 from gateway_svc.store.schema import sessions
 
@@ -31,16 +32,21 @@ class SessionRow:
     archive_us: int | None = None
     model: str = ""
     shown: str = ""
+    bound_acp_session_id: str = ""
+    binding: str = ""
+    reply_address: str = ""
+    notice: str = ""
 
     @property
     def known(self) -> KnownSession:
-        """What routing needs of it."""
+        """What routing needs of it, with its agent answering."""
         return KnownSession(
             self.agent_id,
             self.customer_key,
             self.epoch,
             lane_pb2.QueueMode.ValueType(self.queue_mode),
             self.model,
+            notice=Notice.read(self.notice),
         )
 
 
@@ -120,13 +126,75 @@ def replace_unborn(connection: sa.Connection, row: SessionRow) -> SessionRow:
     """
     before = find(connection, row.session_key)
     if before is not None:
-        row = replace(row, queue_mode=before.queue_mode, model=before.model, shown=before.shown)
+        kept = {name: getattr(before, name) for name in _KEPT}
+        row = replace(row, **kept)
     connection.execute(
         sa.delete(sessions).where(
             sessions.c.session_key == row.session_key, sessions.c.active_us.is_(None)
         )
     )
     return create(connection, row)
+
+
+def bind(
+    connection: sa.Connection,
+    session_key: str,
+    acp_session_id: str,
+    binding: Binding,
+    reply_address: str,
+) -> bool:
+    """Let an ACP session answer a conversation; false when another one does."""
+    result = connection.execute(
+        sa.update(sessions)
+        .where(
+            sessions.c.session_key == session_key,
+            sessions.c.bound_acp_session_id.in_(["", acp_session_id]),
+        )
+        .values(
+            bound_acp_session_id=acp_session_id,
+            binding=binding.write(),
+            reply_address=reply_address,
+            notice="",
+        )
+    )
+    return result.rowcount == 1
+
+
+def unbind(
+    connection: sa.Connection, session_key: str, acp_session_id: str, notice: Notice | None
+) -> bool:
+    """End a binding, if it is to this ACP session; `notice` is told with the next answer."""
+    result = connection.execute(
+        sa.update(sessions)
+        .where(
+            sessions.c.session_key == session_key,
+            sessions.c.bound_acp_session_id == acp_session_id,
+        )
+        .values(
+            bound_acp_session_id="",
+            binding="",
+            reply_address="",
+            notice=notice.write() if notice else "",
+        )
+    )
+    return result.rowcount == 1
+
+
+def bound_to(connection: sa.Connection, acp_session_id: str) -> list[SessionRow]:
+    """Return the conversations that an ACP session answers."""
+    found = connection.execute(
+        sa.select(sessions).where(sessions.c.bound_acp_session_id == acp_session_id)
+    )
+    return [SessionRow(**row._mapping) for row in found]
+
+
+def noticed(connection: sa.Connection, session_key: str, notice: Notice) -> None:
+    """Forget a notice that is told now."""
+    connection.execute(
+        sa.update(sessions)
+        .where(sessions.c.session_key == session_key, sessions.c.notice == notice.write())
+        .values(notice="")
+    )
 
 
 def touch(connection: sa.Connection, session_key: str, active_us: int) -> None:
@@ -191,6 +259,18 @@ def prune(connection: sa.Connection, before_us: int, limit: int) -> int:
         sa.delete(sessions).where(sessions.c.session_key.in_(old.limit(limit)))
     )
     return result.rowcount
+
+
+_KEPT = (
+    "queue_mode",
+    "model",
+    "shown",
+    "bound_acp_session_id",
+    "binding",
+    "reply_address",
+    "notice",
+)
+"""What was set for a session before its first message."""
 
 
 def _values(row: SessionRow) -> dict[str, object]:

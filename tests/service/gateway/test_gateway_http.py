@@ -352,8 +352,6 @@ async def test_a_forecast_asks_the_scheduler(gateway: Suite) -> None:
 
 async def test_what_comes_later_says_so(gateway: Suite) -> None:
     for method, path, feature in (
-        ("GET", "/v1/acp/sessions", "ListAcpSessions"),
-        ("POST", "/v1/acp/sessions/1/prompt", "PromptAcpSession"),
         ("POST", "/v1/chat/completions", "ChatCompletions"),
         ("POST", "/hooks/github", "Hooks"),
         ("POST", "/channels/slack/events", "Channels"),

@@ -400,6 +400,7 @@ class AcpSessionSettings(_message.Message):
     OPTIONS_FIELD_NUMBER: _builtins.int
     CWD_FIELD_NUMBER: _builtins.int
     TURN_TIMEOUT_FIELD_NUMBER: _builtins.int
+    FRESH_FIELD_NUMBER: _builtins.int
     permission_mode: Global___PermissionMode.ValueType
     """What happens when the harness asks for permission. Unspecified leaves it."""
     harness_mode: _builtins.str
@@ -411,6 +412,10 @@ class AcpSessionSettings(_message.Message):
     cwd: _builtins.str
     """Another absolute working directory inside an allowed root. A session inside a harness belongs to
     its directory, so the next turn opens a new one, which knows nothing of what was said before.
+    """
+    fresh: _builtins.bool
+    """True forgets: the next turn opens a new session inside the harness, in the same directory, which
+    knows nothing of what was said before. `/new` of a bound conversation.
     """
     @_builtins.property
     def options(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
@@ -430,10 +435,11 @@ class AcpSessionSettings(_message.Message):
         options: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         cwd: _builtins.str | None = ...,
         turn_timeout: _duration_pb2.Duration | None = ...,
+        fresh: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_cwd", b"_cwd", "_harness_mode", b"_harness_mode", "_label", b"_label", "_model", b"_model", "cwd", b"cwd", "harness_mode", b"harness_mode", "label", b"label", "model", b"model", "turn_timeout", b"turn_timeout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cwd", b"_cwd", "_harness_mode", b"_harness_mode", "_label", b"_label", "_model", b"_model", "cwd", b"cwd", "harness_mode", b"harness_mode", "label", b"label", "model", b"model", "options", b"options", "permission_mode", b"permission_mode", "turn_timeout", b"turn_timeout"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cwd", b"_cwd", "_harness_mode", b"_harness_mode", "_label", b"_label", "_model", b"_model", "cwd", b"cwd", "fresh", b"fresh", "harness_mode", b"harness_mode", "label", b"label", "model", b"model", "options", b"options", "permission_mode", b"permission_mode", "turn_timeout", b"turn_timeout"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__cwd: _TypeAlias = _typing.Literal["cwd"]  # noqa: Y015
     _WhichOneofArgType__cwd: _TypeAlias = _typing.Literal["_cwd", b"_cwd"]  # noqa: Y015

@@ -25,21 +25,23 @@ _sym_db = _symbol_database.Default()
 from conveyor.events.v1 import event_pb2 as conveyor_dot_events_dot_v1_dot_event__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x63onveyor/agent/v1/task.proto\x12\x11\x63onveyor.agent.v1\x1a\x1e\x63onveyor/events/v1/event.proto\"\xc1\x01\n\tAgentTask\x12\x10\n\x08\x61gent_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x34\n\x0c\x63ontext_mode\x18\x03 \x01(\x0e\x32\x1e.conveyor.agent.v1.ContextMode\x12\x18\n\x10\x66ork_session_key\x18\x04 \x01(\t\x12\x15\n\rallowed_tools\x18\x05 \x03(\t\x12,\n\x05spawn\x18\x06 \x01(\x0b\x32\x1d.conveyor.agent.v1.SpawnOrder\"-\n\nSpawnOrder\x12\x10\n\x08\x61gent_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\"\xd3\x01\n\x0b\x41gentResult\x12\x32\n\x0bstop_reason\x18\x01 \x01(\x0e\x32\x1d.conveyor.agent.v1.StopReason\x12\r\n\x05steps\x18\x02 \x01(\x05\x12\x17\n\x0frequested_model\x18\x03 \x01(\t\x12\x17\n\x0f\x65\x66\x66\x65\x63tive_model\x18\x04 \x01(\t\x12\x13\n\x0bguard_steps\x18\x05 \x01(\x05\x12:\n\rinterventions\x18\x06 \x03(\x0b\x32#.conveyor.events.v1.GuardIntervened*]\n\x0b\x43ontextMode\x12\x1c\n\x18\x43ONTEXT_MODE_UNSPECIFIED\x10\x00\x12\x19\n\x15\x43ONTEXT_MODE_ISOLATED\x10\x01\x12\x15\n\x11\x43ONTEXT_MODE_FORK\x10\x02*\x93\x01\n\nStopReason\x12\x1b\n\x17STOP_REASON_UNSPECIFIED\x10\x00\x12\x18\n\x14STOP_REASON_END_TURN\x10\x01\x12\x1a\n\x16STOP_REASON_MAX_TOKENS\x10\x02\x12\x19\n\x15STOP_REASON_MAX_STEPS\x10\x03\x12\x17\n\x13STOP_REASON_REFUSAL\x10\x04\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x63onveyor/agent/v1/task.proto\x12\x11\x63onveyor.agent.v1\x1a\x1e\x63onveyor/events/v1/event.proto\"\xf4\x01\n\tAgentTask\x12\x10\n\x08\x61gent_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x34\n\x0c\x63ontext_mode\x18\x03 \x01(\x0e\x32\x1e.conveyor.agent.v1.ContextMode\x12\x18\n\x10\x66ork_session_key\x18\x04 \x01(\t\x12\x15\n\rallowed_tools\x18\x05 \x03(\t\x12,\n\x05spawn\x18\x06 \x01(\x0b\x32\x1d.conveyor.agent.v1.SpawnOrder\x12\x31\n\x06notice\x18\x07 \x01(\x0b\x32!.conveyor.agent.v1.CustomerNotice\"1\n\x0e\x43ustomerNotice\x12\x11\n\tnotice_id\x18\x01 \x01(\t\x12\x0c\n\x04text\x18\x02 \x01(\t\"-\n\nSpawnOrder\x12\x10\n\x08\x61gent_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\"\xd3\x01\n\x0b\x41gentResult\x12\x32\n\x0bstop_reason\x18\x01 \x01(\x0e\x32\x1d.conveyor.agent.v1.StopReason\x12\r\n\x05steps\x18\x02 \x01(\x05\x12\x17\n\x0frequested_model\x18\x03 \x01(\t\x12\x17\n\x0f\x65\x66\x66\x65\x63tive_model\x18\x04 \x01(\t\x12\x13\n\x0bguard_steps\x18\x05 \x01(\x05\x12:\n\rinterventions\x18\x06 \x03(\x0b\x32#.conveyor.events.v1.GuardIntervened*]\n\x0b\x43ontextMode\x12\x1c\n\x18\x43ONTEXT_MODE_UNSPECIFIED\x10\x00\x12\x19\n\x15\x43ONTEXT_MODE_ISOLATED\x10\x01\x12\x15\n\x11\x43ONTEXT_MODE_FORK\x10\x02*\x93\x01\n\nStopReason\x12\x1b\n\x17STOP_REASON_UNSPECIFIED\x10\x00\x12\x18\n\x14STOP_REASON_END_TURN\x10\x01\x12\x1a\n\x16STOP_REASON_MAX_TOKENS\x10\x02\x12\x19\n\x15STOP_REASON_MAX_STEPS\x10\x03\x12\x17\n\x13STOP_REASON_REFUSAL\x10\x04\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'conveyor.agent.v1.task_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_CONTEXTMODE']._serialized_start=540
-  _globals['_CONTEXTMODE']._serialized_end=633
-  _globals['_STOPREASON']._serialized_start=636
-  _globals['_STOPREASON']._serialized_end=783
+  _globals['_CONTEXTMODE']._serialized_start=642
+  _globals['_CONTEXTMODE']._serialized_end=735
+  _globals['_STOPREASON']._serialized_start=738
+  _globals['_STOPREASON']._serialized_end=885
   _globals['_AGENTTASK']._serialized_start=84
-  _globals['_AGENTTASK']._serialized_end=277
-  _globals['_SPAWNORDER']._serialized_start=279
-  _globals['_SPAWNORDER']._serialized_end=324
-  _globals['_AGENTRESULT']._serialized_start=327
-  _globals['_AGENTRESULT']._serialized_end=538
+  _globals['_AGENTTASK']._serialized_end=328
+  _globals['_CUSTOMERNOTICE']._serialized_start=330
+  _globals['_CUSTOMERNOTICE']._serialized_end=379
+  _globals['_SPAWNORDER']._serialized_start=381
+  _globals['_SPAWNORDER']._serialized_end=426
+  _globals['_AGENTRESULT']._serialized_start=429
+  _globals['_AGENTRESULT']._serialized_end=640
 # @@protoc_insertion_point(module_scope)

@@ -90,6 +90,7 @@ class AgentTask(_message.Message):
     FORK_SESSION_KEY_FIELD_NUMBER: _builtins.int
     ALLOWED_TOOLS_FIELD_NUMBER: _builtins.int
     SPAWN_FIELD_NUMBER: _builtins.int
+    NOTICE_FIELD_NUMBER: _builtins.int
     agent_id: _builtins.str
     """Configured agent. Required."""
     model: _builtins.str
@@ -111,6 +112,10 @@ class AgentTask(_message.Message):
         runs only.
         """
 
+    @_builtins.property
+    def notice(self) -> Global___CustomerNotice:
+        """What the customer is told before the answer, once, as a visible note. Root runs only."""
+
     def __init__(
         self,
         *,
@@ -120,14 +125,41 @@ class AgentTask(_message.Message):
         fork_session_key: _builtins.str = ...,
         allowed_tools: _abc.Iterable[_builtins.str] | None = ...,
         spawn: Global___SpawnOrder | None = ...,
+        notice: Global___CustomerNotice | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["spawn", b"spawn"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["notice", b"notice", "spawn", b"spawn"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "allowed_tools", b"allowed_tools", "context_mode", b"context_mode", "fork_session_key", b"fork_session_key", "model", b"model", "spawn", b"spawn"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "allowed_tools", b"allowed_tools", "context_mode", b"context_mode", "fork_session_key", b"fork_session_key", "model", b"model", "notice", b"notice", "spawn", b"spawn"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___AgentTask: _TypeAlias = AgentTask  # noqa: Y015
+
+@_typing.final
+class CustomerNotice(_message.Message):
+    """Something that the customer of a conversation has to know, for example who answers from now on."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NOTICE_ID_FIELD_NUMBER: _builtins.int
+    TEXT_FIELD_NUMBER: _builtins.int
+    notice_id: _builtins.str
+    """Told once per session, however often it comes. 1 to 64 characters."""
+    text: _builtins.str
+    """One or two sentences."""
+    def __init__(
+        self,
+        *,
+        notice_id: _builtins.str = ...,
+        text: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["notice_id", b"notice_id", "text", b"text"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CustomerNotice: _TypeAlias = CustomerNotice  # noqa: Y015
 
 @_typing.final
 class SpawnOrder(_message.Message):

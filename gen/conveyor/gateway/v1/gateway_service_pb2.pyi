@@ -807,9 +807,10 @@ class SpawnAcpSessionRequest(_message.Message):
     BIND_SESSION_KEY_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     RETURN_STARTING_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
     bind_session_key: _builtins.str
     """Conversation whose messages the new session shall answer until it is closed. Its prompts then go
-    through the lane of that conversation. Empty binds none.
+    through the lane of that conversation. It need not exist yet. Empty binds none.
     """
     request_id: _builtins.str
     """Idempotency key, 1 to 128 characters. Required."""
@@ -819,7 +820,14 @@ class SpawnAcpSessionRequest(_message.Message):
     """
     @_builtins.property
     def spec(self) -> _session_pb2_1.AcpSessionSpec:
-        """What session to open."""
+        """What session to open. `session_key` and `parent_session_key` must be empty: the server chooses
+        them. `customer_key` is that of the conversation named below, else the caller's own; only
+        `admin` may name another.
+        """
+
+    @_builtins.property
+    def message(self) -> _content_pb2.Message:
+        """First prompt, queued behind the opening. Its role must be `USER`. Unset means none."""
 
     def __init__(
         self,
@@ -828,10 +836,11 @@ class SpawnAcpSessionRequest(_message.Message):
         bind_session_key: _builtins.str = ...,
         request_id: _builtins.str = ...,
         return_starting: _builtins.bool = ...,
+        message: _content_pb2.Message | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["spec", b"spec"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["message", b"message", "spec", b"spec"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bind_session_key", b"bind_session_key", "request_id", b"request_id", "return_starting", b"return_starting", "spec", b"spec"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bind_session_key", b"bind_session_key", "message", b"message", "request_id", b"request_id", "return_starting", b"return_starting", "spec", b"spec"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -844,18 +853,36 @@ class SpawnAcpSessionResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     SESSION_FIELD_NUMBER: _builtins.int
+    OPENING_FIELD_NUMBER: _builtins.int
+    ACCEPTED_FIELD_NUMBER: _builtins.int
+    RESUME_TOKEN_FIELD_NUMBER: _builtins.int
+    resume_token: _builtins.str
+    """Position before those runs, for `WatchSession` of the session's lane (`spec.session_key`)."""
     @_builtins.property
     def session(self) -> _session_pb2_1.AcpSession:
         """The session."""
+
+    @_builtins.property
+    def opening(self) -> _scheduler_service_pb2.AcceptedRun:
+        """The run whose reply says that the session is ready. Set with `return_starting` and for a bound
+        session.
+        """
+
+    @_builtins.property
+    def accepted(self) -> _scheduler_service_pb2.AcceptedRun:
+        """How the first prompt was accepted. Unset without one."""
 
     def __init__(
         self,
         *,
         session: _session_pb2_1.AcpSession | None = ...,
+        opening: _scheduler_service_pb2.AcceptedRun | None = ...,
+        accepted: _scheduler_service_pb2.AcceptedRun | None = ...,
+        resume_token: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["session", b"session"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "opening", b"opening", "session", b"session"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["session", b"session"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "opening", b"opening", "resume_token", b"resume_token", "session", b"session"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -920,6 +947,56 @@ class ListAcpSessionsResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListAcpSessionsResponse: _TypeAlias = ListAcpSessionsResponse  # noqa: Y015
+
+@_typing.final
+class GetAcpSessionRequest(_message.Message):
+    """Request of `GetAcpSession`."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACP_SESSION_ID_FIELD_NUMBER: _builtins.int
+    acp_session_id: _builtins.str
+    """The session."""
+    def __init__(
+        self,
+        *,
+        acp_session_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["acp_session_id", b"acp_session_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetAcpSessionRequest: _TypeAlias = GetAcpSessionRequest  # noqa: Y015
+
+@_typing.final
+class GetAcpSessionResponse(_message.Message):
+    """Response of `GetAcpSession`."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SESSION_FIELD_NUMBER: _builtins.int
+    RESUME_TOKEN_FIELD_NUMBER: _builtins.int
+    resume_token: _builtins.str
+    """Position after the newest event of its lane: a start for `WatchSession` of `spec.session_key`."""
+    @_builtins.property
+    def session(self) -> _session_pb2_1.AcpSession:
+        """The session."""
+
+    def __init__(
+        self,
+        *,
+        session: _session_pb2_1.AcpSession | None = ...,
+        resume_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["session", b"session"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["resume_token", b"resume_token", "session", b"session"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetAcpSessionResponse: _TypeAlias = GetAcpSessionResponse  # noqa: Y015
 
 @_typing.final
 class PromptAcpSessionRequest(_message.Message):

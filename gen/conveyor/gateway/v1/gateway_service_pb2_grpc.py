@@ -184,6 +184,11 @@ class GatewayServiceStub:
                 request_serializer=conveyor_dot_gateway_dot_v1_dot_gateway__service__pb2.ListAcpSessionsRequest.SerializeToString,
                 response_deserializer=conveyor_dot_gateway_dot_v1_dot_gateway__service__pb2.ListAcpSessionsResponse.FromString,
                 _registered_method=True)
+        self.GetAcpSession = channel.unary_unary(
+                '/conveyor.gateway.v1.GatewayService/GetAcpSession',
+                request_serializer=conveyor_dot_gateway_dot_v1_dot_gateway__service__pb2.GetAcpSessionRequest.SerializeToString,
+                response_deserializer=conveyor_dot_gateway_dot_v1_dot_gateway__service__pb2.GetAcpSessionResponse.FromString,
+                _registered_method=True)
         self.PromptAcpSession = channel.unary_unary(
                 '/conveyor.gateway.v1.GatewayService/PromptAcpSession',
                 request_serializer=conveyor_dot_gateway_dot_v1_dot_gateway__service__pb2.PromptAcpSessionRequest.SerializeToString,
@@ -437,8 +442,10 @@ class GatewayServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def SpawnAcpSession(self, request, context):
-        """Opens an ACP session and can bind a conversation to it. Scope `control`. Idempotent per
-        `request_id`. Fails with the reasons of `AcpService.SpawnSession`.
+        """Opens an ACP session and can bind a conversation to it. Scope `control`, and `admin` to name
+        environment variables of the server (`spec.env_names`). Idempotent per `request_id`. Fails with
+        the reasons of `AcpService.SpawnSession`, or `INVALID_FIELD` for a conversation that another
+        open session answers.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -451,9 +458,18 @@ class GatewayServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetAcpSession(self, request, context):
+        """Returns an ACP session. Scope `read`. Read only. Fails with `ACP_SESSION_NOT_FOUND`.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def PromptAcpSession(self, request, context):
-        """Queues a prompt for an ACP session. Scope `send`. Idempotent per `request_id`. Fails with
-        `ACP_SESSION_NOT_FOUND`, `LANE_FULL` or `REQUEST_ID_REUSED`.
+        """Queues a prompt for an ACP session. Scope `send`. Idempotent per `request_id`. Its answer, and
+        what it asks, go where the session was spawned from. Fails with `ACP_SESSION_NOT_FOUND` (also
+        when it has ended), `ACP_SESSION_INIT_FAILED` (it is not ready yet), `LANE_FULL` or
+        `REQUEST_ID_REUSED`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -637,6 +653,11 @@ def add_GatewayServiceServicer_to_server(servicer, server):
                     servicer.ListAcpSessions,
                     request_deserializer=conveyor_dot_gateway_dot_v1_dot_gateway__service__pb2.ListAcpSessionsRequest.FromString,
                     response_serializer=conveyor_dot_gateway_dot_v1_dot_gateway__service__pb2.ListAcpSessionsResponse.SerializeToString,
+            ),
+            'GetAcpSession': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetAcpSession,
+                    request_deserializer=conveyor_dot_gateway_dot_v1_dot_gateway__service__pb2.GetAcpSessionRequest.FromString,
+                    response_serializer=conveyor_dot_gateway_dot_v1_dot_gateway__service__pb2.GetAcpSessionResponse.SerializeToString,
             ),
             'PromptAcpSession': grpc.unary_unary_rpc_method_handler(
                     servicer.PromptAcpSession,
@@ -1409,6 +1430,33 @@ class GatewayService:
             '/conveyor.gateway.v1.GatewayService/ListAcpSessions',
             conveyor_dot_gateway_dot_v1_dot_gateway__service__pb2.ListAcpSessionsRequest.SerializeToString,
             conveyor_dot_gateway_dot_v1_dot_gateway__service__pb2.ListAcpSessionsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetAcpSession(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/conveyor.gateway.v1.GatewayService/GetAcpSession',
+            conveyor_dot_gateway_dot_v1_dot_gateway__service__pb2.GetAcpSessionRequest.SerializeToString,
+            conveyor_dot_gateway_dot_v1_dot_gateway__service__pb2.GetAcpSessionResponse.FromString,
             options,
             channel_credentials,
             insecure,

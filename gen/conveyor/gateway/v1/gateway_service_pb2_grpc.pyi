@@ -143,14 +143,20 @@ class GatewayServiceStub:
     the answer. Fails with `ACP_HARNESS_NOT_FOUND`.
     """
     SpawnAcpSession: _grpc.UnaryUnaryMultiCallable[_gateway_service_pb2.SpawnAcpSessionRequest, _gateway_service_pb2.SpawnAcpSessionResponse]
-    """Opens an ACP session and can bind a conversation to it. Scope `control`. Idempotent per
-    `request_id`. Fails with the reasons of `AcpService.SpawnSession`.
+    """Opens an ACP session and can bind a conversation to it. Scope `control`, and `admin` to name
+    environment variables of the server (`spec.env_names`). Idempotent per `request_id`. Fails with
+    the reasons of `AcpService.SpawnSession`, or `INVALID_FIELD` for a conversation that another
+    open session answers.
     """
     ListAcpSessions: _grpc.UnaryUnaryMultiCallable[_gateway_service_pb2.ListAcpSessionsRequest, _gateway_service_pb2.ListAcpSessionsResponse]
     """Lists ACP sessions, newest first. Scope `read`. Read only."""
+    GetAcpSession: _grpc.UnaryUnaryMultiCallable[_gateway_service_pb2.GetAcpSessionRequest, _gateway_service_pb2.GetAcpSessionResponse]
+    """Returns an ACP session. Scope `read`. Read only. Fails with `ACP_SESSION_NOT_FOUND`."""
     PromptAcpSession: _grpc.UnaryUnaryMultiCallable[_gateway_service_pb2.PromptAcpSessionRequest, _gateway_service_pb2.PromptAcpSessionResponse]
-    """Queues a prompt for an ACP session. Scope `send`. Idempotent per `request_id`. Fails with
-    `ACP_SESSION_NOT_FOUND`, `LANE_FULL` or `REQUEST_ID_REUSED`.
+    """Queues a prompt for an ACP session. Scope `send`. Idempotent per `request_id`. Its answer, and
+    what it asks, go where the session was spawned from. Fails with `ACP_SESSION_NOT_FOUND` (also
+    when it has ended), `ACP_SESSION_INIT_FAILED` (it is not ready yet), `LANE_FULL` or
+    `REQUEST_ID_REUSED`.
     """
     ConfigureAcpSession: _grpc.UnaryUnaryMultiCallable[_gateway_service_pb2.ConfigureAcpSessionRequest, _gateway_service_pb2.ConfigureAcpSessionResponse]
     """Changes settings of an open ACP session; takes effect with its next turn. Scope `control`.
@@ -285,14 +291,20 @@ class GatewayServiceAsyncStub(GatewayServiceStub):
     the answer. Fails with `ACP_HARNESS_NOT_FOUND`.
     """
     SpawnAcpSession: _aio.UnaryUnaryMultiCallable[_gateway_service_pb2.SpawnAcpSessionRequest, _gateway_service_pb2.SpawnAcpSessionResponse]  # type: ignore[assignment]
-    """Opens an ACP session and can bind a conversation to it. Scope `control`. Idempotent per
-    `request_id`. Fails with the reasons of `AcpService.SpawnSession`.
+    """Opens an ACP session and can bind a conversation to it. Scope `control`, and `admin` to name
+    environment variables of the server (`spec.env_names`). Idempotent per `request_id`. Fails with
+    the reasons of `AcpService.SpawnSession`, or `INVALID_FIELD` for a conversation that another
+    open session answers.
     """
     ListAcpSessions: _aio.UnaryUnaryMultiCallable[_gateway_service_pb2.ListAcpSessionsRequest, _gateway_service_pb2.ListAcpSessionsResponse]  # type: ignore[assignment]
     """Lists ACP sessions, newest first. Scope `read`. Read only."""
+    GetAcpSession: _aio.UnaryUnaryMultiCallable[_gateway_service_pb2.GetAcpSessionRequest, _gateway_service_pb2.GetAcpSessionResponse]  # type: ignore[assignment]
+    """Returns an ACP session. Scope `read`. Read only. Fails with `ACP_SESSION_NOT_FOUND`."""
     PromptAcpSession: _aio.UnaryUnaryMultiCallable[_gateway_service_pb2.PromptAcpSessionRequest, _gateway_service_pb2.PromptAcpSessionResponse]  # type: ignore[assignment]
-    """Queues a prompt for an ACP session. Scope `send`. Idempotent per `request_id`. Fails with
-    `ACP_SESSION_NOT_FOUND`, `LANE_FULL` or `REQUEST_ID_REUSED`.
+    """Queues a prompt for an ACP session. Scope `send`. Idempotent per `request_id`. Its answer, and
+    what it asks, go where the session was spawned from. Fails with `ACP_SESSION_NOT_FOUND` (also
+    when it has ended), `ACP_SESSION_INIT_FAILED` (it is not ready yet), `LANE_FULL` or
+    `REQUEST_ID_REUSED`.
     """
     ConfigureAcpSession: _aio.UnaryUnaryMultiCallable[_gateway_service_pb2.ConfigureAcpSessionRequest, _gateway_service_pb2.ConfigureAcpSessionResponse]  # type: ignore[assignment]
     """Changes settings of an open ACP session; takes effect with its next turn. Scope `control`.
@@ -580,8 +592,10 @@ class GatewayServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _gateway_service_pb2.SpawnAcpSessionRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_gateway_service_pb2.SpawnAcpSessionResponse, _abc.Awaitable[_gateway_service_pb2.SpawnAcpSessionResponse]]:
-        """Opens an ACP session and can bind a conversation to it. Scope `control`. Idempotent per
-        `request_id`. Fails with the reasons of `AcpService.SpawnSession`.
+        """Opens an ACP session and can bind a conversation to it. Scope `control`, and `admin` to name
+        environment variables of the server (`spec.env_names`). Idempotent per `request_id`. Fails with
+        the reasons of `AcpService.SpawnSession`, or `INVALID_FIELD` for a conversation that another
+        open session answers.
         """
 
     @_abc_1.abstractmethod
@@ -593,13 +607,23 @@ class GatewayServiceServicer(metaclass=_abc_1.ABCMeta):
         """Lists ACP sessions, newest first. Scope `read`. Read only."""
 
     @_abc_1.abstractmethod
+    def GetAcpSession(
+        self,
+        request: _gateway_service_pb2.GetAcpSessionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_gateway_service_pb2.GetAcpSessionResponse, _abc.Awaitable[_gateway_service_pb2.GetAcpSessionResponse]]:
+        """Returns an ACP session. Scope `read`. Read only. Fails with `ACP_SESSION_NOT_FOUND`."""
+
+    @_abc_1.abstractmethod
     def PromptAcpSession(
         self,
         request: _gateway_service_pb2.PromptAcpSessionRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_gateway_service_pb2.PromptAcpSessionResponse, _abc.Awaitable[_gateway_service_pb2.PromptAcpSessionResponse]]:
-        """Queues a prompt for an ACP session. Scope `send`. Idempotent per `request_id`. Fails with
-        `ACP_SESSION_NOT_FOUND`, `LANE_FULL` or `REQUEST_ID_REUSED`.
+        """Queues a prompt for an ACP session. Scope `send`. Idempotent per `request_id`. Its answer, and
+        what it asks, go where the session was spawned from. Fails with `ACP_SESSION_NOT_FOUND` (also
+        when it has ended), `ACP_SESSION_INIT_FAILED` (it is not ready yet), `LANE_FULL` or
+        `REQUEST_ID_REUSED`.
         """
 
     @_abc_1.abstractmethod

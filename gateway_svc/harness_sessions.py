@@ -1,0 +1,242 @@
+"""ACP sessions for clients and for chat commands: opened, prompted, changed, bound, closed.
+
+The sessions themselves are kept by the ACP service. Here is decided whose they are, in which lane
+their prompts go, and where what they say is delivered.
+"""
+
+from __future__ import annotations
+
+from conveyor.acp.v1 import acp_service_pb2 as acp
+from conveyor.acp.v1 import session_pb2 as acp_session
+from conveyor.gateway.v1 import gateway_service_pb2 as gw
+from conveyor.scheduler.v1 import lane_pb2
+from gateway_svc.auth import Principal, Scope
+from gateway_svc.bindings import Bindings, taken
+from gateway_svc.domain.binding import check_ready
+from gateway_svc.domain.keys import parse_key
+from gateway_svc.domain.redaction import clear_acp_session, clear_run
+from gateway_svc.domain.reply_route import decode_address
+from gateway_svc.domain.routing import check_request_id, checked_message
+from gateway_svc.domain.tokens import Positions, encode_token, session_subject
+from gateway_svc.harness_runs import HarnessRuns, Origin, address_of
+from gateway_svc.harness_spawning import HarnessSpawning
+from gateway_svc.refusals import acp_session_not_found, session_not_found
+from gateway_svc.store import sessions as store
+from gateway_svc.upstream import Upstream
+from gateway_svc.watching.log import EventLog
+from svckit.database import Database
+from svckit.errors import invalid_field
+from svckit.grpc.client import call
+
+__all__ = ["HarnessSessions", "Origin"]
+
+
+class HarnessSessions:
+    """What clients do with ACP sessions. One per process.
+
+    Sessions of other customers do not exist for a caller, unless it is an administrator.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        upstream: Upstream,
+        runs: HarnessRuns,
+        spawning: HarnessSpawning,
+        bindings: Bindings,
+        event_log: EventLog,
+    ) -> None:
+        self._database = database
+        self._upstream = upstream
+        self._runs = runs
+        self._spawning = spawning
+        self._bindings = bindings
+        self._log = event_log
+
+    async def spawn(
+        self,
+        request: gw.SpawnAcpSessionRequest,
+        principal: Principal,
+        origin: Origin | None = None,
+    ) -> gw.SpawnAcpSessionResponse:
+        """Open a session, idempotently per `request_id`, and bind a conversation to it if asked to.
+
+        With an `origin` the session is of its conversation's customer, and what it says goes there.
+        Raises what `SpawnAcpSession` is documented to fail with.
+        """
+        return await self._spawning.spawn(request, principal, origin)
+
+    async def list(
+        self, request: gw.ListAcpSessionsRequest, principal: Principal
+    ) -> gw.ListAcpSessionsResponse:
+        """List sessions, newest first; those that have not ended unless `filter.states` says so."""
+        principal.require(Scope.READ)
+        wanted = acp.ListSessionsRequest(
+            filter=request.filter, page_size=request.page_size, page_token=request.page_token
+        )
+        if not principal.is_admin:
+            if not principal.customer_key:
+                return gw.ListAcpSessionsResponse()
+            wanted.filter.customer_key = principal.customer_key
+        found = await call(self._upstream.acp.ListSessions(wanted), service="acp")
+        return gw.ListAcpSessionsResponse(
+            sessions=[
+                clear_acp_session(session, for_admin=principal.is_admin)
+                for session in found.sessions
+            ],
+            next_page_token=found.next_page_token,
+        )
+
+    async def get(
+        self, request: gw.GetAcpSessionRequest, principal: Principal
+    ) -> gw.GetAcpSessionResponse:
+        """Return a session, and the position after the newest event of its lane."""
+        principal.require(Scope.READ)
+        session = await self._require(request.acp_session_id, principal)
+        lane = session.spec.session_key
+        newest = await self._log.newest(lane)
+        return gw.GetAcpSessionResponse(
+            session=clear_acp_session(session, for_admin=principal.is_admin),
+            resume_token=encode_token(session_subject(lane), newest),
+        )
+
+    async def prompt(
+        self,
+        request: gw.PromptAcpSessionRequest,
+        principal: Principal,
+        origin: Origin | None = None,
+    ) -> gw.PromptAcpSessionResponse:
+        """Queue a prompt, idempotently per `request_id`.
+
+        Its answer and its questions go to `origin`, by default where the session was spawned from.
+        """
+        principal.require(Scope.SEND)
+        check_request_id(request.request_id)
+        if request.queue_mode not in lane_pb2.QueueMode.values():
+            raise invalid_field(
+                "queue_mode", "must be FOLLOWUP, COLLECT, STEER, INTERRUPT or unset"
+            )
+        message = checked_message(
+            request.message, request_id=request.request_id, field_name="message"
+        )
+        session = await self._require(request.acp_session_id, principal)
+        check_ready(session)
+        accepted = await self._runs.queue(
+            session,
+            message,
+            request.request_id,
+            address=origin.address if origin else None,
+            mode=request.queue_mode,
+        )
+        clear_run(accepted.run, for_admin=principal.is_admin)
+        return gw.PromptAcpSessionResponse(
+            accepted=accepted,
+            resume_token=_token(session.spec.session_key, accepted.last_sequence),
+        )
+
+    async def configure(
+        self, request: gw.ConfigureAcpSessionRequest, principal: Principal
+    ) -> gw.ConfigureAcpSessionResponse:
+        """Change settings of a session; takes effect with its next turn."""
+        principal.require(Scope.CONTROL)
+        await self._require(request.acp_session_id, principal)
+        asked = acp.ConfigureSessionRequest(
+            acp_session_id=request.acp_session_id, settings=request.settings
+        )
+        answer = await call(self._upstream.acp.ConfigureSession(asked), service="acp")
+        return gw.ConfigureAcpSessionResponse(
+            session=clear_acp_session(answer.session, for_admin=principal.is_admin)
+        )
+
+    async def cancel(
+        self, request: gw.CancelAcpTurnRequest, principal: Principal
+    ) -> gw.CancelAcpTurnResponse:
+        """Stop the turn at work, if any. The session stays."""
+        principal.require(Scope.CONTROL)
+        await self._require(request.acp_session_id, principal)
+        asked = acp.CancelTurnRequest(acp_session_id=request.acp_session_id, reason=request.reason)
+        answer = await call(self._upstream.acp.CancelTurn(asked), service="acp")
+        return gw.CancelAcpTurnResponse(run_id=answer.run_id)
+
+    async def close(
+        self,
+        request: gw.CloseAcpSessionRequest,
+        principal: Principal,
+        origin: Origin | None = None,
+    ) -> gw.CloseAcpSessionResponse:
+        """Close a session with its process, and its bindings.
+
+        Conversations that it answered are told with their next answer, except for `origin`.
+        """
+        principal.require(Scope.CONTROL)
+        await self._require(request.acp_session_id, principal)
+        asked = acp.CloseSessionRequest(acp_session_id=request.acp_session_id)
+        answer = await call(self._upstream.acp.CloseSession(asked), service="acp")
+        await self._bindings.closed(answer.session, origin.session_key if origin else "")
+        return gw.CloseAcpSessionResponse(
+            session=clear_acp_session(answer.session, for_admin=principal.is_admin)
+        )
+
+    async def bound(self, session_key: str, principal: Principal) -> acp_session.AcpSession | None:
+        """Return the open session that answers a conversation, `None` when its agent does."""
+        principal.require(Scope.READ)
+        row = await self._row(session_key, principal, "session_key")
+        known = await self._bindings.known(row)
+        if known.bound is None:
+            return None
+        return await self._require(known.bound.acp_session_id, principal)
+
+    async def bind(self, session_key: str, acp_session_id: str, principal: Principal) -> None:
+        """Let a session answer the conversation that it was spawned for, after `unbind`.
+
+        Raises `InvalidField` for a session with another lane: one session works in one lane.
+        """
+        principal.require(Scope.CONTROL)
+        row = await self._row(session_key, principal, "session_key")
+        session = await self._require(acp_session_id, principal)
+        check_ready(session)
+        if session.spec.session_key != row.session_key:
+            raise invalid_field(
+                "acp_session_id",
+                "works in a lane of its own; spawn one for this conversation to bind it",
+            )
+        await self._bindings.check_free(row, "", "session_key")
+        address = decode_address(row.reply_address) or address_of(row.session_key)
+        if not await self._bindings.bind(row.session_key, session, address):
+            raise taken(row.bound_acp_session_id, "session_key")
+
+    async def unbind(self, session_key: str, principal: Principal) -> str:
+        """Let the agent answer a conversation again; returns the id of the session, which stays.
+
+        Empty when the conversation was not bound.
+        """
+        principal.require(Scope.CONTROL)
+        row = await self._row(session_key, principal, "session_key")
+        bound_id = row.bound_acp_session_id
+        if not bound_id or not await self._bindings.unbind(row.session_key, bound_id):
+            return ""
+        return bound_id
+
+    async def _require(self, acp_session_id: str, principal: Principal) -> acp_session.AcpSession:
+        if not acp_session_id:
+            raise invalid_field("acp_session_id", "is required")
+        request = acp.GetSessionRequest(acp_session_id=acp_session_id)
+        answer = await call(self._upstream.acp.GetSession(request), service="acp")
+        if not principal.may_see(answer.session.spec.customer_key):
+            raise acp_session_not_found(acp_session_id)
+        return answer.session
+
+    async def _row(
+        self, session_key: str, principal: Principal, field_name: str
+    ) -> store.SessionRow:
+        row = await self._find(parse_key(session_key, field_name).text)
+        if row is None or not principal.may_see(row.customer_key):
+            raise session_not_found(session_key)
+        return row
+
+    async def _find(self, session_key: str) -> store.SessionRow | None:
+        return await self._database.run(lambda connection: store.find(connection, session_key))
+
+
+def _token(session_key: str, sequence: int) -> str:
+    return encode_token(session_subject(session_key), Positions(sequence=sequence))
