@@ -6,7 +6,7 @@ must never wait for something that cannot happen.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
 
@@ -25,6 +25,14 @@ class Refusal:
 
 DISABLED = Refusal("ACP_DISABLED", "ACP is switched off; set acp.enabled = true", {})
 """The refusal of everything while ACP is switched off."""
+
+
+NO_ROOTS = Refusal(
+    "ACP_CWD_NOT_ALLOWED",
+    'no directory is allowed; set acp.workspace_roots, for example ["/home/me/projects"]',
+    {"cwd": ""},
+)
+"""The refusal of every directory while none is allowed."""
 
 
 def choose_harness(catalog: Catalog, enabled: bool, harness_id: str) -> Harness | Refusal:
@@ -67,3 +75,24 @@ def directory_refusal(cwd: str, resolved: PurePath, roots: Sequence[PurePath]) -
         "the working directory is not an absolute path inside acp.workspace_roots",
         {"cwd": cwd},
     )
+
+
+def moved(cwd: str) -> Refusal:
+    """Return the refusal for a directory that is a link now, and was none when it was allowed."""
+    return Refusal(
+        "ACP_CWD_NOT_ALLOWED",
+        "the working directory, or one above it, has become a link since the session was made",
+        {"cwd": cwd},
+    )
+
+
+def first_secret(names: Sequence[str], allowed: Collection[str]) -> int | None:
+    """Return the place of the first variable that a client may not ask for, or None.
+
+    Whoever drives a harness can read its environment. So a client chooses only among the variables
+    that the configuration names: any other may be a secret of the service or of its neighbours.
+    """
+    for place, name in enumerate(names):
+        if name not in allowed:
+            return place
+    return None
