@@ -1,21 +1,41 @@
-"""Puts the service together: catalog, servicer, and the worker that answers queue `acp`."""
+"""Puts the service together: catalog, sessions with their processes, servicer, and the worker that
+answers queue `acp`."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+from secrets import token_hex
+from typing import TYPE_CHECKING
 
+from acp_svc.creating import Creator
 from acp_svc.domain.catalog import Catalog, CatalogError, Override
+from acp_svc.opening import Opener
+from acp_svc.processes import Processes
 from acp_svc.prompts import Prompts
+from acp_svc.reaping import Reaper
 from acp_svc.rpc.service import FULL_NAME, AcpServicer
+from acp_svc.sessions import Sessions
+from acp_svc.store.prompts import PromptStore
+from acp_svc.store.sessions import SessionStore
 from conveyor.acp.v1 import acp_service_pb2_grpc as acp_grpc
+from conveyor.scheduler.v1 import scheduler_service_pb2_grpc as sched_grpc
+from svckit.database import Database
 from svckit.errors import StartError
 from svckit.grpc.channel import make_channel
+from svckit.housekeeping import keep_tidy
 from svckit.service import App, Context, Registered
 from svckit.settings import Settings
 from svckit.worker import Worker
 
+if TYPE_CHECKING:
+    from conveyor.scheduler.v1.scheduler_service_pb2_grpc import SchedulerServiceAsyncStub
+
 WORKER_NAME = "acp-0"
+MIGRATIONS = Path(__file__).parent / "store" / "migrations"
 
 
 def catalog_of(settings: Settings) -> Catalog:
@@ -25,7 +45,7 @@ def catalog_of(settings: Settings) -> Catalog:
     """
     acp = settings.acp
     overrides = {
-        harness_id: Override(harness.command, harness.env, harness.install)
+        harness_id: Override(harness.command, harness.env, harness.install, harness.env_names)
         for harness_id, harness in acp.harness.items()
     }
     try:
@@ -34,27 +54,76 @@ def catalog_of(settings: Settings) -> Catalog:
         raise StartError(str(error)) from error
 
 
+def owner_of(settings: Settings) -> str:
+    """Name this worker as no other on the machine is named, the same after a restart."""
+    url = settings.store.url
+    if url.startswith("memory:"):
+        return token_hex(8)  # nothing of it outlives the process
+    if url.startswith("sqlite:"):
+        url = str(settings.store.directory.absolute())
+    words = f"{url} {settings.services.acp} {WORKER_NAME}"
+    return hashlib.sha256(words.encode()).hexdigest()[:16]
+
+
 @asynccontextmanager
 async def build(context: Context) -> AsyncIterator[App]:
-    """Open what the service needs; a `Build` of `svckit.service`."""
-    settings = context.settings
+    """Open what the service needs, and close it afterwards; a `Build` of `svckit.service`."""
+    settings, clock = context.settings, context.clock
     acp = settings.acp
     catalog = catalog_of(settings)
-    servicer = AcpServicer(
-        catalog, enabled=acp.enabled, workspace_roots=acp.workspace_roots, clock=context.clock
-    )
-    prompts = Prompts(catalog, enabled=acp.enabled, workspace_roots=acp.workspace_roots)
+    owner = owner_of(settings)
+    database = await Database.open(_database_of(settings), migrations=MIGRATIONS, name="acp")
     channel = make_channel(settings.services.scheduler, tracer=context.tracer)
+    store, prompt_store = SessionStore(database), PromptStore(database)
+    processes = Processes(
+        store, Opener(catalog, acp, owner), clock, worker=WORKER_NAME, most=acp.max_sessions
+    )
     try:
+        scheduler: SchedulerServiceAsyncStub = sched_grpc.SchedulerServiceStub(channel)
+        sessions = Sessions(
+            store=store,
+            prompts=prompt_store,
+            creator=Creator(store, catalog, acp, clock, processes.check_room),
+            processes=processes,
+            scheduler=scheduler,
+            clock=clock,
+            cancel_seconds=acp.cancel_seconds,
+            workspace_roots=acp.workspace_roots,
+        )
+        reaper = Reaper(
+            sessions,
+            processes,
+            store,
+            prompt_store,
+            clock,
+            worker=WORKER_NAME,
+            owner=owner,
+            idle_minutes=acp.idle_minutes,
+            keep=settings.retention,
+        )
+        await reaper.recover()
+        servicer = AcpServicer(
+            catalog,
+            sessions,
+            enabled=acp.enabled,
+            workspace_roots=acp.workspace_roots,
+            clock=clock,
+        )
+        prompts = Prompts(catalog, enabled=acp.enabled, workspace_roots=acp.workspace_roots)
         worker = Worker(
             channel,
             queue="acp",
             name=WORKER_NAME,
             slots=acp.max_sessions,
             handler=prompts.handle,
-            clock=context.clock,
+            clock=clock,
             tracer=context.tracer,
         )
+
+        async def drain() -> None:
+            await worker.drain()
+            await processes.drain()
+
         yield App(
             services=[
                 Registered(
@@ -62,8 +131,23 @@ async def build(context: Context) -> AsyncIterator[App]:
                     lambda server: acp_grpc.add_AcpServiceServicer_to_server(servicer, server),
                 )
             ],
-            tasks=[("worker acp", worker.run)],
-            drain=worker.drain,
+            tasks=[
+                ("worker acp", worker.run),
+                ("reaper", reaper.run),
+                ("retention", partial(keep_tidy, reaper.remove_old, clock)),
+            ],
+            drain=drain,
         )
     finally:
+        # Once more, for a drain that was cut short: no process outlives the service.
+        await processes.drain()
         await channel.close()
+        await database.close()
+
+
+def _database_of(settings: Settings) -> str:
+    if settings.store.url.startswith("memory:"):
+        return ":memory:"
+    if settings.store.url.startswith("sqlite:///"):
+        return str(settings.store.file("acp"))
+    return settings.store.url

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -12,6 +12,7 @@ from google.protobuf.duration_pb2 import Duration
 
 from acp_svc.domain.permissions import PermissionMode
 from acp_svc.domain.session import Mode, Opening, Session, Spec, State, Trouble
+from acp_svc.domain.settings import Changes
 from conveyor.acp.v1 import session_pb2 as pb
 from svckit.errors import BY_REASON, Internal, ServiceError, invalid_field
 from svckit.grpc.status import to_proto
@@ -141,9 +142,29 @@ def seconds(
     return value
 
 
-def states(given: list[int]) -> tuple[State, ...]:
+def changes_from_proto(given: pb.AcpSessionSettings) -> Changes:
+    """Return what is to change; the directory as it was given. Raises `InvalidField`."""
+    label = given.label if given.HasField("label") else None
+    if label is not None and len(label) > _LENGTHS["label"]:
+        raise invalid_field("settings.label", f"must have at most {_LENGTHS['label']} characters")
+    if given.HasField("model") and not given.model:
+        raise invalid_field("settings.model", "must not be empty; leave it out to keep the model")
+    if given.HasField("cwd") and not 1 <= len(given.cwd) <= _LENGTHS["cwd"]:
+        raise invalid_field("settings.cwd", f"must have 1 to {_LENGTHS['cwd']} characters")
+    return Changes(
+        permission_mode=permission_mode(given.permission_mode, "settings.permission_mode"),
+        harness_mode=given.harness_mode if given.HasField("harness_mode") else None,
+        model=given.model if given.HasField("model") else None,
+        label=label,
+        options=dict(given.options),
+        cwd=given.cwd if given.HasField("cwd") else None,
+        turn_timeout_seconds=seconds(given, "turn_timeout", "settings", 1.0),
+    )
+
+
+def states(given: Iterable[int]) -> tuple[State, ...]:
     """Return the states of a filter. Raises `InvalidField`."""
-    by_number = {number: state for state, number in STATES.items()}
+    by_number: dict[int, State] = {number: state for state, number in STATES.items()}
     found = []
     for place, number in enumerate(given):
         if number not in by_number:

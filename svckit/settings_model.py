@@ -415,21 +415,29 @@ class McpSettings(Table):
 
 
 class HarnessSettings(Table):
-    """`[acp.harness.<id>]`: how a harness is started. `install` is shown when it is missing."""
+    """`[acp.harness.<id>]`: how a harness is started. `install` is shown when it is missing.
+
+    `env_names`: variables of the service that its process sees too.
+    """
 
     command: Texts = ()
     env: dict[str, str] = {}
+    env_names: Texts = ()
     install: str = ""
 
 
 class AcpSettings(Table):
-    """`[acp]`: external coding agents. An empty list of harnesses allows all."""
+    """`[acp]`: external coding agents. An empty list of harnesses allows all.
+
+    `env_names`: variables of the service that whoever spawns a session may pass on to it.
+    """
 
     enabled: bool = True
     permission_mode: PermissionMode = "approve-reads"
     default_harness: str = ""
     allowed_harnesses: Texts = ()
     workspace_roots: Texts = ()
+    env_names: Texts = ()
     max_sessions: int = Field(default=8, ge=1, le=1000)
     when_full: Literal["wait", "reject"] = "wait"
     idle_minutes: float = Field(default=120, gt=0)

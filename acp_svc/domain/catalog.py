@@ -23,6 +23,7 @@ class Override:
     """Program and arguments, or one text that is split as a shell does."""
     env: Mapping[str, str] = field(default_factory=dict)
     install: str = ""
+    env_names: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +107,8 @@ def _apply(harness_id: str, override: Override, base: Harness | None) -> Harness
         base = replace(base, command=command)
     if override.install:
         base = replace(base, installer=Installer("text", override.install))
+    if override.env_names:
+        base = replace(base, env_names=tuple(override.env_names))
     if override.env:
         base = replace(base, env=MappingProxyType(dict(override.env)))
     return base

@@ -28,6 +28,8 @@ class Harness:
     version_arguments: tuple[str, ...] = ("--version",)
     env: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     """What its process sees beside the short list every harness gets. May hold secrets."""
+    env_names: tuple[str, ...] = ()
+    """Names of the service's own variables that its process sees as well."""
 
     @property
     def program(self) -> str:

@@ -109,7 +109,10 @@ class Session(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     prompted: bool = False
     """Whether the session inside the harness was told anything: one that was not loses nothing when
     a new one takes its place."""
+    worked: bool = False
+    """Whether a prompt was ever sent to it."""
     opening: Opening | None = None
+    """How the session inside the harness was last opened. None before the first time."""
     harness_mode: str = ""
     harness_modes: tuple[str, ...] = ()
     models: tuple[str, ...] = ()
@@ -169,8 +172,9 @@ def not_opened(session: Session, trouble: Trouble, now_us: int) -> Session:
     if not session.state.open:
         return session
     if session.state is State.STARTING:
-        return msgspec.structs.replace(_still(session), state=State.FAILED, trouble=trouble,
-                                       end_us=now_us)
+        return msgspec.structs.replace(
+            _still(session), state=State.FAILED, trouble=trouble, end_us=now_us
+        )
     return msgspec.structs.replace(
         session,
         state=State.BUSY if session.run_id else State.PARKED,
@@ -187,6 +191,11 @@ def at_work(session: Session, run_id: str, now_us: int) -> Session:
     return msgspec.structs.replace(
         session, state=State.BUSY, run_id=run_id, open_questions=0, active_us=now_us, trouble=None
     )
+
+
+def sending(session: Session, now_us: int) -> Session:
+    """A prompt is about to be sent to it."""
+    return msgspec.structs.replace(session, prompted=True, worked=True, active_us=now_us)
 
 
 def asking(session: Session, open_questions: int, now_us: int) -> Session:
@@ -208,11 +217,18 @@ def rested(session: Session, *, has_process: bool, now_us: int) -> Session:
     after = msgspec.structs.replace(session, run_id="", open_questions=0, active_us=now_us)
     if session.state is State.CLOSING:
         return after
-    if session.spec.mode is Mode.ONESHOT and session.prompted:
+    if session.spec.mode is Mode.ONESHOT and session.worked:
         return msgspec.structs.replace(after, state=State.CLOSING)
     if not has_process:
         return parked(after)
     return msgspec.structs.replace(after, state=State.READY)
+
+
+def troubled(session: Session, trouble: Trouble) -> Session:
+    """Its last turn failed; it lives on."""
+    if session.state.ended:
+        return session
+    return msgspec.structs.replace(session, trouble=trouble)
 
 
 def parked(session: Session, trouble: Trouble | None = None) -> Session:

@@ -1,15 +1,15 @@
-"""The store of prompts that were sent: what must not be sent a second time, and what came of it."""
+"""Prompts that were sent: none is sent a second time, and what came of each is kept."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-import msgspec
 import sqlalchemy as sa
 
+from acp_svc.domain import session as rules
 from acp_svc.domain.session import Session
 from acp_svc.store import schema as t
-from acp_svc.store.sessions import read_row, write_row, not_found
+from acp_svc.store.sessions import not_found, read_row, write_row
 from svckit.database import Database
 
 
@@ -52,9 +52,7 @@ class PromptStore:
                         outcome=None,
                     )
                 )
-            return write_row(
-                db, session, msgspec.structs.replace(session, prompted=True, active_us=now_us)
-            )
+            return write_row(db, session, rules.sending(session, now_us))
 
         return await self._db.run(write)
 

@@ -87,9 +87,9 @@ class SessionStore:
         return await self._db.run(write)
 
     async def change_all(self, worker: str, rule: Callable[[Session], Session]) -> int:
-        """Store what `rule` makes of all unended sessions of a worker, or of none; how many changed.
+        """Store what `rule` makes of all unended sessions of a worker; returns how many changed.
 
-        Those without a worker have no process: they are included.
+        Those without a worker, and so without a process, are included.
         """
 
         def write(db: sa.Connection) -> int:
@@ -121,7 +121,7 @@ class SessionStore:
 
         await self._db.run(write)
 
-    async def list(self, chosen: Chosen, *, before: str, limit: int) -> list[Session]:
+    async def page(self, chosen: Chosen, *, before: str, limit: int) -> list[Session]:
         """At most `limit` sessions, newest first, older than the id `before` (empty: all)."""
         query = (
             sa.select(t.sessions.c.data)
@@ -210,12 +210,14 @@ def _check_resumed(db: sa.Connection, session: Session) -> None:
 
 
 def read_row(db: sa.Connection, session_id: str, *, lock: bool = False) -> Session | None:
+    """Return a session, with `lock` until the end of the transaction for us alone."""
     query = sa.select(t.sessions.c.data).where(t.sessions.c.session_id == session_id)
     data = db.scalar(query.with_for_update() if lock else query)
     return None if data is None else _decoder.decode(data)
 
 
 def write_row(db: sa.Connection, before: Session, after: Session) -> Session:
+    """Store a session in the place of what it was, if it differs."""
     if after == before:
         return before
     db.execute(

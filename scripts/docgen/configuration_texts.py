@@ -109,9 +109,12 @@ MEANING = {
     "acp.default_harness": "The harness when none is named",
     "acp.allowed_harnesses": "The harnesses that may be used. Empty means all",
     "acp.workspace_roots": "Directories that harnesses may work in; the doctor checks them",
-    "acp.max_sessions": "Most sessions with a process *(not yet)*",
-    "acp.when_full": "What a spawn does when no session can be parked: `wait` or `reject` *(not yet)*",
-    "acp.idle_minutes": "When an idle session is closed *(not yet)*",
+    "acp.env_names": "Variables of the service that a client may pass on to a harness, which can "
+    "read them. Empty means none",
+    "acp.max_sessions": "Most sessions with a process; above it the idlest is parked",
+    "acp.when_full": "What a run does when no session can be parked: `wait` or `reject`. A spawn "
+    "that waits for its answer is always rejected",
+    "acp.idle_minutes": "When an idle session is closed",
     "acp.handshake_seconds": "How long a harness has to start and open a session *(not yet)*",
     "acp.turn_seconds": "How long one turn may work; waiting for people does not count *(not yet)*",
     "acp.quiet_seconds": "How long a harness may work without a word *(not yet)*",
@@ -121,6 +124,7 @@ MEANING = {
     "acp.permission_timeout_seconds": "How long a person has to answer *(not yet)*",
     "acp.harness.<id>.command": "Command and arguments, beside or instead of the built-in ones",
     "acp.harness.<id>.env": "Environment of its process *(not yet)*",
+    "acp.harness.<id>.env_names": "Variables of the service that its process sees too",
     "acp.harness.<id>.install": "Command that installs it, shown when it is missing",
     "gateway.http": "Address of HTTP and the console",
     "gateway.grpc": "Address of gRPC for clients",

@@ -21,7 +21,6 @@ from svckit.errors import (
     AcpDisabled,
     AcpHarnessNotFound,
     InvalidField,
-    NotImplementedYet,
     StartError,
 )
 from svckit.grpc import client
@@ -32,7 +31,7 @@ from svckit.testing import ScriptedServicer, eventually, in_process, scripted_se
 
 def settings(tmp_path: Path, text: str) -> Settings:
     path = tmp_path / "conveyor.toml"
-    path.write_text(text)
+    path.write_text(f'[store]\nurl = "memory:"\n{text}')
     return load(path, environ={})
 
 
@@ -236,23 +235,6 @@ async def test_unknown_and_forbidden_harnesses_are_not_found(tmp_path: Path) -> 
         with pytest.raises(AcpHarnessNotFound) as caught:
             await examine(config, harness_id)
         assert caught.value.metadata == {"harnessId": harness_id}
-
-
-async def test_what_a_later_release_brings_is_said_by_name(tmp_path: Path) -> None:
-    async with in_process(build, settings(tmp_path, "")) as service:
-        stub = acp_grpc.AcpServiceStub(service.channel)
-        for name in (
-            "SpawnSession",
-            "GetSession",
-            "ListSessions",
-            "ConfigureSession",
-            "CancelTurn",
-            "CloseSession",
-        ):
-            request = getattr(acp_pb, f"{name}Request")()
-            with pytest.raises(NotImplementedYet) as caught:
-                await client.call(getattr(stub, name)(request))
-            assert caught.value.metadata == {"feature": f"AcpService.{name}"}
 
 
 async def test_a_wrong_catalog_stops_the_start(tmp_path: Path) -> None:

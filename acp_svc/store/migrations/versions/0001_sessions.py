@@ -12,9 +12,7 @@ depends_on = None
 
 
 def _key(name: str) -> sa.Column[str]:
-    return sa.Column(
-        name, sa.String(1024).with_variant(sa.String(256), "sqlite"), nullable=False
-    )
+    return sa.Column(name, sa.String(1024).with_variant(sa.String(256), "sqlite"), nullable=False)
 
 
 def upgrade() -> None:
