@@ -28,6 +28,10 @@ setup: .venv/.ready ## Only make .venv with what the suite needs
 test: .venv/.ready-dev ## Run the tests (ARGS="tests/unit -k lane" chooses)
 	@GRPC_VERBOSITY=NONE $(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
 
+.PHONY: agents
+agents: .venv/.ready-dev ## Install real coding agents below .agents/ (ARGS=claude chooses): make test runs them then
+	@$(BIN)/python scripts/install_agents.py $(ARGS)
+
 .PHONY: check
 check: .venv/.ready-dev ## Style, types, import rules, contract, generated files, docs (ARGS=mypy chooses)
 	@$(BIN)/python scripts/check.py $(ARGS)

@@ -126,10 +126,10 @@ def _npm(agent: Agent, place: Path, clock: Clock) -> None:
 def _pip(agent: Agent, place: Path, clock: Clock) -> None:
     _run([sys.executable, "-m", "venv", "."], place, clock)
     pins = ROOT / "scripts/agents" / agent.pin
-    options = ["--disable-pip-version-check", "--no-input", "--quiet", "--only-binary=:all:"]
+    options = ["--disable-pip-version-check", "--no-input", "-qq", "--only-binary=:all:"]
     pip = ["./bin/python", "-m", "pip", "install", *options]
     # The pins name every package: nothing is left to resolve.
-    _run([*pip, "--no-deps", "--requirement", str(pins)], place, clock)
+    _run([*pip, "--no-deps", "--no-compile", "--requirement", str(pins)], place, clock)
 
 
 def _run(command: Sequence[str], place: Path, clock: Clock) -> str:

@@ -259,6 +259,10 @@ class ResponsesAnswer:
             "content": content,
         }
 
+    @staticmethod
+    def _where(item: Body) -> dict[str, Any]:
+        return {"item_id": item["id"], "output_index": 0, "content_index": 0}
+
     def _function(self, call: Call) -> dict[str, Any]:
         return {
             "type": "function_call",
@@ -276,9 +280,11 @@ class ResponsesAnswer:
         if self._item is None:
             item = {**self._message(), "status": "in_progress", "content": []}
             yield self._event("response.output_item.added", output_index=0, item=item)
+            part = {"type": "output_text", "text": "", "annotations": []}
+            yield self._event("response.content_part.added", **self._where(item), part=part)
         self._text += text
         self._item = self._message()
-        where = {"item_id": self._item["id"], "output_index": 0, "content_index": 0}
+        where = self._where(self._item)
         yield self._event("response.output_text.delta", **where, delta=text)
 
     def call(self, call: Call) -> Iterator[str]:
@@ -288,6 +294,9 @@ class ResponsesAnswer:
 
     def tail(self) -> Iterator[str]:
         assert self._item is not None
+        if self._item["type"] == "message":
+            (part,) = self._item["content"]
+            yield self._event("response.content_part.done", **self._where(self._item), part=part)
         yield self._event("response.output_item.done", output_index=0, item=self._item)
         yield self._event("response.completed", response=self._response("completed", [self._item]))
 

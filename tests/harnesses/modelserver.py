@@ -11,7 +11,7 @@ import gzip
 import json
 import threading
 from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,7 +47,8 @@ class ModelServer:
         self.left: list[str] = []
         """Names of `{{hold}}` whose harness hung up before they were released."""
         self._held: set[str] = set()
-        self._released: set[str] = set()
+        self._gates: dict[str, asyncio.Event] = {}
+        self.loop: asyncio.AbstractEventLoop | None = None
 
     async def until_held(self, name: str, within: float = 60) -> None:
         """Wait until a harness waits for the rest of the answer to `{{hold name}}`."""
@@ -59,7 +60,8 @@ class ModelServer:
 
     def release(self, name: str) -> None:
         """Let `{{hold name}}` go on."""
-        self._released.add(name)
+        assert self.loop is not None
+        self.loop.call_soon_threadsafe(lambda: self._gate(name).set())
 
     @property
     def url_v1(self) -> str:
@@ -67,6 +69,9 @@ class ModelServer:
         return f"{self.url}/v1"
 
     # Inside the thread
+
+    def _gate(self, name: str) -> asyncio.Event:
+        return self._gates.setdefault(name, asyncio.Event())
 
     def app(self) -> Starlette:
         """The routes."""
@@ -127,9 +132,7 @@ class ModelServer:
     async def _hold(self, name: str) -> None:
         self._held.add(name)
         try:
-            # Polled: who releases it has no loop here.
-            while name not in self._released:
-                await asyncio.sleep(0.02)
+            await self._gate(name).wait()
         except asyncio.CancelledError:
             # The web framework cancels the stream when the harness hangs up.
             self.left.append(name)
@@ -149,6 +152,18 @@ class ModelServer:
         return JSONResponse({})
 
 
+class _Server(uvicorn.Server):
+    """Says when it is up."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.up = threading.Event()
+
+    async def startup(self, sockets: Any = None) -> None:
+        await super().startup(sockets)
+        self.up.set()
+
+
 @contextmanager
 def serving() -> Iterator[ModelServer]:
     """Serve while the block lasts."""
@@ -156,24 +171,17 @@ def serving() -> Iterator[ModelServer]:
     config = uvicorn.Config(
         model.app(), host="127.0.0.1", port=0, log_config=None, lifespan="off", ws="none"
     )
-    server = uvicorn.Server(config)
-    up = threading.Event()
+    server = _Server(config)
 
     async def run() -> None:
-        task = asyncio.create_task(server.serve())
-        while not server.started and not task.done():
-            await asyncio.sleep(0.01)
-        if server.started:
-            model.url = "http://127.0.0.1:%d" % server.servers[0].sockets[0].getsockname()[1]
-        up.set()
-        with suppress(asyncio.CancelledError):
-            await task
+        model.loop = asyncio.get_running_loop()
+        await server.serve()
 
     # Signals stay with the test: uvicorn leaves them alone outside the main thread.
     thread = threading.Thread(target=lambda: asyncio.run(run()), name="model", daemon=True)
     thread.start()
-    assert up.wait(20), "the model server did not start"
-    assert model.url, "the model server ended at its start"
+    assert server.up.wait(20), "the model server did not start"
+    model.url = f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
     try:
         yield model
     finally:
