@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from conveyor_client.cli.arguments import Json
-from conveyor_client.cli.context import CannotRun, connect, run
+from conveyor_client.cli.context import connect, run
 
 Id = Annotated[str, typer.Argument(help="Id of the ACP session.")]
 
@@ -72,9 +72,21 @@ def close(context: typer.Context, session_id: Id, json: Json = False) -> None:
     run(work())
 
 
-def serve() -> None:
+def serve(
+    context: typer.Context,
+    agent: Annotated[
+        str, typer.Option(help="Agent that answers. Default: as the routes say.")
+    ] = "",
+) -> None:
     """Offer our agents to an ACP client over standard input and output."""
-    raise CannotRun("`conveyor acp serve` is not in this release")
+
+    async def work() -> None:
+        from conveyor_client.serving.command import serve_stdio
+
+        async with connect(context) as client:
+            await serve_stdio(client, agent_id=agent)
+
+    run(work())
 
 
 def add_to(*, acp: typer.Typer) -> None:

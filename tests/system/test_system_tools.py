@@ -9,11 +9,13 @@ from pathlib import Path
 
 import httpx
 import pytest
+from acp.schema import PermissionOption, ToolCallUpdate
 
 from conveyor.common.v1 import question_pb2
 from conveyor.scheduler.v1 import scheduler_service_pb2 as scheduler_pb
 from conveyor_client import ConveyorClient
 from svckit.testing import eventually
+from tests.system.editor import Editor, editing
 from tests.system.harness import (
     SUCCEEDED,
     SUSPENDED,
@@ -151,6 +153,28 @@ async def test_a_tool_runs_once_when_a_person_allows_it_and_never_otherwise(
     (closed,) = payloads(events, "question_closed")
     assert closed.state == question_pb2.QUESTION_STATE_EXPIRED
     assert ledger.count("write") == 3
+
+
+async def test_an_editor_asks_its_user_about_a_tool(suite: Suite, ledger: Ledger) -> None:
+    order = '[[tool test__write: {"path": "editor.txt"}]]'
+    before = ledger.count("write")
+
+    def choose(_: ToolCallUpdate, options: list[PermissionOption]) -> str:
+        kind = answers.pop(0)
+        return next(option.option_id for option in options if option.kind == kind)
+
+    answers = ["reject_once", "allow_once"]
+    async with editing(suite, Editor(choose)) as editor:
+        session = (await editor.agent.new_session(cwd="/", mcp_servers=[])).session_id
+        await editor.ask(session, order)
+        assert "Not run: denied by" in editor.text
+        assert ledger.count("write") == before
+        await editor.ask(session, order)
+        assert ledger.count("write") == before + 1
+        assert [call.title for call in editor.asked] == [
+            'Use test__write with {"path": "editor.txt"}'
+        ] * 2
+        assert {call["title"] for call in editor.of("tool_call")} == {"test__write"}
 
 
 async def test_a_call_that_a_kill_interrupted_is_told_and_not_repeated(

@@ -402,11 +402,6 @@ async def test_verbs_of_later_releases_say_so(
     )
 
 
-async def test_what_has_no_call_says_so_too(capsys: pytest.CaptureFixture[str]) -> None:
-    assert await conveyor("acp", "serve") == 1
-    assert "not in this release" in capsys.readouterr().err
-
-
 async def test_errors_are_one_line(gateway: Gateway, capsys: pytest.CaptureFixture[str]) -> None:
     gateway.script.always("GetFlow", FlowNotFound("there is no such flow"))
     assert await conveyor("--address", gateway.address, "flow", "show", "x") == 1
