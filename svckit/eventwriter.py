@@ -26,12 +26,17 @@ MERGE_SECONDS = 0.05
 # Well below what one request may hold: 256 events, 2 MiB with the text beside them.
 BATCH_EVENTS = 200
 BATCH_BYTES = 1024 * 1024
+# Of text beside a batch: a character has at most four bytes.
+DELTA_CHARS = 64 * 1024
 
 _log = get_logger("svckit.events")
 
 
 class EventWriter:
-    """The events of one attempt. Leave it as a context manager: nothing is sent after that."""
+    """The events of one attempt. Leave it as a context manager: nothing is sent after that.
+
+    An attempt that keeps its lease over a wait goes on under another one: `renew` it.
+    """
 
     def __init__(
         self, stub: EventLogServiceAsyncStub, lease_id: str, message_id: str, clock: Clock
@@ -64,10 +69,15 @@ class EventWriter:
         await self.flush()
         self._offset = 0
 
+    async def renew(self, lease_id: str) -> None:
+        """Write under another lease from now on. What is on its way went under the one before."""
+        async with self._lock:
+            self._lease_id = lease_id
+
     async def flush(self) -> None:
         """Show now what was said."""
         async with self._lock:
-            if (delta := self._take()) is not None:
+            while (delta := self._take()) is not None:
                 await self._show(delta)
 
     async def write(self, *events: event_pb2.Event) -> None:
@@ -75,6 +85,8 @@ class EventWriter:
         if not events:
             return
         async with self._lock:
+            while len(self._text) > DELTA_CHARS and (piece := self._take()) is not None:
+                await self._show(piece)
             delta = self._take()
             for batch in _batches(events):
                 request = log_pb.AppendEventsRequest(lease_id=self._lease_id, events=batch)
@@ -101,7 +113,7 @@ class EventWriter:
     def _take(self) -> event_pb2.MessageDelta | None:
         if not self._text:
             return None
-        text, self._text = self._text, ""
+        text, self._text = self._text[:DELTA_CHARS], self._text[DELTA_CHARS:]
         delta = event_pb2.MessageDelta(message_id=self._message_id, text=text, offset=self._offset)
         self._offset += len(text)
         return delta

@@ -32,3 +32,27 @@ async def test_many_or_large_events_go_out_in_several_requests(count: int, size:
         await writer.write(*events)
     assert len(log.requests) > 1
     assert [event for request in log.requests for event in request.events] == events
+
+
+async def test_a_long_text_is_shown_in_several_requests() -> None:
+    log = Log()
+    text = "ü" * 300_000
+    async with EventWriter(log, "R1:1", "R1-1", FakeClock()) as writer:  # type: ignore[arg-type]
+        writer.text(text)
+        await writer.write(said_between("R1", 1, 1, "x" * (MIB - 1000)))
+        writer.text("!")
+        await writer.flush()
+    deltas = [delta for request in log.requests for delta in request.deltas]
+    assert "".join(delta.text for delta in deltas) == text + "!"
+    assert [delta.offset for delta in deltas] == [
+        sum(len(d.text) for d in deltas[:place]) for place in range(len(deltas))
+    ]
+
+
+async def test_a_renewed_writer_writes_under_the_new_lease() -> None:
+    log = Log()
+    async with EventWriter(log, "R1:1", "R1-1", FakeClock()) as writer:  # type: ignore[arg-type]
+        await writer.write(said_between("R1", 1, 1, "before"))
+        await writer.renew("R1:2")
+        await writer.write(said_between("R1", 1, 2, "after"))
+    assert [request.lease_id for request in log.requests] == ["R1:1", "R1:2"]
