@@ -8,14 +8,14 @@ stored or the lease is lost.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from conveyor.events.v1 import event_log_service_pb2 as log_pb
 from conveyor.events.v1 import event_pb2
 from svckit.backoff import full_jitter
 from svckit.clock import Clock
-from svckit.errors import PASSING, ServiceError
+from svckit.errors import PASSING, LeaseLost, ServiceError
 from svckit.grpc.client import call
 from svckit.logging import get_logger
 
@@ -35,14 +35,19 @@ _log = get_logger("svckit.events")
 class EventWriter:
     """The events of one attempt. Leave it as a context manager: nothing is sent after that.
 
-    An attempt that keeps its lease over a wait goes on under another one: `renew` it.
+    `lease_id` may be a function, for a turn that keeps its lease over a wait and goes on under
+    another one.
     """
 
     def __init__(
-        self, stub: EventLogServiceAsyncStub, lease_id: str, message_id: str, clock: Clock
+        self,
+        stub: EventLogServiceAsyncStub,
+        lease_id: str | Callable[[], str],
+        message_id: str,
+        clock: Clock,
     ) -> None:
         self._stub = stub
-        self._lease_id = lease_id
+        self._lease = lease_id if callable(lease_id) else lambda: lease_id
         self._message_id = message_id
         self._clock = clock
         self._text = ""
@@ -69,11 +74,6 @@ class EventWriter:
         await self.flush()
         self._offset = 0
 
-    async def renew(self, lease_id: str) -> None:
-        """Write under another lease from now on. What is on its way went under the one before."""
-        async with self._lock:
-            self._lease_id = lease_id
-
     async def flush(self) -> None:
         """Show now what was said."""
         async with self._lock:
@@ -89,7 +89,7 @@ class EventWriter:
                 await self._show(piece)
             delta = self._take()
             for batch in _batches(events):
-                request = log_pb.AppendEventsRequest(lease_id=self._lease_id, events=batch)
+                request = log_pb.AppendEventsRequest(lease_id=self._lease(), events=batch)
                 if delta is not None:
                     request.deltas.append(delta)
                     delta = None
@@ -101,6 +101,10 @@ class EventWriter:
             try:
                 await call(self._stub.AppendEvents(request), service="scheduler")
                 return
+            except LeaseLost:
+                if request.lease_id == (newest := self._lease()):
+                    raise
+                request.lease_id = newest  # the next turn began while the call was on its way
             except PASSING:
                 # The worker cancels the turn when its lease runs out meanwhile.
                 await self._clock.sleep(next(pauses))
@@ -119,7 +123,7 @@ class EventWriter:
         return delta
 
     async def _show(self, delta: event_pb2.MessageDelta) -> None:
-        request = log_pb.AppendEventsRequest(lease_id=self._lease_id, deltas=[delta])
+        request = log_pb.AppendEventsRequest(lease_id=self._lease(), deltas=[delta])
         try:
             await call(self._stub.AppendEvents(request), service="scheduler")
         except ServiceError as err:
