@@ -58,6 +58,8 @@ KNOWN = (
     ),
     Agent("codex", "Codex", "npm", "@zed-industries/codex-acp@0.16.0", f"{BIN}/codex-acp"),
     Agent("qwen", "Qwen Code", "npm", "@qwen-code/qwen-code@0.15.10", f"{BIN}/qwen"),
+    # Not an agent but a client of agents: it drives ours. The newest version that Node.js 20 runs.
+    Agent("acpx", "the command-line client acpx", "npm", "acpx@0.1.15", f"{BIN}/acpx"),
     Agent("deepagents", "Deep Agents (LangChain)", "pip", "deepagents.txt", "bin/python"),
 )
 

@@ -133,9 +133,7 @@ class Shown:
             self._begun.add(child.child_run_id)
             who = "coding agent" if child.queue == "acp" else "sub-agent"
             title = f"{who}: {child.label}" if child.label else who
-            yield start_tool_call(
-                child.child_run_id, title, kind="think", status="in_progress", raw_input={}
-            )
+            yield start_tool_call(child.child_run_id, title, kind="think", status="in_progress")
 
     def _announced(self, child: announcement_pb.ChildResult) -> Update:
         good = child.status == run_pb.RUN_STATE_SUCCEEDED
