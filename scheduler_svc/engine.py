@@ -24,7 +24,7 @@ import msgspec
 
 from conveyor.events.v1 import event_pb2
 from scheduler_svc import eventlog
-from scheduler_svc.domain import leasing, recovery, sweeping
+from scheduler_svc.domain import attempts, leasing, recovery, sweeping
 from scheduler_svc.domain.kernel import Changes, Config, Kernel
 from scheduler_svc.domain.lanes import Session
 from scheduler_svc.domain.leasing import Leased
@@ -234,9 +234,9 @@ class Engine:
                 self._forget(poll)
             raise
 
-    def asked_for_work(self, queue: str) -> bool:
-        """True while a worker of a queue waits for a run."""
-        return any(poll.queue == queue for poll in self._polls)
+    def asking(self, queue: str) -> set[str]:
+        """The workers of a queue that wait for a run."""
+        return {poll.worker for poll in self._polls if poll.queue == queue and poll.max_runs}
 
     def _forget(self, poll: _Poll) -> None:
         if poll in self._polls:
@@ -257,7 +257,8 @@ class Engine:
 
             def apply(kernel: Kernel, now: int, run_id: str = run_id, token: int = token) -> None:
                 run = leasing.leased_run(kernel, run_id, token)
-                leasing.give_back(kernel, run, "the run did not reach the worker", now)
+                cause = "the run did not reach the worker"
+                attempts.give_back(kernel, run, cause, now, keeps=True)
 
             try:
                 await self.submit(apply)

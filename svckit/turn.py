@@ -15,20 +15,19 @@ from svckit.errors import ServiceError
 
 
 class LeasedTurn:
-    """One turn, for as long as the lease lasts.
+    """One turn, for as long as the lease lasts; with `wait_kept`, the turns that follow it too.
 
     `cancelled` is set, with `cancel_reason`, when the run should stop; `lost` when the lease is
     gone and nothing may be written any more; `draining` when the worker stops soon, so that a
     handler between two steps can return `Release()`. After the first two the handler's task is
     cancelled as well: it cleans up and ends.
+
+    `keeper` is how the worker keeps a lease; without one `wait_kept` cannot be used.
     """
 
-    def __init__(self, leased: ws.LeasedRun) -> None:
-        self.leased = leased
-        self.run: run_pb2.Run = leased.run
-        self.lease_id: str = leased.lease.lease_id
-        self.turn: int = leased.lease.turn
-        self.attempt: int = leased.lease.attempt
+    def __init__(self, leased: ws.LeasedRun, keeper: Keeper | None = None) -> None:
+        self._keeper = keeper
+        self.begin(leased)
         self.cancelled = asyncio.Event()
         self.cancel_reason = ""
         self.lost = asyncio.Event()
@@ -37,6 +36,37 @@ class LeasedTurn:
         self._given: set[str] = set()
         self._arrived = asyncio.Event()
         self.offer(leased.steered)
+
+    def begin(self, leased: ws.LeasedRun) -> None:
+        """Become this turn. For the worker; handlers call `wait_kept`."""
+        self.leased = leased
+        self.run: run_pb2.Run = leased.run
+        self.lease_id: str = leased.lease.lease_id
+        self.turn: int = leased.lease.turn
+        self.attempt: int = leased.lease.attempt
+
+    async def wait_kept(self, request: ws.SuspendRunRequest) -> LeasedTurn:
+        """End this turn with a wait, and go on in the next one: for a handler that has something in
+        hand that cannot move, such as a process that waits for an approval.
+
+        `request` without `lease_id` and `keep_lease`, which the worker fills in. Meanwhile the run
+        holds no slot, neither here nor at the scheduler. Returns this same object, which by then is
+        the next turn: `leased` (with `resumption`), `run`, `lease_id`, `turn` and `attempt` are the
+        new ones, so read them when they are used instead of keeping them.
+
+        During the wait `lease_id` is good for `AppendEvents`. A call that was sent with the old id
+        may meet the new turn and fail with `LEASE_LOST`: if `lease_id` has changed, send it again.
+        A question that is asked during a wait for answers is waited for as well.
+
+        Raises `LeaseLost`, and `ServiceError` when the scheduler refuses the wait, which then has
+        not begun. A cancellation, a loss or a drain cancels the handler here, as anywhere. Whoever
+        gives up waiting (by cancelling this call) must return `Fail` or `Release`: nothing else is
+        allowed then. One wait at a time.
+        """
+        if self._keeper is None:
+            raise RuntimeError("this turn has no worker that could keep its lease")
+        await self._keeper(request)
+        return self
 
     def offer(self, inputs: Iterable[run_pb2.RunInput]) -> None:
         """Take in steered input. The scheduler repeats it until a call names it as taken."""
@@ -94,5 +124,6 @@ class Release:
     reason: str = field(default="", compare=False)
 
 
+Keeper: TypeAlias = Callable[[ws.SuspendRunRequest], Awaitable[None]]
 Outcome: TypeAlias = Complete | Suspend | Fail | Release
 Handler: TypeAlias = Callable[[LeasedTurn], Awaitable[Outcome]]

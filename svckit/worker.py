@@ -5,6 +5,10 @@ Three things go on side by side. The *lease loop* asks for as many runs as there
 lost leases. Each *turn* runs its handler in a task of its own and then ends the turn with one call,
 which is repeated until it is answered or the lease is over.
 
+A handler may also *keep* its lease while its run waits (`LeasedTurn.wait_kept`). Such a turn takes
+no slot, but its lease is extended with the others, and when no slot is free the lease loop asks for
+the next turns of such runs only. The same handler then carries on, under the new lease.
+
 A worker never trusts a lease that it could not extend: it stops the handler a margin before the
 lease ends, because from then on another worker may hold the run.
 """
@@ -19,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from google.rpc import status_pb2
 from grpc import aio
+from opentelemetry import context as otel_context
 from opentelemetry import trace
 
 from conveyor.scheduler.v1 import run_pb2
@@ -74,11 +79,17 @@ _log = get_logger("svckit.worker")
 _AGAIN = (Unreachable, ShuttingDown, StoreUnavailable, NotLeader)
 
 
+Keep = Callable[["_Turn", ws.SuspendRunRequest], Awaitable[None]]
+
+
 class _Turn:
     """A turn that this worker holds."""
 
-    def __init__(self, leased: ws.LeasedRun) -> None:
-        self.public = LeasedTurn(leased)
+    def __init__(self, leased: ws.LeasedRun, keep: Keep) -> None:
+        self.public = LeasedTurn(leased, lambda request: keep(self, request))
+        self.span: trace.Span = trace.INVALID_SPAN
+        # Set while the lease is kept: done when the next turn of the run has come.
+        self.next_turn: asyncio.Future[None] | None = None
         self.ttl = 0.0
         self.expires_at = 0.0
         self.handler: asyncio.Task[Outcome] | None = None
@@ -91,6 +102,21 @@ class _Turn:
     @property
     def lease_id(self) -> str:
         return self.public.lease_id
+
+    @property
+    def kept(self) -> bool:
+        """True while its run waits and it holds nothing but the lease."""
+        return self.next_turn is not None
+
+    def goes_on_with(self, leased: ws.LeasedRun) -> bool:
+        """True when this is the next turn of its run, which nobody else has begun before."""
+        run, lease, now = leased.run, leased.lease, self.public
+        return (
+            self.kept
+            and not self.ending
+            and not now.lost.is_set()
+            and (run.run_id, lease.turn, lease.attempt) == (now.run.run_id, now.turn + 1, 1)
+        )
 
     def stop_handler(self) -> None:
         if self.handler is not None:
@@ -152,14 +178,20 @@ class Worker:
         self._freed = asyncio.Event()
         self._draining = asyncio.Event()
         self._polling: asyncio.Future[ws.LeaseRunsResponse] | None = None
+        self._polling_for = 0
         self._connected = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
 
     @property
     def active(self) -> int:
-        """Turns held now."""
+        """Turns held now, kept ones included."""
         return len(self._turns)
+
+    @property
+    def _free(self) -> int:
+        """Slots that no turn takes. Below 0 after a turn went on whose lease was kept."""
+        return self._slots - sum(not turn.kept for turn in self._turns.values())
 
     @property
     def connected(self) -> bool:
@@ -202,13 +234,18 @@ class Worker:
         self._freed.set()
         for turn in self._turns.values():
             turn.public.draining.set()
+            if turn.kept:  # nothing will come for it any more
+                self._give_back(turn)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._drain_grace):
                 await self._idle.wait()
         for turn in list(self._turns.values()):
-            turn.releasing = True
-            turn.stop_handler()
+            self._give_back(turn)
         await self._idle.wait()
+
+    def _give_back(self, turn: _Turn) -> None:
+        turn.releasing = True
+        turn.stop_handler()
 
     async def _drained(self) -> None:
         await self._draining.wait()
@@ -218,20 +255,20 @@ class Worker:
         pauses = full_jitter(0.1, 2.0)
         greeted = False
         while not self._draining.is_set():
-            free = self._slots - len(self._turns)
-            if free <= 0:
-                self._freed.clear()
+            self._freed.clear()
+            wanted = max(0, min(self._free, MAX_POLL_RUNS))
+            if not wanted and not any(turn.kept for turn in self._turns.values()):
                 await self._freed.wait()
                 continue
-            request = ws.LeaseRunsRequest(
-                worker=self._worker, queue=self._queue, max_runs=min(free, MAX_POLL_RUNS)
-            )
+            request = ws.LeaseRunsRequest(worker=self._worker, queue=self._queue, max_runs=wanted)
             request.wait.FromMilliseconds(round(self._poll_wait * 1000))
             # An answer that got lost on its way here held leases that nobody works on.
             request.held.SetInParent()
             request.held.lease_ids.extend(self._turns)
             try:
                 response = await self._poll(request)
+                if response is None:
+                    continue
             except WorkerReplaced as err:
                 if greeted or not self._outbid(err):
                     raise
@@ -246,8 +283,8 @@ class Worker:
             pauses = full_jitter(0.1, 2.0)
             greeted = True
             self._connected.set()
-            for leased in response.leased_runs if response is not None else ():
-                self._start(leased)
+            for leased in response.leased_runs:
+                self._take(leased)
         await self._idle.wait()
 
     def _outbid(self, err: WorkerReplaced) -> bool:
@@ -260,18 +297,25 @@ class Worker:
         return True
 
     async def _poll(self, request: ws.LeaseRunsRequest) -> ws.LeaseRunsResponse | None:
-        """Ask for runs; None when the worker began to drain meanwhile."""
+        """Ask for runs; None when it was called off: the worker drains, or got a slot free."""
         call = self._stub.LeaseRuns(request)
         self._polling = asyncio.ensure_future(client.call(call, service="scheduler"))
+        self._polling_for = request.max_runs
         try:
             return await self._polling
         except asyncio.CancelledError:
             here = asyncio.current_task()
-            if self._draining.is_set() and not (here and here.cancelling()):
+            if not (here and here.cancelling()):
                 return None  # it was the poll that was cancelled, not this loop
             raise
         finally:
             self._polling = None
+
+    def _slot_is_free(self) -> None:
+        """A poll that asks for nothing new makes way for one that does."""
+        self._freed.set()
+        if self._polling is not None and not self._polling_for and self._free > 0:
+            self._polling.cancel()
 
     async def _pause(self, seconds: float) -> None:
         with contextlib.suppress(TimeoutError):
@@ -299,9 +343,9 @@ class Worker:
 
     async def _extend(self) -> bool:
         """Extend all leases; False when nobody answered."""
-        asked = list(self._turns.values())
+        asked = dict(self._turns)
         sent = asyncio.get_running_loop().time()
-        request = ws.ExtendLeasesRequest(worker=self._worker, lease_ids=[t.lease_id for t in asked])
+        request = ws.ExtendLeasesRequest(worker=self._worker, lease_ids=asked)
         # A call that hangs must leave time for another before the leases end.
         timeout = max(self._extend_pause(), 1.0)
         try:
@@ -313,9 +357,9 @@ class Worker:
         except ServiceError as err:
             _log.warning("leases not extended", leases=len(asked), reason=err.reason)
             return False
-        for turn, status in zip(asked, answer.statuses, strict=False):
-            if turn.lease_id not in self._turns:
-                continue
+        for (lease_id, turn), status in zip(asked.items(), answer.statuses, strict=False):
+            if self._turns.get(lease_id) is not turn:
+                continue  # over, or under another lease by now
             if status.lost:
                 # An answer that crossed the end of the turn: that spent the lease, nobody took it.
                 if not turn.ending:
@@ -324,15 +368,74 @@ class Worker:
             self._extended(turn, status.lease, sent)
             turn.public.offer(status.steered)
             if status.cancel_requested and not turn.public.cancelled.is_set():
-                turn.public.cancel_reason = status.cancel_reason
-                turn.public.cancelled.set()
-                turn.stop_handler()
+                self._cancel(turn, status.cancel_reason)
         return True
 
     # One turn
 
+    def _take(self, leased: ws.LeasedRun) -> None:
+        for turn in self._turns.values():
+            if turn.goes_on_with(leased):
+                self._go_on(turn, leased)
+                return
+            if turn.kept and turn.public.run.run_id == leased.run.run_id:
+                self._lose(turn, "the run goes on without what was kept")
+                break
+        self._start(leased)
+
+    def _go_on(self, turn: _Turn, leased: ws.LeasedRun) -> None:
+        """The run of a kept turn goes on in the same handler."""
+        del self._turns[turn.lease_id]
+        turn.public.begin(leased)
+        self._turns[turn.lease_id] = turn
+        self._extended(turn, leased.lease, asyncio.get_running_loop().time())
+        turn.span = self._span_of(turn.public)
+        going_on, turn.next_turn = turn.next_turn, None
+        if going_on is not None and not going_on.done():
+            going_on.set_result(None)
+
+    async def _keep(self, turn: _Turn, request: ws.SuspendRunRequest) -> None:
+        """End the turn with a wait that keeps its lease, and wait for the next one."""
+        if turn.kept:
+            raise RuntimeError("one wait at a time")
+        suspend = ws.SuspendRunRequest()
+        suspend.CopyFrom(request)
+        suspend.lease_id, suspend.keep_lease = turn.lease_id, True
+        answers: list[ws.SuspendRunResponse] = []
+
+        async def send() -> None:
+            answers[:] = [await client.call(self._stub.SuspendRun(suspend), service="scheduler")]
+
+        span = turn.span
+        # Before the call, since the next turn may come before its answer.
+        going_on = turn.next_turn = asyncio.get_running_loop().create_future()
+        try:
+            await self._until_answered(turn, send)
+        except BaseException as err:
+            if isinstance(err, LeaseLost):
+                self._lose(turn, "lease lost")
+            if isinstance(err, ServiceError):
+                turn.next_turn = None  # refused: the turn goes on as before
+            raise
+        if not answers:
+            raise LeaseLost("the lease ended before the wait began")
+        if answers[0].run.state == run_pb2.RUN_STATE_CANCELLING:
+            self._cancel(turn, answers[0].run.cancel_reason)
+        span.set_attribute("conveyor.outcome", "suspend")
+        span.end()
+        self._slot_is_free()
+        if self._draining.is_set():
+            self._give_back(turn)
+        await going_on
+        otel_context.attach(trace.set_span_in_context(turn.span))
+
+    def _cancel(self, turn: _Turn, reason: str) -> None:
+        turn.public.cancel_reason = reason
+        turn.public.cancelled.set()
+        turn.stop_handler()
+
     def _start(self, leased: ws.LeasedRun) -> None:
-        turn = _Turn(leased)
+        turn = _Turn(leased, self._keep)
         self._turns[turn.lease_id] = turn
         self._idle.clear()
         if self._draining.is_set():
@@ -365,8 +468,34 @@ class Worker:
         """Run the handler and end the turn, whatever happens."""
         public = turn.public
         run = public.run
+        turn.span = self._span_of(public)
+        try:
+            with (
+                trace.use_span(turn.span),
+                bind(run_id=run.run_id, turn=public.turn),
+                failpoints.at(_place(run, public.turn)),
+            ):
+                failpoint("worker.turn.leased")
+                outcome = await self._handle(turn)
+                span = turn.span
+                span.set_attribute("conveyor.outcome", type(outcome).__name__.lower())
+                if isinstance(outcome, Fail) and not public.cancelled.is_set():
+                    span.set_status(trace.StatusCode.ERROR, _reason_of(outcome))
+                if not public.lost.is_set():
+                    await self._end(turn, outcome)
+        finally:
+            turn.span.end()
+            if turn.watchdog is not None:
+                turn.watchdog.cancel()
+            self._turns.pop(turn.lease_id, None)
+            self._slot_is_free()
+            if not self._turns:
+                self._idle.set()
+
+    def _span_of(self, public: LeasedTurn) -> trace.Span:
+        run = public.run
         stored = [tracecontext.link_to(link) for link in public.leased.links]
-        span = self._tracer.start_span(
+        return self._tracer.start_span(
             f"run {self._queue}",
             context=tracecontext.parent_of(run.trace),
             kind=trace.SpanKind.CONSUMER,
@@ -380,27 +509,6 @@ class Worker:
                 "conveyor.lane": run.spec.global_lane,
             },
         )
-        try:
-            with (
-                trace.use_span(span),
-                bind(run_id=run.run_id, turn=public.turn),
-                failpoints.at(_place(run, public.turn)),
-            ):
-                failpoint("worker.turn.leased")
-                outcome = await self._handle(turn)
-                span.set_attribute("conveyor.outcome", type(outcome).__name__.lower())
-                if isinstance(outcome, Fail) and not public.cancelled.is_set():
-                    span.set_status(trace.StatusCode.ERROR, _reason_of(outcome))
-                if not public.lost.is_set():
-                    await self._end(turn, outcome)
-        finally:
-            span.end()
-            if turn.watchdog is not None:
-                turn.watchdog.cancel()
-            self._turns.pop(turn.lease_id, None)
-            self._freed.set()
-            if not self._turns:
-                self._idle.set()
 
     async def _handle(self, turn: _Turn) -> Outcome:
         public = turn.public

@@ -12,7 +12,7 @@ from itertools import islice
 import msgspec
 
 from scheduler_svc.domain import asking
-from scheduler_svc.domain.kernel import Kernel
+from scheduler_svc.domain.kernel import PATIENCE, Kernel
 from scheduler_svc.domain.lanes import GlobalLane
 from scheduler_svc.domain.records import (
     SECOND,
@@ -85,10 +85,14 @@ class LaneBusy(msgspec.Struct, frozen=True):
 
 
 class NoWorker(msgspec.Struct, frozen=True):
-    """A slot is free, but no worker asks. `last_poll` is 0 when none did since the start."""
+    """A slot is free, but no worker asks that may take it; `worker` is the one that it waits for.
+
+    `last_poll` is 0 when none did since the start.
+    """
 
     queue: str
     last_poll: int
+    worker: str = ""
 
 
 class WaitingForChildren(msgspec.Struct, frozen=True):
@@ -153,7 +157,7 @@ class Reason(msgspec.Struct, frozen=True):
 
 
 def explain(k: Kernel, run: Run, now: int, *, asked_for: bool) -> list[Reason]:
-    """The reasons of a run, at least one. `asked_for` says that a worker of its queue waits."""
+    """The reasons of a run, at least one. `asked_for` says that a worker waits that may take it."""
     if run.terminal:
         return [ended(run)]
     if run.stopping:
@@ -209,7 +213,7 @@ def _stopping(k: Kernel, run: Run, now: int) -> Reason:
 
 
 def _at_work(k: Kernel, run: Run) -> Iterator[Run]:
-    if run.lease is not None:
+    if run.held is not None:
         yield run
     for child in run.live:
         yield from _at_work(k, k.runs[child])
@@ -221,7 +225,7 @@ def _waiting(k: Kernel, run: Run, now: int) -> Reason:
     if wait.kind is WaitKind.LIMIT:
         return _limit(k, wait, now)
     if wait.kind is WaitKind.APPROVAL:
-        return _approval(k, wait, now)
+        return _approval(k, run, wait, now)
     live = [child for child in wait.run_ids if child in run.live]
     settled = len(wait.run_ids) - len(live)
     also = f"; {count(settled, 'other')} already done" if settled else ""
@@ -233,20 +237,27 @@ def _waiting(k: Kernel, run: Run, now: int) -> Reason:
             run.holds_lane,
             wait,
         ),
-        f"It waits for {count(len(live), 'sub-agent')}{also}.",
+        f"It waits for {count(len(live), 'sub-agent')}{also}{_kept(run)}.",
     )
 
 
-def _approval(k: Kernel, wait: Wait, now: int) -> Reason:
+def _kept(run: Run) -> str:
+    return f"; worker {run.kept.worker} keeps its process meanwhile" if run.kept else ""
+
+
+def _approval(k: Kernel, run: Run, wait: Wait, now: int) -> Reason:
     found = (k.questions.get(question_id) for question_id in wait.question_ids)
     asked = [question for question in found if question is not None]
     first = min(asked, key=lambda question: question.expire_time)
     ids, until = [question.question_id for question in asked], first.expire_time
     left = f"{span(until - now)} left"
     if len(asked) == 1:
-        text = f"It waits for an answer: {first.title} ({left})."
+        text = f"It waits for an answer: {first.title} ({left}){_kept(run)}."
     else:
-        text = f"It waits for answers to {len(asked)} questions, first: {first.title} ({left})."
+        text = (
+            f"It waits for answers to {len(asked)} questions, first: {first.title} ({left})"
+            f"{_kept(run)}."
+        )
     return Reason(WaitingForApproval(ids, until), text)
 
 
@@ -362,12 +373,28 @@ def _no_worker(k: Kernel, run: Run, now: int, *, asked_for: bool) -> Reason:
         return Reason(
             LaneBusy(lane.name, lane.limit, lane.running, []), "A slot is free; it starts at once."
         )
+    if not k.may_take(run, "", now):
+        return _other_worker(k, run, now)
     last = k.last_polls.get(run.queue, 0)
     when = f"the last one did {span(now - last)} ago" if last else "none has since the start"
     return Reason(
         NoWorker(run.queue, last),
         f"A slot is free, but no worker of queue {run.queue} asks for work ({when}).",
     )
+
+
+def _other_worker(k: Kernel, run: Run, now: int) -> Reason:
+    """A slot is free, but only one worker may take the run now, and that one does not ask."""
+    if run.kept is not None:
+        worker = run.kept.worker
+        text = f"A slot is free; it goes on at worker {worker}, which keeps its process."
+    else:
+        worker = run.preferred_worker
+        text = (
+            f"A slot is free; it waits for worker {worker}, which holds what it needs. Others may "
+            f"take it when that worker is silent for {span(PATIENCE)}."
+        )
+    return Reason(NoWorker(run.queue, k.last_calls.get((run.queue, worker), 0), worker), text)
 
 
 def _ref(run: Run) -> Ref:

@@ -18,7 +18,7 @@ import heapq
 import itertools
 import math
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
 
 from scheduler_svc.domain.records import SECOND
@@ -145,9 +145,8 @@ class FairLine:
             self._stale += 1
             if self._stale > 2 * len(self._customers) + _SPARE:
                 self._drop_stale()
-        elif len(customer.heap) > 2 * customer.live + _SPARE:
-            customer.heap = list({e for e in customer.heap if self.owners.get(e[2]) is customer})
-            heapq.heapify(customer.heap)
+        else:
+            self._tidy(customer)
 
     def pop(self) -> str:
         """Takes out the run that is next; empty when there is none."""
@@ -160,18 +159,42 @@ class FairLine:
                 if not customer.live:
                     self._stale -= 1
                     continue
-                self._virtual_time = served
+                # Above `served` when it was passed over before: waiting gains it nothing.
+                self._virtual_time = max(self._virtual_time, served)
                 run_id = heapq.heappop(customer.heap)[2]
                 while owners.get(run_id) is not customer:
                     run_id = heapq.heappop(customer.heap)[2]
                 del owners[run_id]
                 customer.live -= 1
                 if customer.live:
-                    self._stand(customer, served)
+                    self._stand(customer, self._virtual_time)
                 else:
                     del self._customers[customer.name]
                 return run_id
             del rings[heapq.heappop(passes)]
+        return ""
+
+    def pop_for(self, may_take: Callable[[str], bool]) -> str:
+        """Takes out the first run that `may_take` lets through; empty when there is none.
+
+        Looks at all that goes before it. Who is passed over keeps pass and place, and is served
+        first by whoever may take it; from there it moves on like all others.
+        """
+        for served in sorted(self._passes):
+            for customer in self._rings[served]:
+                found = customer.live and next(filter(may_take, self._of(customer)), "")
+                if not found:
+                    continue
+                self._rings[served].remove(customer)
+                self._virtual_time = max(self._virtual_time, served)
+                del self.owners[found]
+                customer.live -= 1
+                if customer.live:
+                    self._tidy(customer)
+                    self._stand(customer, self._virtual_time)
+                else:
+                    del self._customers[customer.name]
+                return found
         return ""
 
     def in_order(self) -> Iterator[str]:
@@ -180,12 +203,13 @@ class FairLine:
         A step costs the logarithm of the steps so far, however many are in line; the first one also
         the number of different passes. The line must not change while this is used.
         """
-        passes = self._passes.copy()
+        passes, virtual_time = self._passes.copy(), self._virtual_time
         later: dict[int, deque[_Customer]] = {}
         runs: dict[str, Iterator[str]] = {}
         left: dict[str, int] = {}
         while passes:
             served = heapq.heappop(passes)
+            virtual_time = max(virtual_time, served)
             for customer in itertools.chain(self._rings.get(served, ()), later.pop(served, ())):
                 name = customer.name
                 if not customer.live:
@@ -195,7 +219,7 @@ class FairLine:
                 yield next(runs[name])
                 left[name] -= 1
                 if left[name]:
-                    place = served + customer.stride
+                    place = virtual_time + customer.stride
                     if place not in later:
                         later[place] = deque()
                         if place not in self._rings:
@@ -209,6 +233,11 @@ class FairLine:
             if entry[2] != last and self.owners.get(entry[2]) is customer:
                 last = entry[2]
                 yield last
+
+    def _tidy(self, customer: _Customer) -> None:
+        if len(customer.heap) > 2 * customer.live + _SPARE:
+            customer.heap = list({e for e in customer.heap if self.owners.get(e[2]) is customer})
+            heapq.heapify(customer.heap)
 
     def _stand(self, customer: _Customer, after: int) -> None:
         place = after + customer.stride

@@ -3,8 +3,8 @@
 Who does what: the use-case modules (`admission`, `leasing`, `turns`, `settling`, `steering`,
 `asking`, `sweeping`) decide; they change runs only through the verbs here, which keep three things
 true after every call: each session has at most one run in the ready queues and it is the one whose
-turn it is, a run holds a slot exactly while it holds a lease, and everything that changed is in
-`changes`.
+turn it is, a run holds a slot exactly while it executes under a lease (a kept one holds none), and
+everything that changed is in `changes`.
 """
 
 from __future__ import annotations
@@ -32,6 +32,8 @@ from scheduler_svc.domain.turntimes import Assumed, Times, TurnKind, TurnTimes
 
 # Stale timers that may always be there, so that they are seldom looked through.
 SPARE_TIMERS = 1000
+# How long a preferred worker may be silent before others take its runs.
+PATIENCE = 30 * SECOND
 # Of lanes that the configuration does not know (any more).
 DEFAULT_TURN = 5 * SECOND
 
@@ -48,6 +50,7 @@ class Timer(enum.IntEnum):
     YIELD = 7
     WALL_BUDGET = 8
     QUESTION = 9
+    ELSEWHERE = 10
 
 
 class Config(msgspec.Struct, frozen=True):
@@ -124,7 +127,10 @@ class Kernel:
         self.workers: dict[tuple[str, str], int] = {}
         # Queue -> when a worker of it last asked for work. Of this process only.
         self.last_polls: dict[str, int] = {}
-        # (queue, worker name) -> the runs leased to it.
+        # (queue, worker name) -> when it last called. Who never did counts from the start.
+        self.last_calls: dict[tuple[str, str], int] = {}
+        self.start_time = 0
+        # (queue, worker name) -> the runs leased to it, kept leases included.
         self.leased: dict[tuple[str, str], set[str]] = {}
         # Global lane -> its executing runs, those that were leased first at the front, and its
         # suspended ones.
@@ -280,7 +286,25 @@ class Kernel:
         session.ready = run_id
         if run is not None and run_id:
             run.ready_since = now
-            self.lanes[run.lane].queue(run.queue).push(run)
+            choosy = run.kept is not None or run.preferred_worker != ""
+            self.lanes[run.lane].queue(run.queue).push(run, choosy=choosy)
+            if run.preferred_worker:
+                self.at(max(now, self.elsewhere_from(run)), Timer.ELSEWHERE, run)
+
+    # -- Who may take a run -----------------------------------------------------------------------
+
+    def elsewhere_from(self, run: Run) -> int:
+        """From when others than its preferred worker may take a run, unless that one calls."""
+        last = self.last_calls.get((run.queue, run.preferred_worker), self.start_time)
+        return last + PATIENCE
+
+    def may_take(self, run: Run, worker: str, now: int) -> bool:
+        """True when a worker of its queue may take a ready run: the keeper of its lease alone, else
+        the worker that it prefers, else, when that one is silent, any."""
+        if run.kept is not None:
+            return run.kept.worker == worker
+        preferred = run.preferred_worker
+        return preferred in ("", worker) or self.elsewhere_from(run) <= now
 
     def lane_or_paused(self, name: str) -> GlobalLane:
         """The global lane; one that is not configured (any more) comes as paused."""
@@ -293,22 +317,32 @@ class Kernel:
         run.lease = lease
         self.lanes[run.lane].running += 1
         self.executing.setdefault(run.lane, {})[run.run_id] = None
-        self.leased.setdefault((run.queue, lease.worker), set()).add(run.run_id)
+        self.note_leased(run, lease)
         self.touch(run)
 
-    def free_slot(self, run: Run, now: int) -> None:
-        """The run stops executing, if it was: its lease is over and its slot is free."""
+    def note_leased(self, run: Run, lease: Lease) -> None:
+        """A worker has a lease of the run."""
+        self.leased.setdefault((run.queue, lease.worker), set()).add(run.run_id)
+
+    def free_slot(self, run: Run, now: int, *, kept: Lease | None = None) -> None:
+        """The run stops executing, if it was, and its slot is free. Its leases are over but for the
+        one that its worker keeps."""
+        before = run.held
         if run.lease is not None:
             run.executed += max(0, now - run.lease.lease_time)
-            worker = (run.queue, run.lease.worker)
-            self.leased[worker].discard(run.run_id)
-            if not self.leased[worker]:
-                del self.leased[worker]
             run.lease = None
             self._no_more_reports(run)
             self.lanes[run.lane].running -= 1
             del self.executing[run.lane][run.run_id]
             self.touch(run)
+        if kept is not run.kept:
+            run.kept = kept
+            self.touch(run)
+        if before is not None and kept is None:
+            worker = (run.queue, before.worker)
+            self.leased[worker].discard(run.run_id)
+            if not self.leased[worker]:
+                del self.leased[worker]
 
     # -- Turn times -------------------------------------------------------------------------------
 
@@ -367,8 +401,12 @@ class Kernel:
         if run is None:
             return False
         match timer:
-            case Timer.LEASE | Timer.RUN_TIMEOUT:
+            case Timer.LEASE:
+                return run.held is not None and run.held.token == stamp
+            case Timer.RUN_TIMEOUT:
                 return run.lease is not None and run.lease.token == stamp
+            case Timer.ELSEWHERE:
+                return bool(run.ready_since)
             case Timer.WAIT | Timer.YIELD:
                 return run.wait is not None and run.turn == stamp
             case Timer.QUESTION:

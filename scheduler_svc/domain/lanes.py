@@ -8,7 +8,7 @@ kernel moves runs through them.
 from __future__ import annotations
 
 from bisect import bisect, insort
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
 import msgspec
@@ -95,12 +95,14 @@ class ReadyQueue:
     `weights` are those of the customers that the configuration names; others have weight 1.
     """
 
-    __slots__ = ("_first", "_in_a_row", "_resumed")
+    __slots__ = ("_choosy", "_first", "_in_a_row", "_resumed")
 
     def __init__(self, weights: Mapping[str, int] = NO_WEIGHTS) -> None:
         self._resumed = FairLine(weights)
         self._first = FairLine(weights)
         self._in_a_row = 0
+        # Runs in line that not every worker may take.
+        self._choosy: set[str] = set()
 
     def __len__(self) -> int:
         return len(self._resumed) + len(self._first)
@@ -119,17 +121,40 @@ class ReadyQueue:
         """A queue of its own with the same runs, for playing forward. Costs all that is in it."""
         twin = ReadyQueue()
         twin._resumed, twin._first = self._resumed.copy(), self._first.copy()
-        twin._in_a_row = self._in_a_row
+        twin._in_a_row, twin._choosy = self._in_a_row, set(self._choosy)
         return twin
 
-    def push(self, run: Waiting) -> None:
-        """Adds a run at its place."""
+    def push(self, run: Waiting, *, choosy: bool = False) -> None:
+        """Adds a run at its place. One that is `choosy` not every worker may take."""
         (self._resumed if run.resumed else self._first).push(run)
+        if choosy:
+            self._choosy.add(run.run_id)
 
     def remove(self, run_id: str) -> None:
         """Takes a run out; harmless when it is not in."""
         self._resumed.remove(run_id)
         self._first.remove(run_id)
+        self._choosy.discard(run_id)
+
+    @property
+    def choosy(self) -> bool:
+        """True when somebody in line is not for every worker."""
+        return bool(self._choosy)
+
+    def pop_for(self, may_take: Callable[[str], bool]) -> str:
+        """The run that gets the next slot among those that a worker may take; empty without one.
+
+        The same order as that of `pop`. Who is passed over keeps its place.
+        """
+        lines = (self._resumed, self._first)
+        resumed_first = self._in_a_row < RESUMED_BEFORE_FIRST
+        for line in lines if resumed_first else reversed(lines):
+            run_id = line.pop_for(may_take)
+            if run_id:
+                self._in_a_row = self._in_a_row + 1 if line is self._resumed else 0
+                self._choosy.discard(run_id)
+                return run_id
+        return ""
 
     def pop(self) -> str:
         """The run that gets the next slot; empty when there is none."""

@@ -2,6 +2,11 @@
 
 A lease is known by run and fencing token. A run has at most one, every new one has a greater token,
 and every write about an attempt names it: so only the newest lease changes a run.
+
+A worker that suspends a run may keep its lease: without a slot, for a process that cannot move. It
+alone gets the next turn, under a new lease. The kept one stays good for events until that turn has
+ended, since what the process says may be on its way meanwhile; and should the new lease get lost
+before it reaches the worker, the kept one stands again.
 """
 
 from __future__ import annotations
@@ -10,11 +15,10 @@ from collections.abc import Set
 
 import msgspec
 
-from scheduler_svc.domain import budgets, reserving, settling
+from scheduler_svc.domain import attempts, budgets, reserving
 from scheduler_svc.domain.kernel import Kernel, Timer
 from scheduler_svc.domain.records import (
     Answer,
-    Failure,
     Lease,
     PreviousRun,
     Resumption,
@@ -57,11 +61,26 @@ class LeaseStatus(msgspec.Struct, frozen=True):
 
 
 def leased_run(k: Kernel, run_id: str, token: int) -> Run:
-    """The run whose newest lease this is. Raises `LeaseLost` when it is not."""
+    """The run that executes under this lease. Raises `LeaseLost` when none does."""
     run = k.runs.get(run_id)
     if run is not None and run.lease is not None and run.lease.token == token:
         return run
     raise lease_lost(run or k.ended.get(run_id), run_id, token)
+
+
+def held_run(k: Kernel, run_id: str, token: int) -> Run:
+    """As `leased_run`; a kept lease will do as well."""
+    run = k.runs.get(run_id)
+    if run is not None and _lease_with(run, token) is not None:
+        return run
+    raise lease_lost(run or k.ended.get(run_id), run_id, token)
+
+
+def _lease_with(run: Run, token: int) -> Lease | None:
+    for lease in (run.lease, run.kept):
+        if lease is not None and lease.token == token:
+            return lease
+    return None
 
 
 def lease_lost(run: Run | None, run_id: str, token: int) -> LeaseLost:
@@ -83,12 +102,12 @@ def greet(k: Kernel, queue: str, worker: str, incarnation: int, now: int) -> Non
     Raises `WorkerReplaced` for an incarnation that is not the newest.
     """
     newest = _check_newest(k, queue, worker, incarnation)
-    k.last_polls[queue] = now
+    k.last_polls[queue] = k.last_calls[queue, worker] = now
     if incarnation == newest:
         return
     k.workers[(queue, worker)] = incarnation
     for run_id in sorted(k.leased.get((queue, worker), ())):
-        lose(k, k.runs[run_id], now)
+        attempts.lose(k, k.runs[run_id], now)
 
 
 def give_back_all_but(
@@ -100,8 +119,10 @@ def give_back_all_but(
     """
     for run_id in sorted(k.leased.get((queue, worker), ())):
         run = k.runs[run_id]
-        if run.lease is not None and (run_id, run.lease.token) not in held:
-            give_back(k, run, "the lease did not reach the worker", now)
+        if run.held is None or (run_id, run.held.token) in held:
+            continue
+        keeps = run.kept is not None and (run_id, run.kept.token) in held
+        attempts.give_back(k, run, "the lease did not reach the worker", now, keeps=keeps)
 
 
 def _check_newest(k: Kernel, queue: str, worker: str, incarnation: int) -> int:
@@ -117,18 +138,29 @@ def _check_newest(k: Kernel, queue: str, worker: str, incarnation: int) -> int:
 def lease_ready(
     k: Kernel, queue: str, worker: str, incarnation: int, max_runs: int, now: int
 ) -> list[Leased]:
-    """Leases up to `max_runs` ready runs. Lanes take turns, so that none waits for another."""
+    """Leases up to `max_runs` ready runs, and beyond that those whose lease the worker kept.
+
+    Lanes take turns, so that none waits for another.
+    """
     leased: list[Leased] = []
+
+    def may_take(run_id: str) -> bool:
+        run = k.runs[run_id]
+        return (len(leased) < max_runs or run.kept is not None) and k.may_take(run, worker, now)
+
     lanes = [lane for lane in k.lanes.values() if queue in lane.ready]
-    while lanes and len(leased) < max_runs:
+    while lanes:
         for lane in list(lanes):
-            run_id = lane.queue(queue).pop() if lane.free else ""
+            line = lane.queue(queue)
+            run_id = ""
+            if lane.free and line.choosy:
+                run_id = line.pop_for(may_take)
+            elif lane.free and len(leased) < max_runs:
+                run_id = line.pop()
             if not run_id:
                 lanes.remove(lane)
                 continue
             leased.append(_lease(k, k.runs[run_id], worker, incarnation, now))
-            if len(leased) == max_runs:
-                break
     return leased
 
 
@@ -188,6 +220,7 @@ def copy(run: Run) -> Run:
     taken.usage = msgspec.structs.replace(run.usage)
     taken.tree_usage = msgspec.structs.replace(run.tree_usage)
     taken.lease = copy_lease(run.lease) if run.lease else None
+    taken.kept = copy_lease(run.kept) if run.kept else None
     return taken
 
 
@@ -213,66 +246,29 @@ def extend(
         run = k.runs.get(run_id)
         if run is not None:
             _check_newest(k, run.queue, worker, incarnation)
-        lease = run.lease if run else None
+            k.last_calls[run.queue, worker] = now
+        lease = _lease_with(run, token) if run is not None else None
         if (
             run is None
             or lease is None
-            or lease.token != token
             or (lease.worker, lease.incarnation) != (worker, incarnation)
         ):
             statuses.append(LeaseStatus(None, None))
             continue
-        lease.expire_time = now + k.config.lease_ttl
+        # Both, when the worker has kept one and does not know the other yet.
+        for own in (run.lease, run.kept):
+            if own is not None:
+                own.expire_time = now + k.config.lease_ttl
+        executes = run.lease is not None
         statuses.append(
             LeaseStatus(
                 run,
                 copy_lease(lease),
                 cancel_requested=run.stopping,
                 cancel_reason=run.cancel_reason,
-                steered=offers(k, run),
-                answers=list(run.answers),
+                # What comes during a wait is for the turn that follows.
+                steered=offers(k, run) if executes else [],
+                answers=list(run.answers) if executes else [],
             )
         )
     return statuses
-
-
-def lose(k: Kernel, run: Run, now: int) -> None:
-    """The lease is over without a word from the worker: the next attempt, or the end."""
-    if run.stopping:
-        settling.stopped(k, run, now)
-    elif run.attempts >= run.retry.max_attempts:
-        settling.fail(k, run, exhausted(run, Failure("LEASE_LOST", "the lease was lost")), now)
-    else:
-        retry(k, run, run.retry.backoff(run.attempts), None, "the lease was lost", now)
-
-
-def give_back(k: Kernel, run: Run, cause: str, now: int) -> None:
-    """The attempt is not counted: the run stays at the head of its session lane, or ends."""
-    if run.stopping:
-        settling.stopped(k, run, now)
-    else:
-        run.attempt -= 1
-        retry(k, run, 0, None, cause, now)
-
-
-def exhausted(run: Run, last: Failure) -> Failure:
-    """The failure of a turn whose attempts are used up. It says what the last one died of."""
-    return Failure(
-        "ATTEMPTS_EXHAUSTED",
-        f"all {run.attempts} attempts of turn {run.turn} failed, the last one with: {last.message}",
-        {"turn": str(run.turn), "attempts": str(run.attempts), "lastReason": last.reason},
-        last.status,
-    )
-
-
-def retry(k: Kernel, run: Run, pause: int, failure: Failure | None, cause: str, now: int) -> None:
-    """Queues the next attempt after a pause. The run keeps its session lane: order is kept."""
-    session = k.sessions[run.session_key]
-    reserving.let_go(k, run)
-    run.ready_time = now + pause if pause else 0
-    run.last_failure = failure
-    k.set_state(run, RunState.QUEUED, now, failure=failure, cause=cause)
-    k.free_slot(run, now)
-    if pause:
-        k.at(run.ready_time, Timer.READY, run)
-    k.refresh(session, now)

@@ -169,6 +169,8 @@ class Wait(msgspec.Struct, omit_defaults=True):
     yield_time: int = 0
     # Serialised message that is sent at `yield_time`.
     interim: bytes = b""
+    # Name of the worker that keeps its lease meanwhile; empty when none does.
+    lease_worker: str = ""
 
 
 class Answer(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -271,6 +273,8 @@ class Run(msgspec.Struct, kw_only=True, omit_defaults=True):
     retry: RetryPolicy = RetryPolicy()
     caps: Caps = Caps()
     delivers_later: bool = False
+    # The worker that holds what the run needs; others only when it has not called for long.
+    preferred_worker: str = ""
     # It interrupted the run before it, and goes before the messages that wait.
     jumps: bool = False
 
@@ -292,6 +296,9 @@ class Run(msgspec.Struct, kw_only=True, omit_defaults=True):
     # What the last attempt reported, while the next one is waited for.
     last_failure: Failure | None = None
     lease: Lease | None = None
+    # The lease of the turn before, whose worker keeps something that cannot move: it holds no slot,
+    # and that worker alone gets the next turn. It stays good for events until that turn ends.
+    kept: Lease | None = None
     wait: Wait | None = None
     resumption: Resumption | None = None
     ending: Ending | None = None
@@ -358,6 +365,11 @@ class Run(msgspec.Struct, kw_only=True, omit_defaults=True):
         return self.order - AHEAD if self.jumps else self.order
 
     @property
+    def held(self) -> Lease | None:
+        """The lease under which somebody still has something of the run in hand."""
+        return self.lease or self.kept
+
+    @property
     def collect_until(self) -> int:
         """Until when it waits for more messages, unless another joins; 0 when it does not."""
         return self.ready_time if self.collected is not None and not self.turn else 0
@@ -388,6 +400,7 @@ class NewRun(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
     retry: RetryPolicy = RetryPolicy()
     caps: Caps = Caps()
     delivers_later: bool = False
+    preferred_worker: str = ""
     lane_cap: int = 50
     # Beyond the cap the oldest waiting message goes, instead of this one being refused.
     drop_oldest: bool = False

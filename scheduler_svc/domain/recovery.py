@@ -41,6 +41,7 @@ class Snapshot(msgspec.Struct):
 def rebuild(config: Config, snapshot: Snapshot, now: int) -> Kernel:
     """The kernel as it was after the last commit, with every lease renewed."""
     k = Kernel(config)
+    k.start_time = now
     # A steered message has its place in the order although it has no run yet.
     offered = (offer.order for offer in snapshot.steers.values())
     k.next_order = max([snapshot.last_order, *offered]) + 1
@@ -101,13 +102,17 @@ def _take_in(
     if run.lease is not None:
         _leave_out_absence(run, run.lease, seen + k.config.lease_ttl, now)
         k.take_slot(run, run.lease)
-        run.lease.expire_time = now + k.config.lease_ttl
-        worker = (run.queue, run.lease.worker)
-        k.workers[worker] = max(k.workers.get(worker, 0), run.lease.incarnation)
-        k.at(run.lease.expire_time, Timer.LEASE, run, run.lease.token)
         if run.run_timeout:
             spent = run.executed + max(0, now - run.lease.lease_time)
             k.at(now + max(0, run.run_timeout - spent), Timer.RUN_TIMEOUT, run, run.lease.token)
+    if run.kept is not None:
+        k.note_leased(run, run.kept)
+    for lease in (run.lease, run.kept):
+        if lease is not None:
+            lease.expire_time = now + k.config.lease_ttl
+            worker = (run.queue, lease.worker)
+            k.workers[worker] = max(k.workers.get(worker, 0), lease.incarnation)
+            k.at(lease.expire_time, Timer.LEASE, run, lease.token)
     if run.state is RunState.SUSPENDED:
         k.note_suspended(run)
     _set_timers(k, run)

@@ -33,8 +33,9 @@ def fail(k: Kernel, run: Run, failure: Failure, now: int) -> None:
 def cancel(k: Kernel, run: Run, reason: str, cause: str, now: int) -> int:
     """Asks a run and everything below it to stop. Returns how many runs that changed.
 
-    `cause` is `request`, `ancestor` or `interrupt`. Runs that no worker executes end at once,
-    children before parents; the others when their worker confirms. The session's waiting runs stay.
+    `cause` is `request`, `ancestor` or `interrupt`. Runs of which no worker has anything in hand
+    end at once, children before parents; the others when their worker confirms. The session's
+    waiting runs stay.
     """
     return _stop(k, run, _cancelled(reason, cause), now)
 
@@ -93,8 +94,11 @@ def _stop(k: Kernel, run: Run, ending: Ending, now: int) -> int:
         count += _stop(k, k.runs[child_id], below, now)
     if run.run_id not in k.runs:
         return count  # the end of its last child has ended it
-    if run.lease is not None:
+    if run.held is not None:
         _begin_cancelling(k, run, now)
+        if not run.holds_lane:
+            k.leave_line(run)
+        k.refresh(k.sessions[run.session_key], now)
     else:
         stopped(k, run, now)
     return count
@@ -162,5 +166,5 @@ def _announce(k: Kernel, child: Run, now: int) -> None:
     k.emit(parent, ChildAnnounced(child.run_id, len(parent.live), children), now)
     if not parent.stopping:
         waiting.child_settled(k, parent, now)
-    elif parent.lease is None and not parent.live:
+    elif parent.held is None and not parent.live:
         stopped(k, parent, now)

@@ -48,6 +48,7 @@ def record(k: Kernel, new: NewRun, now: int, *, session_key: str, order: int = 0
         retry=new.retry,
         caps=_filled_in(new.caps, k.config, root=bool(new.session_key)),
         delivers_later=new.delivers_later,
+        preferred_worker=new.preferred_worker,
         jumps=new.mode is QueueMode.INTERRUPT,
         create_time=now,
         state_time=now,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from scheduler_svc.domain import asking, leasing, reserving, settling, waiting
+from scheduler_svc.domain import asking, attempts, reserving, settling, waiting
 from scheduler_svc.domain.kernel import Kernel, Timer
 from scheduler_svc.domain.records import ResumeReason, Run, RunState
 
@@ -17,11 +17,11 @@ def sweep(k: Kernel, now: int) -> None:
 def _look(k: Kernel, timer: Timer, run: Run, stamp: int, now: int) -> None:
     match timer:
         case Timer.LEASE:
-            lease = run.lease
+            lease = run.held
             if lease and lease.expire_time > now:  # extended: one timer serves the whole lease
                 k.at(lease.expire_time, Timer.LEASE, run, stamp)
             else:
-                leasing.lose(k, run, now)
+                attempts.lose(k, run, now)
         case Timer.RUN_TIMEOUT:
             settling.expire(k, run, "run_timeout", now)
         case Timer.QUEUE_TIMEOUT:
@@ -34,8 +34,15 @@ def _look(k: Kernel, timer: Timer, run: Run, stamp: int, now: int) -> None:
         case Timer.READY:
             k.refresh(k.sessions[run.session_key], now)
         case Timer.WAIT:
-            waiting.resume(k, run, ResumeReason.TIMED_OUT, now)
+            # An earlier wait of the same turn, whose attempt was lost, may have left its timer.
+            if run.wait is not None and run.wait.expire_time <= now:
+                waiting.resume(k, run, ResumeReason.TIMED_OUT, now)
         case Timer.QUESTION:
             asking.expire(k, run, stamp, now)
         case Timer.YIELD:
-            waiting.yield_now(k, run, now)
+            if run.wait is not None and run.wait.yield_time <= now:
+                waiting.yield_now(k, run, now)
+        case Timer.ELSEWHERE:
+            # Who waits for work is asked again whenever something was due.
+            if (again := k.elsewhere_from(run)) > now:
+                k.at(again, Timer.ELSEWHERE, run)

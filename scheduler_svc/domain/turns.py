@@ -1,12 +1,21 @@
 """The four ways a worker ends a turn.
 
 Each is accepted only under the newest lease, and again when repeated with an equal body. When a
-cancellation was asked for, each confirms it.
+cancellation was asked for, each confirms it, but for a suspension that keeps the lease. A kept
+lease allows what needs no slot: events, and the end of the run or of the attempt.
 """
 
 from __future__ import annotations
 
-from scheduler_svc.domain import asking, leasing, reserving, settling, steering, waiting
+from scheduler_svc.domain import (
+    asking,
+    attempts,
+    leasing,
+    reserving,
+    settling,
+    steering,
+    waiting,
+)
 from scheduler_svc.domain.emits import Appended, Asked, Intervened, Replied
 from scheduler_svc.domain.kernel import Kernel
 from scheduler_svc.domain.records import (
@@ -87,11 +96,14 @@ def suspend(
     interim: bytes,
     taken: list[str],
     now: int,
+    keep: bool = False,
 ) -> Run:
     """Ends a turn that has to wait. A wait that is satisfied already queues the next turn at once.
 
-    `interim` is sent at once when the lane is released, else at `wait.yield_time`. Raises
-    `LeaseLost`, or `InvalidField` when what it waits for is not the run's.
+    `interim` is sent at once when the lane is released, else at `wait.yield_time`. `keep` leaves
+    the lease to the worker, without the slot: a run that is being stopped then goes on being so,
+    until the worker has stopped what it keeps. Raises `LeaseLost`, or `InvalidField` when what it
+    waits for is not the run's.
     """
     repeated = _repeated(k, run_id, token, digest)
     if repeated is not None:
@@ -101,7 +113,10 @@ def suspend(
     run.spent = SpentLease(token, digest)
     _take(k, run, taken, now)
     if run.stopping:
-        settling.stopped(k, run, now)
+        if keep:
+            k.free_slot(run, now, kept=run.lease)
+        else:
+            settling.stopped(k, run, now)
         return run
     if wait.kind is WaitKind.CHILDREN:  # one that waits otherwise has not done its work yet
         _measure(k, run, now, waits=True)
@@ -116,7 +131,7 @@ def suspend(
         wait.interim = interim
     if wait.reservation and not reserving.waits_for(k, run, wait.reservation):
         # Granted meanwhile. One that is not known any more the worker reserves anew.
-        waiting.resume(k, run, ResumeReason.LIMIT_GRANTED, now, wait=wait)
+        waiting.resume(k, run, ResumeReason.LIMIT_GRANTED, now, wait=wait, keep=keep)
     elif waiting.satisfied(run, wait) or (run.steered and wait.kind is WaitKind.CHILDREN):
         reason = ResumeReason.STEERED
         if waiting.satisfied(run, wait):
@@ -124,9 +139,9 @@ def suspend(
             reason = ResumeReason.ANSWERED if approval else ResumeReason.CHILDREN_SETTLED
         if not hold_lane:
             k.leave_line(run)
-        waiting.resume(k, run, reason, now, wait=wait)
+        waiting.resume(k, run, reason, now, wait=wait, keep=keep)
     else:
-        waiting.suspend(k, run, wait, hold_lane=hold_lane, now=now)
+        waiting.suspend(k, run, wait, hold_lane=hold_lane, now=now, keep=keep)
     return run
 
 
@@ -165,19 +180,20 @@ def fail(
     repeated = _repeated(k, run_id, token, digest)
     if repeated is not None:
         return repeated
-    run = leasing.leased_run(k, run_id, token)
+    run = leasing.held_run(k, run_id, token)
     run.spent = SpentLease(token, digest)
     if run.stopping:
         _take(k, run, taken, now)
         settling.stopped(k, run, now)
     elif retryable and run.attempts < run.retry.max_attempts:
         pause = max(run.retry.backoff(run.attempts), retry_after)
-        leasing.retry(k, run, pause, failure, failure.message, now)
+        attempts.retry(k, run, pause, failure, failure.message, now)
     else:
-        _close(k, run)
+        if run.lease is not None:  # else the turn was closed when it was suspended
+            _close(k, run)
         _take(k, run, taken, now)
         if retryable and run.retry.max_attempts > 1:
-            failure = leasing.exhausted(run, failure)
+            failure = attempts.exhausted(run, failure)
         settling.fail(k, run, failure, now)
     return run
 
@@ -187,9 +203,9 @@ def release(k: Kernel, run_id: str, token: int, digest: str, now: int) -> Run:
     repeated = _repeated(k, run_id, token, digest)
     if repeated is not None:
         return repeated
-    run = leasing.leased_run(k, run_id, token)
+    run = leasing.held_run(k, run_id, token)
     run.spent = SpentLease(token, digest)
-    leasing.give_back(k, run, "the worker handed the run back", now)
+    attempts.give_back(k, run, "the worker handed the run back", now)
     return run
 
 
@@ -200,7 +216,7 @@ def append(k: Kernel, run_id: str, token: int, events: list[Appended], now: int)
     Raises `LeaseLost`, or `InvalidField` for a question; then nothing was written. The caller has
     put the ids that the session's log holds into `Kernel.event_ids`.
     """
-    run = leasing.leased_run(k, run_id, token)
+    run = leasing.held_run(k, run_id, token)
     asked: dict[str, Asked] = {}
     for event in events:
         if isinstance(event, Asked) and (run.session_key, event.event_id) not in k.event_ids:
@@ -212,6 +228,7 @@ def append(k: Kernel, run_id: str, token: int, events: list[Appended], now: int)
         if key not in k.event_ids:
             if isinstance(event, Asked):
                 asking.ask(k, run, event, now)
+                waiting.also_for(run, event.question.question_id)
             else:
                 k.emit(run, event, now, by_worker=True)
             if isinstance(event, Intervened) and len(run.guard) < MOST_GUARD_STEPS:
@@ -233,9 +250,11 @@ def _repeated(k: Kernel, run_id: str, token: int, digest: str) -> Run | None:
     run = k.runs.get(run_id) or k.ended.get(run_id)
     if run is None or run.spent is None or run.spent.token != token:
         return None
-    if run.spent.digest != digest:
-        raise leasing.lease_lost(run, run_id, token)
-    return run
+    if run.spent.digest == digest:
+        return run
+    if run.kept is not None and run.kept.token == token:
+        return None  # it was kept by that call, so others may follow
+    raise leasing.lease_lost(run, run_id, token)
 
 
 def _measure(k: Kernel, run: Run, now: int, *, waits: bool) -> None:

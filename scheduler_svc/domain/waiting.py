@@ -17,13 +17,20 @@ from scheduler_svc.domain.records import (
 from scheduler_svc.domain.turntimes import kind_of
 
 
-def suspend(k: Kernel, run: Run, wait: Wait, *, hold_lane: bool, now: int) -> None:
-    """Moves an executing run to a wait. Its slot is free at once, its session lane if not held."""
+def suspend(
+    k: Kernel, run: Run, wait: Wait, *, hold_lane: bool, now: int, keep: bool = False
+) -> None:
+    """Moves an executing run to a wait. Its slot is free at once, its session lane if not held.
+
+    `keep` leaves its worker the lease, without the slot.
+    """
     run.wait = wait
+    if keep and run.lease is not None:
+        wait.lease_worker = run.lease.worker
     if not hold_lane:
         k.leave_line(run)  # before the state event, which says that the lane is free
     k.set_state(run, RunState.SUSPENDED, now)
-    k.free_slot(run, now)
+    k.free_slot(run, now, kept=run.lease if keep else None)
     if wait.expire_time:
         k.at(wait.expire_time, Timer.WAIT, run, run.turn)
     if wait.yield_time:
@@ -32,12 +39,20 @@ def suspend(k: Kernel, run: Run, wait: Wait, *, hold_lane: bool, now: int) -> No
 
 
 def resume(
-    k: Kernel, run: Run, reason: ResumeReason, now: int, *, wait: Wait | None = None
+    k: Kernel,
+    run: Run,
+    reason: ResumeReason,
+    now: int,
+    *,
+    wait: Wait | None = None,
+    keep: bool = False,
 ) -> None:
     """Queues the next turn at the head of the session lane, from a wait or straight from a turn.
 
-    `wait` is the condition of a run that goes on at once, because it is satisfied already.
+    `wait` is the condition of a run that goes on at once, because it is satisfied already; `keep`
+    leaves its worker the lease. One that was kept during the wait stays.
     """
+    kept = run.kept if run.lease is None else run.lease if keep else None
     waited = wait or run.wait
     if reason is not ResumeReason.NEXT_PROMPT and (
         waited is None or waited.kind is WaitKind.CHILDREN
@@ -47,7 +62,7 @@ def resume(
     run.resumption = Resumption(reason=reason, wait=waited)
     run.wait, run.new_turn = None, True
     k.set_state(run, RunState.QUEUED, now, reason=reason)
-    k.free_slot(run, now)
+    k.free_slot(run, now, kept=kept)
     session = k.sessions[run.session_key]
     if not run.holds_lane:
         session.returning.append(run.run_id)
@@ -66,6 +81,12 @@ def satisfied(run: Run, wait: Wait) -> bool:
     if wait.mode is AnnounceMode.EACH:
         return len(live) < len(wait.run_ids) or not live
     return not live
+
+
+def also_for(run: Run, question_id: str) -> None:
+    """A question that is asked under a kept lease, during a wait for answers, is waited for too."""
+    if run.wait is not None and run.wait.kind is WaitKind.APPROVAL:
+        run.wait.question_ids.append(question_id)
 
 
 def child_settled(k: Kernel, parent: Run, now: int) -> None:

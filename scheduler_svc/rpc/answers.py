@@ -100,9 +100,11 @@ def _reason(reason: explain.Reason) -> explain_pb2.RunReason:
                     customers_ahead=busy.customers_ahead,
                 )
             )
-        case explain.NoWorker(queue, last_poll):
+        case explain.NoWorker(queue, last_poll, worker):
             message.no_worker.CopyFrom(
-                explain_pb2.NoWorker(queue=queue, last_poll_time=convert.timestamp(last_poll))
+                explain_pb2.NoWorker(
+                    queue=queue, worker=worker, last_poll_time=convert.timestamp(last_poll)
+                )
             )
         case explain.WaitingForChildren() as waiting:
             message.waiting_for_children.CopyFrom(

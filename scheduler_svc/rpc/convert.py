@@ -108,6 +108,7 @@ def suspension(wait: Wait, *, holds_lane: bool) -> run_pb2.Suspension:
         holds_session_lane=holds_lane,
         yield_time=timestamp(wait.yield_time),
         expire_time=timestamp(wait.expire_time),
+        lease_worker=wait.lease_worker,
     )
 
 
@@ -134,7 +135,7 @@ def run_message(
         message.error.CopyFrom(status_of(run.failure))
     message.usage.CopyFrom(usage(run.usage))
     message.tree_usage.CopyFrom(usage(run.tree_usage))
-    message.worker = run.lease.worker if run.lease else ""
+    message.worker = run.held.worker if run.held else ""
     message.cancel_reason, message.interim_sent = run.cancel_reason, run.interim_sent
     message.requested_model, message.effective_model = run.requested_model, run.effective_model
     for did in run.guard:

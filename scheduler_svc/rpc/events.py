@@ -33,6 +33,7 @@ _BY_WORKERS = frozenset(
         "question_asked",
         "guard_intervened",
         "harness_updated",
+        "permission_decided",
         "note_added",
     }
 )
@@ -57,7 +58,7 @@ class EventLogServicer(pb_grpc.EventLogServiceServicer):
         hub = self._engine.hub
 
         def check(k: Kernel, now: int) -> str:
-            run = leasing.leased_run(k, run_id, token)
+            run = leasing.held_run(k, run_id, token)
             hub.write(run_id, run.session_key, run.flow_id, pieces)
             return run.session_key
 
@@ -68,7 +69,7 @@ class EventLogServicer(pb_grpc.EventLogServiceServicer):
             session_key = await self._engine.submit(check, runs=[run_id])
         else:
             session_key = await self._engine.submit(
-                lambda k, now: leasing.leased_run(k, run_id, token).session_key, runs=[run_id]
+                lambda k, now: leasing.held_run(k, run_id, token).session_key, runs=[run_id]
             )
         last = 0
         if events:

@@ -215,7 +215,9 @@ class SchedulerServicer(pb_grpc.SchedulerServiceServicer):
             run = k.runs.get(run_id)
             if run is None:
                 return None
-            asked_for = self._engine.asked_for_work(run.queue)
+            asked_for = any(
+                k.may_take(run, worker, now) for worker in self._engine.asking(run.queue)
+            )
             return leasing.copy(run), answers.explanation(k, run, now, asked_for=asked_for)
 
         found = await self._engine.submit(apply)

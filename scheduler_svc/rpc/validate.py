@@ -13,7 +13,7 @@ from conveyor.common.v1 import content_pb2
 from conveyor.scheduler.v1 import lane_pb2, run_pb2
 from conveyor.scheduler.v1 import scheduler_service_pb2 as pb
 from scheduler_svc.domain.records import SECOND, Caps, NewRun, QueueMode, RetryPolicy
-from svckit.errors import NotImplementedYet, PayloadTooLarge, invalid_field
+from svckit.errors import PayloadTooLarge, invalid_field
 from svckit.ids import new_ulid
 
 KIB, MIB = 1024, 1024 * 1024
@@ -159,6 +159,7 @@ def enqueue_item(item: pb.EnqueueItem, now: int, defaults: NewRunDefaults) -> Ne
         retry=_retry(spec.retry_policy, defaults.retry),
         caps=_caps(spec.budget),
         delivers_later=spec.reply_route.delivers_later,
+        preferred_worker=spec.preferred_worker,
         lane_cap=policy.cap or defaults.lane_cap,
         drop_oldest=policy.overflow == lane_pb2.OVERFLOW_RULE_DROP_OLDEST,
         mode=mode,
@@ -198,11 +199,7 @@ def _check_policy(policy: lane_pb2.QueuePolicy) -> None:
 
 
 def _check_spec(spec: run_pb2.RunSpec) -> None:
-    if spec.preferred_worker:
-        raise NotImplementedYet(
-            "preferred_worker is not in this release; leave it empty",
-            metadata={"feature": "preferred_worker"},
-        )
+    text(spec.preferred_worker, "spec.preferred_worker", 64, required=False)
     text(spec.customer_key, "spec.customer_key", 128, required=False)
     text(spec.global_lane, "spec.global_lane", 64, required=False)
     size(spec.task, "spec.task", 64 * KIB)

@@ -17,7 +17,7 @@ from scheduler_svc.domain.questions import MOST_OPEN
 from scheduler_svc.domain.records import AnnounceMode, Failure, Run, Wait, WaitKind
 from scheduler_svc.engine import Engine
 from scheduler_svc.rpc import OF_THE_CALL, CallContext, convert, side_by_side, validate
-from svckit.errors import NotImplementedYet, RunNotFound, ServiceError, invalid_field
+from svckit.errors import RunNotFound, ServiceError, invalid_field
 from svckit.failpoints import failpoint
 from svckit.grpc import status as grpc_status
 
@@ -123,11 +123,6 @@ class WorkerServicer(pb_grpc.WorkerServiceServicer):
     ) -> pb.SuspendRunResponse:
         """See the contract."""
         end = _turn_end(request)
-        if request.keep_lease:
-            raise NotImplementedYet(
-                "keep_lease is not in this release; it comes with ACP sessions",
-                metadata={"feature": "keep_lease"},
-            )
         interim = b""
         if request.HasField("interim_reply"):
             validate.user_message(request.interim_reply, "interim_reply")
@@ -149,6 +144,7 @@ class WorkerServicer(pb_grpc.WorkerServiceServicer):
                 hold_lane=request.hold_session_lane,
                 interim=interim,
                 taken=list(request.taken_request_ids),
+                keep=request.keep_lease,
                 now=now,
             )
 

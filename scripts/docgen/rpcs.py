@@ -64,11 +64,13 @@ def render(image: Path) -> str:
                 details.append(f"{text}\n")
             overview.append(" ".join(names) + "\n")
     options = "".join(f"- `{method}`: {option}\n" for method, option in missing.options)
+    if options:
+        options = f"\nThese calls are there, these options of them not yet:\n\n{options}"
     return (
         NOTE
         + INTRO
         + "`*` marks what is not there yet.\n"
         + "".join(overview)
-        + f"\nThese calls are there, these options of them not yet:\n\n{options}"
+        + options
         + "".join(details)
     )

@@ -22,6 +22,7 @@ from hypothesis.stateful import run_state_machine_as_test as run_machine
 from scheduler_svc.domain import (
     accounting,
     admission,
+    attempts,
     budgets,
     leasing,
     recovery,
@@ -260,7 +261,7 @@ class Budgets(RuleBasedStateMachine):
     def a_worker_is_lost(self, data: st.DataObject) -> None:
         run_id = data.draw(st.sampled_from(sorted(self.leases)))
         del self.leases[run_id]
-        self.tell(lambda: leasing.lose(self.k, self.k.runs[run_id], self.now))
+        self.tell(lambda: attempts.lose(self.k, self.k.runs[run_id], self.now))
 
     @precondition(lambda self: self.k.runs)
     @rule(data=st.data())

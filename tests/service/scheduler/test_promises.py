@@ -252,12 +252,6 @@ async def test_an_announcement_names_the_childs_trace_after_a_restart(tmp_path: 
         assert announced[0].child_announced.announcement.result.trace_id == "a" * 32
 
 
-async def test_a_preferred_worker_is_refused_rather_than_ignored(s: Driver) -> None:
-    item = s.item("a", "x", preferred_worker="acp-0")
-    error = from_proto(await s.refused(item))
-    assert (error.reason, error.metadata) == ("NOT_IMPLEMENTED", {"feature": "preferred_worker"})
-
-
 async def test_a_repeated_steered_message_is_still_steered(s: Driver) -> None:
     await s.send("a", "one")
     leased = await s.lease_one()

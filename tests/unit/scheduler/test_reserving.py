@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from scheduler_svc.domain import admission, leasing, reserving, settling, sweeping, turns
+from scheduler_svc.domain import (
+    admission,
+    attempts,
+    leasing,
+    reserving,
+    settling,
+    sweeping,
+    turns,
+)
 from scheduler_svc.domain.kernel import Config, Kernel
 from scheduler_svc.domain.leasing import Leased
 from scheduler_svc.domain.limits import PATIENCE, Outcome, ProviderRates
@@ -132,7 +140,7 @@ def test_a_lost_worker_leaves_no_probe_in_line_that_stops_everybody(w: World) ->
     waits = w.reserve(lost, "2", provider="free")
     w.wait_for(other, w.reserve(other, "1", provider="free"))
     assert waits.delay > SECOND
-    leasing.lose(w.k, w.k.runs[lost.run.run_id], w.now)
+    attempts.lose(w.k, w.k.runs[lost.run.run_id], w.now)
     assert w.k.changes.facts["reservation", waits.reservation_id] is None
     w.pass_time(5 * SECOND)
     assert w.k.runs[other.run.run_id].state is RunState.QUEUED, "it is the probe"

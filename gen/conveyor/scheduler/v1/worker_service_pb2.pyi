@@ -117,7 +117,9 @@ class LeaseRunsRequest(_message.Message):
     queue: _builtins.str
     """The queue to serve: `agent` or `acp`."""
     max_runs: _builtins.int
-    """Free slots of the worker. 1 to 64. 0 takes only runs that resume under a lease this worker kept."""
+    """Free slots of the worker. 1 to 64. 0 takes only runs that resume under a lease this worker kept;
+    those come beyond any other number too.
+    """
     @_builtins.property
     def worker(self) -> Global___Worker:
         """The worker that asks."""
@@ -413,8 +415,12 @@ class SuspendRunRequest(_message.Message):
     keep_lease: _builtins.bool
     """True when the worker keeps something that cannot move, for example a process that waits for an
     approval. It goes on extending the lease, which then holds no slot, learns cancellations that
-    way, and alone gets the next turn. A kept lease still allows `AppendEvents`, `FailRun` and
-    `ReleaseRun`; when it is lost, the run goes on as after any lost lease.
+    way (a run that is being stopped stays `CANCELLING` until it confirms), and alone gets the next
+    turn. A kept lease still allows `AppendEvents`, `FailRun` and `ReleaseRun`, also until the next
+    turn has ended, since its new lease may be on the way. A question that is asked under it during
+    a wait for answers is waited for too. When it is lost, the run goes on as after any lost lease:
+    with the next attempt of the turn, or, when the wait was over, with the turn that follows it.
+    Its questions stay open.
     """
     @_builtins.property
     def condition(self) -> _run_pb2.WaitCondition:

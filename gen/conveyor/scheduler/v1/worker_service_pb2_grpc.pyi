@@ -33,8 +33,8 @@ class WorkerServiceStub:
     with one of `SuspendRun`, `CompleteRuns`, `FailRun` or `ReleaseRun`. Those four fail with
     `LEASE_LOST` once a newer lease exists and are idempotent per lease: a repeated call with an equal
     body returns the first answer, any other call on a spent lease fails with `LEASE_LOST`. When a
-    cancellation was asked for, each of the four confirms it; a result that crosses it is kept, but
-    the run ends as `CANCELLED`.
+    cancellation was asked for, each of the four confirms it, but for a `SuspendRun` that keeps its
+    lease; a result that crosses it is kept, but the run ends as `CANCELLED`.
 
     Steered messages are offered with every lease and every `ExtendLeases` until a call that ends or
     suspends the turn names them as taken; the worker tells repeated ones by `request_id`. What is not
@@ -97,8 +97,8 @@ class WorkerServiceAsyncStub(WorkerServiceStub):
     with one of `SuspendRun`, `CompleteRuns`, `FailRun` or `ReleaseRun`. Those four fail with
     `LEASE_LOST` once a newer lease exists and are idempotent per lease: a repeated call with an equal
     body returns the first answer, any other call on a spent lease fails with `LEASE_LOST`. When a
-    cancellation was asked for, each of the four confirms it; a result that crosses it is kept, but
-    the run ends as `CANCELLED`.
+    cancellation was asked for, each of the four confirms it, but for a `SuspendRun` that keeps its
+    lease; a result that crosses it is kept, but the run ends as `CANCELLED`.
 
     Steered messages are offered with every lease and every `ExtendLeases` until a call that ends or
     suspends the turn names them as taken; the worker tells repeated ones by `request_id`. What is not
@@ -157,8 +157,8 @@ class WorkerServiceServicer(metaclass=_abc_1.ABCMeta):
     with one of `SuspendRun`, `CompleteRuns`, `FailRun` or `ReleaseRun`. Those four fail with
     `LEASE_LOST` once a newer lease exists and are idempotent per lease: a repeated call with an equal
     body returns the first answer, any other call on a spent lease fails with `LEASE_LOST`. When a
-    cancellation was asked for, each of the four confirms it; a result that crosses it is kept, but
-    the run ends as `CANCELLED`.
+    cancellation was asked for, each of the four confirms it, but for a `SuspendRun` that keeps its
+    lease; a result that crosses it is kept, but the run ends as `CANCELLED`.
 
     Steered messages are offered with every lease and every `ExtendLeases` until a call that ends or
     suspends the turn names them as taken; the worker tells repeated ones by `request_id`. What is not
