@@ -15,6 +15,7 @@ from conveyor.scheduler.v1 import lane_pb2 as lane_pb
 from conveyor.scheduler.v1 import run_pb2 as run_pb
 from conveyor_client.calls import Calls, as_inbound
 from conveyor_client.connection import Connection, Patience
+from conveyor_client.credentials import Tls
 from svckit.ids import new_ulid
 
 DEFAULT_ADDRESS = "127.0.0.1:50050"
@@ -24,10 +25,11 @@ DEFAULT_ADDRESS = "127.0.0.1:50050"
 class ConveyorClient(Calls):
     """A connection to a suite. Use it as a context manager, within one event loop.
 
-    `address` is the gateway's `host:port`; `token` is sent as bearer token when given. Calls that
-    may be repeated are repeated while the suite does not answer, within `patience`; a standby's
-    leader is followed. Every method may raise `ServiceError` with the reason of the server, or
-    `Unreachable`.
+    `address` is the gateway's `host:port`; `token` is sent as bearer token when given, in plain
+    text unless `tls` says otherwise. Calls that may be repeated are repeated while the suite does
+    not answer, within `patience`; a standby's leader is followed. Every method may raise
+    `ServiceError` with the reason of the server, or `Unreachable`. Raises `OSError` for a file of
+    `tls` that cannot be read.
     """
 
     def __init__(
@@ -35,10 +37,13 @@ class ConveyorClient(Calls):
         address: str = DEFAULT_ADDRESS,
         *,
         token: str | None = None,
+        tls: Tls | None = None,
         patience: Patience | None = None,
     ) -> None:
         metadata = (("authorization", f"Bearer {token}"),) if token else ()
-        super().__init__(Connection(address, metadata=metadata, patience=patience or Patience()))
+        super().__init__(
+            Connection(address, metadata=metadata, patience=patience or Patience(), tls=tls)
+        )
 
     async def __aenter__(self) -> ConveyorClient:
         return self

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, TypeVar, cast
 import grpc.aio
 
 from conveyor.gateway.v1 import gateway_service_pb2_grpc as gateway_grpc
+from conveyor_client.credentials import Tls
 from svckit.backoff import full_jitter
 from svckit.errors import NotImplementedYet, NotLeader, ServiceError, Unreachable
 from svckit.grpc.channel import make_channel
@@ -53,11 +54,20 @@ class Connection:
     any more, it goes back to `address`.
     """
 
-    def __init__(self, address: str, *, metadata: Metadata = (), patience: Patience) -> None:
+    def __init__(
+        self,
+        address: str,
+        *,
+        metadata: Metadata = (),
+        patience: Patience,
+        tls: Tls | None = None,
+    ) -> None:
         self.home = address
         self.address = address
         self._metadata = tuple(metadata)
         self.patience = patience
+        self._credentials = tls.credentials() if tls else None
+        self._server_name = tls.server_name if tls else ""
         self._reached = False
         self._channels: dict[str, grpc.aio.Channel] = {}
         self._stubs: dict[str, Stub] = {}
@@ -160,7 +170,9 @@ class Connection:
     def _stub(self) -> Stub:
         stub = self._stubs.get(self.address)
         if stub is None:
-            channel = make_channel(self.address)
+            channel = make_channel(
+                self.address, credentials=self._credentials, server_name=self._server_name
+            )
             self._channels[self.address] = channel
             stub = gateway_grpc.GatewayServiceStub(channel)
             self._stubs[self.address] = stub

@@ -62,8 +62,8 @@ async def examine(options: Options) -> list[Result]:
     for service, healthy in zip(services, running, strict=True):
         results.extend(_service(service, healthy))
     gateway_runs = running[[service.name for service in services].index("gateway")]
-    results.extend(await _models(options.gateway(), gateway_runs))
-    results.extend(await _harnesses(options.gateway(), gateway_runs))
+    results.extend(await _models(options, gateway_runs))
+    results.extend(await _harnesses(options, gateway_runs))
     return results
 
 
@@ -157,7 +157,9 @@ async def _healthy(service: Service) -> bool | None:
     if not await asyncio.to_thread(accepts_connections, service.grpc_address):
         return None
     try:
-        await asyncio.wait_for(wait_healthy(service.grpc_address), timeout=HEALTH_SECONDS)
+        await asyncio.wait_for(
+            wait_healthy(service.grpc_address, encrypted=service.encrypted), timeout=HEALTH_SECONDS
+        )
     except TimeoutError:
         return False
     return True
@@ -193,14 +195,13 @@ def _service(service: Service, healthy: bool | None) -> Iterator[Result]:
     )
 
 
-async def _models(address: str, gateway_runs: bool | None) -> list[Result]:
-    from conveyor_client.client import ConveyorClient
+async def _models(options: Options, gateway_runs: bool | None) -> list[Result]:
     from svckit.errors import ServiceError
 
     if not gateway_runs:
         return [Result("models", "skipped", "not checked, because the gateway does not run")]
     try:
-        async with ConveyorClient(address) as client:
+        async with options.client() as client:
             found = await client.models(page_size=500)
     except ServiceError as error:
         return [Result("models", "failed", error.message)]
@@ -235,14 +236,13 @@ def judged(model: agent_pb.Model) -> Result:
             return Result(name, "warning", "probed with too few answers to tell", again)
 
 
-async def _harnesses(address: str, gateway_runs: bool | None) -> list[Result]:
-    from conveyor_client.client import ConveyorClient
+async def _harnesses(options: Options, gateway_runs: bool | None) -> list[Result]:
     from svckit.errors import ServiceError
 
     if not gateway_runs:
         return [Result("harnesses", "skipped", "not checked, because the gateway does not run")]
     try:
-        async with ConveyorClient(address) as client:
+        async with options.client() as client:
             report = await client.doctor()
     except ServiceError as error:
         return [Result("harnesses", "failed", error.message)]

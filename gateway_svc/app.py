@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 from conveyor.gateway.v1.gateway_service_pb2_grpc import add_GatewayServiceServicer_to_server
+from gateway_svc.auth import Door
 from gateway_svc.bindings import Bindings
 from gateway_svc.commands import Commands
 from gateway_svc.commands.asked import Services
@@ -18,6 +20,7 @@ from gateway_svc.config import (
     refuse_unsupported,
     routing_rules,
     store_of,
+    token_holders,
 )
 from gateway_svc.conversations import Conversations
 from gateway_svc.delivery.channel import Channel
@@ -39,7 +42,9 @@ from gateway_svc.operations import Operations
 from gateway_svc.questions import Questions
 from gateway_svc.retention import remove_old
 from gateway_svc.rpc.gateway import FULL_NAME, GatewayServicer
+from gateway_svc.rpc.guard import Guard
 from gateway_svc.store import outbox
+from gateway_svc.tls import load_tls
 from gateway_svc.upstream import open_channels, upstream_of
 from gateway_svc.use_cases import UseCases
 from gateway_svc.watching.announcements import AnnouncementWatcher
@@ -83,6 +88,7 @@ async def _build(
 ) -> GatewayApp:
     settings, draining, clock = context.settings, context.draining, context.clock
     refuse_unsupported(settings, served=channels)
+    door, tls = Door(token_holders(settings), time.monotonic), load_tls(settings.gateway.tls)
     bound = bind_http(settings.gateway.http)
     stack.callback(bound.close)
     database = await Database.open(store_of(settings), migrations=MIGRATIONS, name="gateway")
@@ -96,7 +102,7 @@ async def _build(
     )
     upstream = upstream_of(neighbours["scheduler"], neighbours["agent"], neighbours["acp"])
 
-    rules = routing_rules(settings)
+    rules = replace(routing_rules(settings), holders=door.holders)
     event_log = EventLog(upstream)
     dispatcher = Dispatcher(database, channels, clock)
     bindings = Bindings(database, upstream, clock)
@@ -154,6 +160,7 @@ async def _build(
             build_health_router(Readiness(database, neighbours, draining), metrics, refresh),
         ],
         origins,
+        door,
     )
     edge = Edge(
         web,
@@ -162,10 +169,10 @@ async def _build(
         context.tracer,
         draining.is_set,
     )
-    server = WebServer(edge, bound)
+    server = WebServer(edge, bound, tls.http if tls else None)
     servicer = GatewayServicer(use_cases)
     http_address = address_of(bound)
-    log.info("console", address=f"http://{http_address}/")
+    log.info("console", address=f"{'https' if tls else 'http'}://{http_address}/")
     return GatewayApp(
         services=[
             Registered(FULL_NAME, lambda grpc: add_GatewayServiceServicer_to_server(servicer, grpc))
@@ -177,6 +184,8 @@ async def _build(
             ("retention", partial(keep_tidy, forget, clock)),
         ],
         drain=server.stop,
+        interceptors=[Guard(door)],
+        credentials=tls.grpc if tls else None,
         http_address=http_address,
     )
 

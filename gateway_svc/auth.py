@@ -1,54 +1,73 @@
-"""Who calls, and what they may do.
+"""Lets callers in: finds out who they are, how often they called, and remembers it for the call.
 
-Bearer tokens come in a later release. Until then everybody who reaches the loopback address is
-the caller `local` with every scope; every use case already asks its `Principal`, so that tokens
-change this module only.
+Both doors, gRPC and HTTP, admit a call before anything else is done with it; what is done for it
+asks `caller()`. A call that nobody admitted has no caller, and fails.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from enum import IntEnum
+import contextvars
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
-from svckit.errors import ScopeMissing
+from gateway_svc.domain.principals import Principal, Scope, Tokens
+from gateway_svc.domain.rates import WINDOW_SECONDS, Rates
+from svckit.errors import RateLimited
 
-
-class Scope(IntEnum):
-    """What a caller may do. Each scope includes those before it."""
-
-    READ = 1
-    SEND = 2
-    CONTROL = 3
-    ADMIN = 4
-
-
-@dataclass(frozen=True, slots=True)
-class Principal:
-    """An authenticated caller. `customer_key` is whose things it sees, empty for no customer."""
-
-    name: str
-    scope: Scope
-    customer_key: str = ""
-
-    def require(self, scope: Scope) -> None:
-        """Raise `ScopeMissing` unless the caller has `scope`."""
-        if self.scope < scope:
-            name = scope.name.lower()
-            raise ScopeMissing(f"this call needs the scope {name}", metadata={"scope": name})
-
-    @property
-    def is_admin(self) -> bool:
-        """True when the caller may see everybody's things."""
-        return self.scope >= Scope.ADMIN
-
-    def may_see(self, customer_key: str) -> bool:
-        """True when things of this customer exist for the caller."""
-        return self.is_admin or (bool(self.customer_key) and customer_key == self.customer_key)
-
+__all__ = ["LOCAL", "Door", "Principal", "Scope", "acting", "caller", "enter"]
 
 LOCAL = Principal(name="local", scope=Scope.ADMIN)
+"""Everybody, as long as no token is configured: only this machine can reach the gateway then."""
+
+_caller: contextvars.ContextVar[Principal] = contextvars.ContextVar("caller")
 
 
-def authenticate() -> Principal:
-    """Return the caller of a request."""
-    return LOCAL
+def caller() -> Principal:
+    """Return the caller of the request that is served."""
+    return _caller.get()
+
+
+def enter(principal: Principal) -> None:
+    """Make `principal` the caller for the rest of this task."""
+    _caller.set(principal)
+
+
+@contextmanager
+def acting(principal: Principal) -> Iterator[None]:
+    """Make `principal` the caller for a block."""
+    token = _caller.set(principal)
+    try:
+        yield
+    finally:
+        _caller.reset(token)
+
+
+class Door:
+    """Admits callers. One per process. `clock` gives seconds that never go back."""
+
+    def __init__(self, holders: Mapping[str, Principal], clock: Callable[[], float]) -> None:
+        """Take the tokens, each with its holder; none means that everybody is `LOCAL`."""
+        self._tokens = Tokens(holders)
+        self._clock = clock
+        self._rates = Rates()
+        self.holders: Sequence[Principal] = tuple(holders.values())
+
+    def admit(self, credentials: Sequence[str]) -> Principal:
+        """Return who calls with these `Authorization` headers.
+
+        Raises `Unauthenticated`, or `RateLimited` for one that calls too often.
+        """
+        principal = self._tokens.holder(credentials) if self._tokens else LOCAL
+        self.count(principal)
+        return principal
+
+    def count(self, principal: Principal) -> None:
+        """Count one call of a caller; raises `RateLimited` when it is one too many."""
+        per_minute = principal.requests_per_minute
+        wait = self._rates.take(principal.name, per_minute, self._clock())
+        if wait > 0:
+            raise RateLimited(
+                f"more than {per_minute} calls in a minute; wait a moment",
+                metadata={"limit": str(per_minute), "windowSeconds": f"{WINDOW_SECONDS:g}"},
+                retry_after=wait,
+            )

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container
+import ipaddress
+from collections.abc import Callable, Container, Mapping
 
 from conveyor.scheduler.v1 import lane_pb2
 from gateway_svc.domain.binding import AcpRules
 from gateway_svc.domain.commands.queueing import MODES
 from gateway_svc.domain.deliveries import AnnounceStyle
+from gateway_svc.domain.principals import (
+    SHORTEST_TOKEN,
+    Principal,
+    Scope,
+    default_customer_of,
+)
 from gateway_svc.domain.routing import AgentRules, ChannelRules, RouteRule, RoutingRules
 from svckit.caps import caps_of
 from svckit.errors import StartError
+from svckit.secrets import read_secret
 from svckit.settings import Settings
 from svckit.settings_model import DEFAULT_AGENT
 
@@ -93,15 +101,63 @@ def refuse_unsupported(settings: Settings, served: Container[str] = ()) -> None:
 
     `served` are the channels that push, and that this gateway was given.
 
-    Ignoring them would be worse than not starting: a token that nobody checks protects nothing.
+    Ignoring them would be worse than not starting.
     """
-    if settings.gateway.tokens:
-        raise StartError("gateway.tokens: this release has no bearer tokens yet; remove the table")
-    tls = settings.gateway.tls
-    if tls.cert_file or tls.client_ca:
-        raise StartError("gateway.tls: this release has no TLS yet; put a proxy in front of it")
     for name, channel in settings.channels.items():
         if channel.kind not in _PULL_CHANNELS and name not in served:
             raise StartError(
                 f"channels.{name}.kind: this release has no channel of kind {channel.kind!r} yet"
             )
+
+
+def token_holders(
+    settings: Settings, environ: Mapping[str, str] | None = None
+) -> dict[str, Principal]:
+    """Return the configured tokens, each with its holder.
+
+    Raises `StartError` for a token that cannot be read, is short enough to guess, or is there
+    twice; and when no token protects an address that other machines reach.
+    """
+    holders: dict[str, Principal] = {}
+    for name, token in settings.gateway.tokens.items():
+        key = f"gateway.tokens.{name}"
+        secret = read_secret(
+            f"{key}.token", env=token.token_env, file=token.token_file, environ=environ
+        )
+        if len(secret) < SHORTEST_TOKEN or any(character.isspace() for character in secret):
+            raise StartError(
+                f"{key}: the token must have at least {SHORTEST_TOKEN} characters and no spaces; "
+                "`openssl rand -hex 32` makes one"
+            )
+        if secret in holders:
+            raise StartError(f"{key}: the token of {holders[secret].name} is the same")
+        scope = max(Scope[each.upper()] for each in token.scopes)
+        customer = token.customer_key
+        if not customer and scope < Scope.ADMIN:
+            customer = default_customer_of(name)
+        limit = token.requests_per_minute
+        holders[secret] = Principal(
+            name=name,
+            scope=scope,
+            customer_key=customer,
+            requests_per_minute=(settings.gateway.requests_per_minute if limit is None else limit),
+        )
+    if not holders:
+        for key, address in (("http", settings.gateway.http), ("grpc", settings.gateway.grpc)):
+            if not is_loopback(address):
+                raise StartError(
+                    f"gateway.{key}: {address} can be reached from other machines, and no token is "
+                    "configured; add [gateway.tokens.<name>], or listen on 127.0.0.1"
+                )
+    return holders
+
+
+def is_loopback(address: str) -> bool:
+    """True when only this machine reaches an address to listen on, `host:port` or `unix:path`."""
+    if address.startswith("unix:"):
+        return True
+    host = address.rpartition(":")[0].strip("[]")
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"

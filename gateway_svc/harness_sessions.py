@@ -20,12 +20,12 @@ from gateway_svc.domain.routing import check_request_id, checked_message
 from gateway_svc.domain.tokens import Positions, encode_token, session_subject
 from gateway_svc.harness_runs import HarnessRuns, Origin, address_of
 from gateway_svc.harness_spawning import HarnessSpawning
-from gateway_svc.refusals import acp_session_not_found, session_not_found
+from gateway_svc.refusals import acp_session_not_found, own_words, session_not_found
 from gateway_svc.store import sessions as store
 from gateway_svc.upstream import Upstream
 from gateway_svc.watching.log import EventLog
 from svckit.database import Database
-from svckit.errors import invalid_field
+from svckit.errors import AcpSessionNotFound, invalid_field
 from svckit.grpc.client import call
 
 __all__ = ["HarnessSessions", "Origin"]
@@ -121,13 +121,14 @@ class HarnessSessions:
         )
         session = await self._require(request.acp_session_id, principal)
         check_ready(session)
-        accepted = await self._runs.queue(
-            session,
-            message,
-            request.request_id,
-            address=origin.address if origin else None,
-            mode=request.queue_mode,
-        )
+        with own_words():
+            accepted = await self._runs.queue(
+                session,
+                message,
+                principal.request_id(request.request_id),
+                address=origin.address if origin else None,
+                mode=request.queue_mode,
+            )
         clear_run(accepted.run, for_admin=principal.is_admin)
         return gw.PromptAcpSessionResponse(
             accepted=accepted,
@@ -221,7 +222,10 @@ class HarnessSessions:
         if not acp_session_id:
             raise invalid_field("acp_session_id", "is required")
         request = acp.GetSessionRequest(acp_session_id=acp_session_id)
-        answer = await call(self._upstream.acp.GetSession(request), service="acp")
+        try:
+            answer = await call(self._upstream.acp.GetSession(request), service="acp")
+        except AcpSessionNotFound:
+            raise acp_session_not_found(acp_session_id) from None
         if not principal.may_see(answer.session.spec.customer_key):
             raise acp_session_not_found(acp_session_id)
         return answer.session

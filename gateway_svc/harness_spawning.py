@@ -23,6 +23,7 @@ from gateway_svc.domain.keys import (
     default_customer,
     parse_key,
 )
+from gateway_svc.domain.principals import may_begin
 from gateway_svc.domain.redaction import clear_acp_session, clear_run
 from gateway_svc.domain.reply_route import ReplyAddress, encode_address
 from gateway_svc.domain.routing import (
@@ -33,7 +34,7 @@ from gateway_svc.domain.routing import (
 )
 from gateway_svc.domain.tokens import Positions, encode_token, session_subject
 from gateway_svc.harness_runs import HarnessRuns, Origin, address_of
-from gateway_svc.refusals import session_not_found
+from gateway_svc.refusals import own_words, session_not_found
 from gateway_svc.store import sessions as store
 from gateway_svc.upstream import Upstream
 from svckit.clock import Clock
@@ -98,12 +99,14 @@ class HarnessSpawning:
                 request.message, request_id=request.request_id, field_name="message"
             )
         spec = _checked_spec(request.spec, principal)
-        if not request.bind_session_key:
-            place = self._own_place(spec, principal, origin)
-            return await self._opened(request, spec, place, message, principal, origin)
-        async with self._places.setdefault(request.bind_session_key, asyncio.Lock()):
-            place = await self._conversation(request, spec, principal, origin)
-            return await self._opened(request, spec, place, message, principal, origin)
+        request.request_id = principal.request_id(request.request_id)
+        with own_words():
+            if not request.bind_session_key:
+                place = self._own_place(spec, principal, origin)
+                return await self._opened(request, spec, place, message, principal, origin)
+            async with self._places.setdefault(request.bind_session_key, asyncio.Lock()):
+                place = await self._conversation(request, spec, principal, origin)
+                return await self._opened(request, spec, place, message, principal, origin)
 
     async def _opened(
         self,
@@ -266,7 +269,8 @@ class HarnessSpawning:
                 create_us=self._clock.now_us(),
                 active_us=None,
             )
-            if principal.may_see(customer):
+            begins = may_begin(key, principal, self._rules.holders)
+            if begins and principal.may_see(customer):
                 row = await self._database.run(lambda connection: store.create(connection, new))
         if row is None or not principal.may_see(row.customer_key):
             raise session_not_found(key.text)

@@ -19,6 +19,7 @@ from gateway_svc.commands.runner import refusal
 from gateway_svc.domain.binding import Bound
 from gateway_svc.domain.commands.parsing import Problem, read_message, read_strictly
 from gateway_svc.domain.keys import DEFAULT_CHANNEL, SessionKey
+from gateway_svc.domain.principals import may_begin
 from gateway_svc.domain.redaction import clear_run
 from gateway_svc.domain.reply_route import ReplyAddress
 from gateway_svc.domain.routing import (
@@ -31,7 +32,7 @@ from gateway_svc.domain.routing import (
 )
 from gateway_svc.domain.tokens import Positions, encode_token, session_subject
 from gateway_svc.intake import Intake
-from gateway_svc.refusals import session_not_found
+from gateway_svc.refusals import own_words, session_not_found
 from gateway_svc.store import sessions as store
 from svckit.clock import Clock
 from svckit.database import Database
@@ -105,19 +106,23 @@ class Inbox:
         documented to fail with.
         """
         principal.require(Scope.SEND)
-        if inbound.customer_key:
-            principal.require(Scope.CONTROL)
+        if inbound.customer_key and not principal.may_see(inbound.customer_key):
+            principal.require(Scope.ADMIN)  # it would act as another, and never see what came of it
         read = read_message(inbound.message)
 
         async def take(routed: Routed, to: ReplyAddress) -> Accepted:
+            known_as = principal.request_id(request_id)
             if read is None:
-                accepted = await self._intake.enqueue(routed, request_id)
+                accepted = await self._intake.enqueue(routed, known_as)
             else:
-                accepted = await self._commands.say(routed, read, request_id, to, principal)
+                accepted = await self._commands.say(routed, read, known_as, to, principal)
             return Accepted(session_key=routed.key.text, accepted=accepted)
 
         is_said = read is None
-        return await self._in_session(inbound, request_id, principal, address, take, said=is_said)
+        with own_words():
+            return await self._in_session(
+                inbound, request_id, principal, address, take, said=is_said
+            )
 
     async def _in_session(
         self,
@@ -164,7 +169,9 @@ class Inbox:
         async with self._births.setdefault(key.text, asyncio.Lock()):
             known = await self._known(key, principal, said=said)
             if known is None:
-                principal.require(Scope.SEND)
+                begins = principal.scope >= Scope.SEND
+                if not begins or not may_begin(key, principal, self._rules.holders):
+                    raise session_not_found(key.text)
                 # Before the scheduler knows of the session, so that whoever sees its first event
                 # finds its agent and customer here. Clients see it once the message was accepted.
                 known = await self._create(routed(None))
@@ -183,9 +190,11 @@ class Inbox:
         read = read_strictly(request.text)
         if isinstance(read, Problem):
             raise refusal(read.text)
+        known_as = principal.request_id(request.request_id)
         if not request.session_key and not read.form.needs_session:
             check_request_id(request.request_id)
-            return await self._commands.execute(None, read, request.request_id, principal)
+            with own_words():
+                return await self._commands.execute(None, read, known_as, principal)
         text = content_pb2.ContentPart(text=request.text)
         inbound = gw.InboundMessage(
             session_key=request.session_key,
@@ -193,11 +202,12 @@ class Inbox:
         )
 
         async def take(routed: Routed, _: ReplyAddress) -> gw.ExecuteCommandResponse:
-            return await self._commands.execute(routed, read, request.request_id, principal)
+            return await self._commands.execute(routed, read, known_as, principal)
 
-        return await self._in_session(
-            inbound, request.request_id, principal, None, take, said=False
-        )
+        with own_words():
+            return await self._in_session(
+                inbound, request.request_id, principal, None, take, said=False
+            )
 
     async def _known(
         self, key: SessionKey, principal: Principal, *, said: bool

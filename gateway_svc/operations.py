@@ -5,7 +5,8 @@ Each asks for its scope, keeps other customers' things out, and clears what clie
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import contextmanager
 
 from conveyor.acp.v1 import acp_service_pb2 as acp
 from conveyor.agent.v1 import agent_service_pb2 as ag
@@ -16,8 +17,9 @@ from conveyor.scheduler.v1 import scheduler_service_pb2 as ss
 from gateway_svc.auth import Principal, Scope
 from gateway_svc.domain.redaction import clear_explanation, clear_run
 from gateway_svc.domain.routing import check_request_id, checked_message
-from gateway_svc.refusals import flow_not_found, run_not_found
+from gateway_svc.refusals import flow_not_found, own_words, run_not_found
 from gateway_svc.upstream import Upstream
+from svckit.errors import FlowNotFound, RunNotFound
 from svckit.grpc.client import call, mapped_errors
 
 
@@ -30,8 +32,9 @@ class Operations:
     async def get_run(self, request: ss.GetRunRequest, principal: Principal) -> ss.GetRunResponse:
         """Return a run."""
         principal.require(Scope.READ)
-        answer = await call(self._upstream.scheduler.GetRun(request), service="scheduler")
-        _own_run(answer.run, principal)
+        with _no_run(request.run_id):
+            answer = await call(self._upstream.scheduler.GetRun(request), service="scheduler")
+        _own_run(answer.run, request.run_id, principal)
         clear_run(answer.run, for_admin=principal.is_admin)
         return answer
 
@@ -69,14 +72,13 @@ class Operations:
             request.message, request_id=request.request_id, field_name="message"
         )
         await self._require_run(request.run_id, principal)
-        answer = await call(
-            self._upstream.scheduler.SteerRun(
-                ss.SteerRunRequest(
-                    run_id=request.run_id, message=message, request_id=request.request_id
-                )
-            ),
-            service="scheduler",
+        steer = ss.SteerRunRequest(
+            run_id=request.run_id,
+            message=message,
+            request_id=principal.request_id(request.request_id),
         )
+        with own_words():
+            answer = await call(self._upstream.scheduler.SteerRun(steer), service="scheduler")
         return gw.SteerRunResponse(run=clear_run(answer.run, for_admin=principal.is_admin))
 
     async def explain_run(
@@ -84,8 +86,9 @@ class Operations:
     ) -> ss.ExplainRunResponse:
         """Say why a run is where it is; other customers' runs are not named."""
         principal.require(Scope.READ)
-        answer = await call(self._upstream.scheduler.ExplainRun(request), service="scheduler")
-        _own_run(answer.explanation.run, principal)
+        with _no_run(request.run_id):
+            answer = await call(self._upstream.scheduler.ExplainRun(request), service="scheduler")
+        _own_run(answer.explanation.run, request.run_id, principal)
         clear_explanation(
             answer.explanation, for_admin=principal.is_admin, may_see=principal.may_see
         )
@@ -107,7 +110,8 @@ class Operations:
     ) -> fs.GetFlowResponse:
         """Return a flow with its tree."""
         principal.require(Scope.READ)
-        answer = await call(self._upstream.flows.GetFlow(request), service="scheduler")
+        with _no_flow(request.flow_id):
+            answer = await call(self._upstream.flows.GetFlow(request), service="scheduler")
         if not principal.may_see(answer.flow.customer_key):
             raise flow_not_found(request.flow_id)
         for run in answer.nodes:
@@ -129,7 +133,10 @@ class Operations:
         """List lanes with their use."""
         principal.require(Scope.READ)
         if not principal.is_admin:
-            request.kind = lane_pb2.LANE_KIND_GLOBAL  # names of session lanes tell about others
+            # Names of session lanes tell about others.
+            if request.kind == lane_pb2.LANE_KIND_SESSION:
+                return ss.ListLanesResponse()
+            request.kind = lane_pb2.LANE_KIND_GLOBAL
         return await call(self._upstream.scheduler.ListLanes(request), service="scheduler")
 
     async def update_lane(
@@ -196,6 +203,23 @@ class Operations:
             await self.get_run(ss.GetRunRequest(run_id=run_id), principal)
 
 
-def _own_run(run: run_pb2.Run, principal: Principal) -> None:
+def _own_run(run: run_pb2.Run, run_id: str, principal: Principal) -> None:
     if not principal.may_see(run.spec.customer_key):
-        raise run_not_found(run.run_id)
+        raise run_not_found(run_id)
+
+
+@contextmanager
+def _no_run(run_id: str) -> Iterator[None]:
+    """What is not there is said in the same words as what is another customer's."""
+    try:
+        yield
+    except RunNotFound:
+        raise run_not_found(run_id) from None
+
+
+@contextmanager
+def _no_flow(flow_id: str) -> Iterator[None]:
+    try:
+        yield
+    except FlowNotFound:
+        raise flow_not_found(flow_id) from None

@@ -2,14 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from gateway_svc.domain.principals import own_request_id
 from svckit.errors import (
     AcpSessionNotFound,
     FlowNotFound,
     NotImplementedYet,
     QuestionNotFound,
     RunNotFound,
+    ServiceError,
     SessionNotFound,
 )
+
+
+@contextmanager
+def own_words() -> Iterator[None]:
+    """Errors about a request id, raised inside the block, name it as the caller chose it."""
+    try:
+        yield
+    except ServiceError as error:
+        if "requestId" in error.metadata:
+            error.metadata["requestId"] = own_request_id(error.metadata["requestId"])
+        raise
 
 
 def session_not_found(session_key: str) -> SessionNotFound:

@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import uvloop
-from grpc import aio
+from grpc import ServerCredentials, aio
 from opentelemetry import trace
 
 from svckit import failpoints
@@ -80,6 +80,7 @@ class App:
     1. `drain` runs after health says `NOT_SERVING` and after `Context.draining` is set; it returns
     when nothing is left that should not be cut. `ready` runs once the server listens; health says
     `SERVING` after it. `interceptors` run around every handler, and may raise `ServiceError`.
+    `credentials` make the server speak TLS only.
     """
 
     services: Sequence[Registered]
@@ -87,6 +88,7 @@ class App:
     drain: Callable[[], Awaitable[None]] | None = None
     ready: Callable[[], Awaitable[None]] | None = None
     interceptors: Sequence[aio.ServerInterceptor] = ()
+    credentials: ServerCredentials | None = None
 
 
 @dataclass
@@ -170,7 +172,7 @@ async def running(
         health.add_to(server, answers)
         _add_reflection(server, [*names, health.SERVICE])
         try:
-            port = bind(server, address)
+            port = bind(server, address, app.credentials)
             await server.start()
         except BaseException:
             # A server that is never stopped complains from its destructor, without a loop.

@@ -24,6 +24,8 @@ from svckit import settings_model as m
 
 ENV_PREFIX = "CONVEYOR_"
 DEFAULT_FILE = Path("conveyor.toml")
+TOKEN_VARIABLE = "CONVEYOR_TOKEN"  # noqa: S105  (a name)
+"""Where the command line looks for its bearer token; no key of the configuration."""
 _SECRET_KEYS = ("token", "key", "env", "url", "credential")
 
 
@@ -56,6 +58,7 @@ class Settings(BaseSettings):
     mcp: dict[m.ToolServerId, m.McpSettings] = {}
     acp: m.AcpSettings = m.AcpSettings()
     gateway: m.GatewaySettings = m.GatewaySettings()
+    client: m.ClientSettings = m.ClientSettings()
     channels: dict[m.Name, m.ChannelSettings] = {}
     routes: tuple[m.RouteSettings, ...] = ()
     telemetry: m.TelemetrySettings = m.TelemetrySettings()
@@ -150,7 +153,7 @@ def _read_file(path: Path | None) -> tuple[str, dict[str, Any]]:
 def _refuse_unknown_variables(ours: Mapping[str, str]) -> None:
     """The library only refuses unknown keys below a known table; this is for the tables."""
     unknown = []
-    for variable in ours.keys() - {failpoints.VARIABLE}:
+    for variable in ours.keys() - {failpoints.VARIABLE, TOKEN_VARIABLE}:
         table, level, _ = variable[len(ENV_PREFIX) :].lower().partition("__")
         if table not in Settings.model_fields:
             unknown.append(f"{table}: unknown key (from {variable})")

@@ -451,11 +451,27 @@ class AcpSettings(Table):
 
 
 class TokenSettings(Table):
-    """`[gateway.tokens.<name>]`: a bearer token, read from the environment variable `token_env`."""
+    """`[gateway.tokens.<name>]`: a bearer token, from a variable or a file.
 
-    token_env: str = Field(min_length=1)
+    `customer_key`: the customer its holder is; left out `http:<name>`, and for `admin` whoever it
+    names. `requests_per_minute`: left out, that of the gateway.
+    """
+
+    token_env: str = ""
+    token_file: str = ""
     scopes: Annotated[tuple[Scope, ...], BeforeValidator(_list_of_text)] = ("read", "send")
     customer_key: str = Field(default="", max_length=128)
+    requests_per_minute: int | None = Field(default=None, ge=0, le=1_000_000)
+
+    @model_validator(mode="after")
+    def _one_place_and_some_scope(self) -> Self:
+        if bool(self.token_env) == bool(self.token_file):
+            raise ValueError("needs exactly one of token_env and token_file")
+        if not self.scopes:
+            raise ValueError("scopes must name at least one of read, send, control, admin")
+        if not self.customer_key.isprintable():
+            raise ValueError("customer_key must hold printable characters only")
+        return self
 
 
 class TlsSettings(Table):
@@ -469,6 +485,8 @@ class TlsSettings(Table):
     def _pair(self) -> Self:
         if bool(self.cert_file) != bool(self.key_file):
             raise ValueError("needs both cert_file and key_file")
+        if self.client_ca and not self.cert_file:
+            raise ValueError("client_ca needs cert_file and key_file")
         return self
 
 
@@ -478,8 +496,33 @@ class GatewaySettings(Table):
     http: Address = "127.0.0.1:8080"
     grpc: Address = "127.0.0.1:50050"
     allowed_origins: Texts = ()
+    requests_per_minute: int = Field(default=1200, ge=0, le=1_000_000)
     tokens: dict[Name, TokenSettings] = {}
     tls: TlsSettings = TlsSettings()
+
+
+class ClientSettings(Table):
+    """`[client]`: how the command line reaches a gateway that wants tokens or TLS.
+
+    `tls`: also without a file, for certificates that the system trusts. `server_name`: the name in
+    the certificate, when it is not the one that is dialled.
+    """
+
+    token_env: str = ""
+    token_file: str = ""
+    tls: bool = False
+    ca_file: str = ""
+    cert_file: str = ""
+    key_file: str = ""
+    server_name: str = ""
+
+    @model_validator(mode="after")
+    def _pairs(self) -> Self:
+        if self.token_env and self.token_file:
+            raise ValueError("needs token_env or token_file, not both")
+        if bool(self.cert_file) != bool(self.key_file):
+            raise ValueError("needs both cert_file and key_file")
+        return self
 
 
 class ChannelSettings(BaseModel):

@@ -55,14 +55,27 @@ def _options(
     ] = None,
     token_env: Annotated[
         str | None,
-        typer.Option(help="Environment variable that holds the bearer token."),
+        typer.Option(
+            help="Environment variable that holds the bearer token. Default: CONVEYOR_TOKEN."
+        ),
+    ] = None,
+    token_file: Annotated[
+        Path | None, typer.Option(help="File that holds the bearer token.")
+    ] = None,
+    tls: Annotated[
+        bool | None,
+        typer.Option("--tls/--no-tls", help="Encrypt. Default: as configured.", show_default=False),
+    ] = None,
+    ca_file: Annotated[
+        Path | None,
+        typer.Option(help="Who signed the gateway's certificate (PEM); implies --tls."),
     ] = None,
     version: Annotated[
         bool,
         typer.Option("--version", callback=_version, is_eager=True, help="Print the version."),
     ] = False,
 ) -> None:
-    context.obj = Options(config, address, token_env)
+    context.obj = Options(config, address, token_env, token_file, tls, ca_file)
 
 
 app.command("up")(up.up)

@@ -14,6 +14,7 @@ import typer
 
 if TYPE_CHECKING:
     from conveyor_client.client import ConveyorClient
+    from conveyor_client.credentials import Tls
     from svckit.settings import Settings
 
 T = TypeVar("T")
@@ -26,6 +27,9 @@ class Options:
     config: Path | None = None
     address: str | None = None
     token_env: str | None = None
+    token_file: Path | None = None
+    tls: bool | None = None
+    ca_file: Path | None = None
 
     def settings(self) -> Settings:
         """Load the configuration. Raises `ConfigError`."""
@@ -40,6 +44,69 @@ class Options:
         from conveyor_client.supervision.addresses import dial_address
 
         return dial_address(self.settings().gateway.grpc)
+
+    def token(self) -> str | None:
+        """Return the bearer token: of the options, else the environment, else the configuration.
+
+        Raises `CannotRun` when one was named and is not there.
+        """
+        from svckit.settings import TOKEN_VARIABLE
+
+        if self.token_env or self.token_file:
+            return _secret(self.token_env or "", str(self.token_file or ""))
+        if token := os.environ.get(TOKEN_VARIABLE):
+            return token
+        client = self.settings().client
+        if client.token_env or client.token_file:
+            return _secret(client.token_env, client.token_file)
+        return None
+
+    def security(self) -> Tls | None:
+        """Return how to reach the gateway with TLS, None for plain text.
+
+        A gateway that this configuration describes uses TLS when the configuration says so.
+        """
+        from conveyor_client.credentials import Tls
+
+        settings = self.settings()
+        client, served = settings.client, settings.gateway.tls
+        ours = bool(served.cert_file) and not self.address
+        wanted = client.tls or bool(client.ca_file or self.ca_file) or ours
+        if not (wanted if self.tls is None else self.tls):
+            return None
+        ca_file = str(self.ca_file or client.ca_file or (served.cert_file if ours else ""))
+        return Tls(
+            ca_file=_path(ca_file),
+            cert_file=_path(client.cert_file),
+            key_file=_path(client.key_file),
+            server_name=client.server_name,
+        )
+
+    def client(self, address: str = "") -> ConveyorClient:
+        """Return a client of the gateway, or of the one at `address`. Raises `CannotRun`."""
+        from conveyor_client.client import ConveyorClient
+
+        try:
+            return ConveyorClient(
+                address or self.gateway(), token=self.token(), tls=self.security()
+            )
+        except OSError as error:
+            raise CannotRun(f"{error.filename}: cannot be read: {error.strerror}", 2) from None
+
+
+def _path(text: str) -> Path | None:
+    return Path(text).expanduser() if text else None
+
+
+def _secret(env: str, file: str) -> str:
+    from svckit.errors import StartError
+    from svckit.secrets import read_secret
+
+    try:
+        return read_secret("token", env=env, file=file)
+    except StartError as error:
+        # Which setting or option named it is not known here, and the rest says enough.
+        raise CannotRun(str(error).partition(": ")[2], 2) from None
 
 
 class CannotRun(Exception):
@@ -58,15 +125,7 @@ def options(context: typer.Context) -> Options:
 @asynccontextmanager
 async def connect(context: typer.Context) -> AsyncIterator[ConveyorClient]:
     """Open a client to the suite that the options name."""
-    from conveyor_client.client import ConveyorClient
-
-    chosen = options(context)
-    token = None
-    if chosen.token_env:
-        token = os.environ.get(chosen.token_env)
-        if not token:
-            raise CannotRun(f"the environment variable {chosen.token_env} is not set", 2)
-    async with ConveyorClient(chosen.gateway(), token=token) as client:
+    async with options(context).client() as client:
         yield client
 
 

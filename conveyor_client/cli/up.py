@@ -19,6 +19,7 @@ import typer
 from conveyor_client.cli.context import Options, options, run
 
 if TYPE_CHECKING:
+    from conveyor_client.client import ConveyorClient
     from conveyor_client.supervision.plan import Service
     from svckit.settings import Settings
 
@@ -37,7 +38,9 @@ def up(
     """Start the four services, keep them alive, stop them together on Ctrl-C."""
     chosen = options(context)
     settings = chosen.settings()
-    run(run_suite(_services(chosen, settings, verbose), console=settings.gateway.http))
+    scheme = "https" if settings.gateway.tls.cert_file else "http"
+    console = f"{scheme}://{settings.gateway.http}"
+    run(run_suite(_services(chosen, settings, verbose), console=console))
 
 
 def _services(chosen: Options, settings: Settings, verbose: bool) -> list[Service]:
@@ -60,7 +63,7 @@ def _log_env(settings: Settings, verbose: bool) -> dict[str, str]:
 
 
 async def run_suite(services: Sequence[Service], *, console: str) -> None:
-    """Run `services` until a signal comes. `console` is where the web page is, `host:port`.
+    """Run `services` until a signal comes. `console` is the address of the web page.
 
     Raises `SuiteFailed` when they cannot start or go on; no process is left then either.
     """
@@ -73,7 +76,7 @@ async def run_suite(services: Sequence[Service], *, console: str) -> None:
             if await stop.unless(suite.until_ready()):
                 for service in services:
                     print(f"  {service.name:<10} {service.grpc_address}")
-                print(f"  {'console':<10} http://{console}")
+                print(f"  {'console':<10} {console}")
                 print(f"ready in {since_start():.1f} s; Ctrl-C stops all", flush=True)
                 await stop.unless(suite.until_failed())
             print("stopping", flush=True)
@@ -160,9 +163,9 @@ def demo(
 
 async def _demo(chosen: Options, *, json: bool) -> bool:
     address = chosen.gateway()
-    if await _answers(address):
+    if await _answers(address, encrypted=chosen.security() is not None):
         _tell(f"using the suite at {address}", json)
-        return await _show(address, json=json)
+        return await _show(chosen.client(), json=json)
     if chosen.address:
         from conveyor_client.cli.context import CannotRun
 
@@ -172,6 +175,7 @@ async def _demo(chosen: Options, *, json: bool) -> bool:
 
 
 async def _demo_in(directory: Path, *, json: bool) -> bool:
+    from conveyor_client.client import ConveyorClient
     from conveyor_client.supervision.plan import suite as suite_of
     from conveyor_client.supervision.suite import running_suite
     from svckit.settings import load
@@ -191,7 +195,7 @@ async def _demo_in(directory: Path, *, json: bool) -> bool:
         nonlocal done
         await suite.until_ready()
         _tell(f"ready in {since_start():.1f} s", json)
-        done = await _show(settings.gateway.grpc, json=json)
+        done = await _show(ConveyorClient(settings.gateway.grpc), json=json)
 
     with _stop_on_signals() as stop:
         async with running_suite(services, say=_say, relay=_relay) as suite:
@@ -220,19 +224,18 @@ level = "warning"
 """
 
 
-async def _show(address: str, *, json: bool) -> bool:
+async def _show(connection: ConveyorClient, *, json: bool) -> bool:
     from conveyor.scheduler.v1 import run_pb2
     from conveyor_client.cli import output as out
     from conveyor_client.cli.narrate import Narrator
     from conveyor_client.cli.printer import printer
     from conveyor_client.cli.tree import flow_tree
-    from conveyor_client.client import ConveyorClient
 
     _tell(f"> {CLASSIC}", json)
     narrator, shown = Narrator(), printer()
     ended = run_pb2.Run()
     async with (
-        ConveyorClient(address) as client,
+        connection as client,
         contextlib.aclosing(client.chat(CLASSIC)) as stream,
     ):
         async for item in stream:
@@ -251,7 +254,7 @@ async def _show(address: str, *, json: bool) -> bool:
     return ended.state == run_pb2.RUN_STATE_SUCCEEDED
 
 
-async def _answers(address: str) -> bool:
+async def _answers(address: str, *, encrypted: bool) -> bool:
     from conveyor_client.supervision.addresses import accepts_connections
     from conveyor_client.supervision.child import wait_healthy
 
@@ -259,7 +262,7 @@ async def _answers(address: str) -> bool:
     if not accepts_connections(address):
         return False
     try:
-        await asyncio.wait_for(wait_healthy(address), timeout=2.0)
+        await asyncio.wait_for(wait_healthy(address, encrypted=encrypted), timeout=2.0)
     except TimeoutError:
         return False
     return True

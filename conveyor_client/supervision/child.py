@@ -9,7 +9,7 @@ import signal
 from collections import deque
 from collections.abc import Callable
 
-from conveyor_client.supervision.addresses import dial_address, listens
+from conveyor_client.supervision.addresses import accepts_connections, dial_address, listens
 from conveyor_client.supervision.plan import Service
 
 OUTPUT_KEPT = 200
@@ -65,11 +65,12 @@ class Child:
     async def healthy(self) -> None:
         """Return once the process itself says `SERVING`. Waits for ever; cancel it."""
         address = self.service.grpc_address
-        await wait_healthy(address)
+        encrypted = self.service.encrypted
+        await wait_healthy(address, encrypted=encrypted)
         while not await asyncio.to_thread(listens, self.pid, address):
             # Somebody else answered. Ours will find its port taken, or get it after all.
             await asyncio.sleep(0.05)
-            await wait_healthy(address)
+            await wait_healthy(address, encrypted=encrypted)
 
     def show_output(self) -> None:
         """Relay what was held back since the start, and everything from now on."""
@@ -122,8 +123,16 @@ class Child:
                 self._held.append(line)
 
 
-async def wait_healthy(address: str) -> None:
-    """Return once the server at `address` says `SERVING`. Waits for ever; cancel it."""
+async def wait_healthy(address: str, *, encrypted: bool = False) -> None:
+    """Return once the server at `address` says `SERVING`. Waits for ever; cancel it.
+
+    Of one that speaks TLS it is enough that it listens, which it does when it is ready: its
+    certificate is for the name that clients dial, and it may want one of ours.
+    """
+    while encrypted:
+        if await asyncio.to_thread(accepts_connections, address):
+            return
+        await asyncio.sleep(0.05)
     # Imported here: a process that only lists something has no use for it.
     import grpc
     import grpc.aio

@@ -26,6 +26,8 @@ class Service:
     """Where it answers health checks, `host:port`."""
     other_addresses: Sequence[str] = ()
     """What else it listens on, `host:port`."""
+    encrypted: bool = False
+    """True when it speaks TLS there, perhaps only with clients that have a certificate."""
     stops_last: bool = False
     """True for what the others still need while they hand back their work."""
     env: Mapping[str, str | None] = field(default_factory=dict)
@@ -47,7 +49,13 @@ def suite(settings: Settings, config: Path | None) -> list[Service]:
         *_schedulers(settings, argv("scheduler_svc")),
         Service("agent", argv("agent_svc"), services.agent),
         Service("acp", argv("acp_svc"), services.acp),
-        Service("gateway", argv("gateway_svc"), gateway.grpc, other_addresses=(gateway.http,)),
+        Service(
+            "gateway",
+            argv("gateway_svc"),
+            gateway.grpc,
+            other_addresses=(gateway.http,),
+            encrypted=bool(gateway.tls.cert_file),
+        ),
     ]
 
 

@@ -7,12 +7,14 @@ from collections.abc import Callable, Iterator
 from conveyor.acp.v1 import session_pb2
 from conveyor.events.v1 import event_pb2
 from conveyor.scheduler.v1 import explain_pb2, run_pb2
+from gateway_svc.domain.principals import own_request_id
 
 
 def clear_run(run: run_pb2.Run, *, for_admin: bool) -> run_pb2.Run:
     """Clear, in place, what the caller may not see of a run; returns the run."""
     for item in run.inputs:
         item.ClearField("body_hash")
+        item.request_id = own_request_id(item.request_id)
     if not for_admin:
         run.spec.ClearField("task")
         run.spec.ClearField("reply_route")
@@ -49,6 +51,10 @@ def clear_event(event: event_pb2.Event) -> event_pb2.Event:
     it is in no stream, whoever reads it. Operators find it in the result of the run.
     """
     event.ClearField("position")
+    if event.HasField("steer_accepted"):
+        event.steer_accepted.request_id = own_request_id(event.steer_accepted.request_id)
+    if event.HasField("steer_missed"):
+        event.steer_missed.request_id = own_request_id(event.steer_missed.request_id)
     if event.HasField("guard_intervened"):
         event.guard_intervened.ClearField("excerpt")
     if event.HasField("message_completed") and event.message_completed.caught:

@@ -19,6 +19,7 @@ from conveyor.gateway.v1 import gateway_service_pb2 as gw
 from conveyor.scheduler.v1 import lane_pb2, run_pb2
 from gateway_svc.domain.binding import AcpRules, Bound, Notice, acp_spec
 from gateway_svc.domain.keys import SessionKey, default_customer, own_key, parse_key
+from gateway_svc.domain.principals import Principal
 from gateway_svc.domain.reply_route import ReplyAddress, encode_address
 from svckit.errors import AgentNotFound, InvalidField, PayloadTooLarge, invalid_field
 
@@ -83,7 +84,7 @@ class RouteRule:
 
 @dataclass(frozen=True, slots=True)
 class RoutingRules:
-    """What the configuration says about messages."""
+    """What the configuration says about messages. `holders` are those who have a token."""
 
     agents: Mapping[str, AgentRules]
     default_agent: str = "main"
@@ -93,6 +94,7 @@ class RoutingRules:
     debounce_ms: int = 0
     overflow: lane_pb2.OverflowRule.ValueType = lane_pb2.OVERFLOW_RULE_UNSPECIFIED
     acp: AcpRules = field(default_factory=AcpRules)
+    holders: Sequence[Principal] = ()
 
 
 @dataclass(frozen=True, slots=True)

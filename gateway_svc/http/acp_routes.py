@@ -9,7 +9,7 @@ from starlette.responses import Response
 
 from conveyor.acp.v1 import session_pb2 as acp_session
 from conveyor.gateway.v1 import gateway_service_pb2 as gw
-from gateway_svc.auth import authenticate
+from gateway_svc.auth import caller
 from gateway_svc.harness_sessions import HarnessSessions
 from gateway_svc.http.bodies import (
     IDEMPOTENCY_KEY,
@@ -32,41 +32,41 @@ def add_acp_routes(router: APIRouter, sessions: HarnessSessions) -> None:
     @router.get("/v1/acp/sessions")
     async def list_acp_sessions(request: Request) -> Response:
         asked = from_query(request.query_params.multi_items(), gw.ListAcpSessionsRequest())
-        return respond(await sessions.list(asked, authenticate()))
+        return respond(await sessions.list(asked, caller()))
 
     @router.post("/v1/acp/sessions")
     async def spawn_acp_session(request: Request) -> Response:
         body = parse_json(await request.body())
         asked = spawn_request(request.headers.get(IDEMPOTENCY_KEY), body)
-        spawned = await sessions.spawn(asked, authenticate())
+        spawned = await sessions.spawn(asked, caller())
         return respond(spawned, 202 if asked.return_starting else 201)
 
     @router.get("/v1/acp/sessions/{acp_session_id}")
     async def get_acp_session(acp_session_id: str) -> Response:
         asked = gw.GetAcpSessionRequest(acp_session_id=plain(acp_session_id))
-        return respond(await sessions.get(asked, authenticate()))
+        return respond(await sessions.get(asked, caller()))
 
     @router.post("/v1/acp/sessions/{acp_session_id}/prompt")
     async def prompt_acp_session(acp_session_id: str, request: Request) -> Response:
         body = parse_json(await request.body())
         asked = prompt_request(plain(acp_session_id), request.headers.get(IDEMPOTENCY_KEY), body)
-        return respond(await sessions.prompt(asked, authenticate()), 202)
+        return respond(await sessions.prompt(asked, caller()), 202)
 
     @router.post("/v1/acp/sessions/{acp_session_id}/cancel")
     async def cancel_acp_turn(acp_session_id: str, request: Request) -> Response:
         asked = to_message(parse_json(await request.body()), gw.CancelAcpTurnRequest())
         asked.acp_session_id = _same(asked.acp_session_id, acp_session_id)
-        return respond(await sessions.cancel(asked, authenticate()))
+        return respond(await sessions.cancel(asked, caller()))
 
     @router.delete("/v1/acp/sessions/{acp_session_id}")
     async def close_acp_session(acp_session_id: str) -> Response:
         asked = gw.CloseAcpSessionRequest(acp_session_id=plain(acp_session_id))
-        return respond(await sessions.close(asked, authenticate()))
+        return respond(await sessions.close(asked, caller()))
 
     @router.patch("/v1/acp/sessions/{acp_session_id}")
     async def configure_acp_session(acp_session_id: str, request: Request) -> Response:
         asked = configure_request(plain(acp_session_id), parse_json(await request.body()))
-        return respond(await sessions.configure(asked, authenticate()))
+        return respond(await sessions.configure(asked, caller()))
 
 
 def spawn_request(header: str | None, body: dict[str, Any]) -> gw.SpawnAcpSessionRequest:

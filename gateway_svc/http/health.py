@@ -11,6 +11,7 @@ from fastapi import APIRouter
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
+from gateway_svc.auth import Scope, caller
 from gateway_svc.http.metrics import Metrics
 from svckit.database import Database
 from svckit.errors import StoreUnavailable
@@ -79,6 +80,8 @@ def build_health_router(
 
     @router.get("/metrics")
     async def show_metrics() -> Response:
+        # Figures of the process: no label of them names a customer, a session or a run.
+        caller().require(Scope.READ)
         await refresh()
         return PlainTextResponse(
             metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8"

@@ -13,7 +13,7 @@ from conveyor.agent.v1 import agent_service_pb2 as ag
 from conveyor.gateway.v1 import gateway_service_pb2 as gw
 from conveyor.scheduler.v1 import flow_service_pb2 as fs
 from conveyor.scheduler.v1 import scheduler_service_pb2 as ss
-from gateway_svc.auth import authenticate
+from gateway_svc.auth import caller
 from gateway_svc.http.acp_routes import add_acp_routes
 from gateway_svc.http.bodies import (
     IDEMPOTENCY_KEY,
@@ -52,7 +52,7 @@ def build_router(do: UseCases, metrics: Metrics) -> APIRouter:
     async def send_message(key: str, request: Request) -> Response:
         body = parse_json(await request.body())
         asked = send_request(plain(key), request.headers.get(IDEMPOTENCY_KEY), body)
-        sent = await do.inbox.send(asked, authenticate())
+        sent = await do.inbox.send(asked, caller())
         metrics.add(MESSAGES)
         return respond(sent, 202)
 
@@ -70,16 +70,16 @@ def build_router(do: UseCases, metrics: Metrics) -> APIRouter:
             include_descendants=truth("include_descendants", query.get("include_descendants")),
             payloads=query.getlist("payloads"),
         )
-        return await event_stream(do.sessions.watch(asked, authenticate()), metrics)
+        return await event_stream(do.sessions.watch(asked, caller()), metrics)
 
     @router.get("/v1/sessions")
     async def list_sessions(request: Request) -> Response:
         asked = from_query(request.query_params.multi_items(), gw.ListSessionsRequest())
-        return respond(await do.conversations.list(asked, authenticate()))
+        return respond(await do.conversations.list(asked, caller()))
 
     @router.get("/v1/sessions/{key}")
     async def get_session(key: str) -> Response:
-        return respond(await do.conversations.get(plain(key), authenticate()))
+        return respond(await do.conversations.get(plain(key), caller()))
 
     @router.delete("/v1/sessions/{key}")
     async def reset_session(key: str, request: Request) -> Response:
@@ -87,73 +87,73 @@ def build_router(do: UseCases, metrics: Metrics) -> APIRouter:
         request_id = request_id_of(request.headers.get(IDEMPOTENCY_KEY), body)
         asked = to_message(body, ag.ResetSessionRequest())
         asked.session_key, asked.request_id = plain(key), request_id
-        return respond(await do.conversations.reset(asked, authenticate()))
+        return respond(await do.conversations.reset(asked, caller()))
 
     @router.get("/v1/sessions/{key}/messages")
     async def list_messages(key: str, request: Request) -> Response:
         asked = from_query(request.query_params.multi_items(), ag.ListMessagesRequest())
         asked.session_key = plain(key)
-        return respond(await do.conversations.messages(asked, authenticate()))
+        return respond(await do.conversations.messages(asked, caller()))
 
     @router.get("/v1/runs")
     async def list_runs(request: Request) -> Response:
         asked = from_query(request.query_params.multi_items(), ss.ListRunsRequest())
-        return respond(await do.operations.list_runs(asked, authenticate()))
+        return respond(await do.operations.list_runs(asked, caller()))
 
     @router.get("/v1/runs/{run_id}")
     async def get_run(run_id: str) -> Response:
         asked = ss.GetRunRequest(run_id=plain(run_id))
-        return respond(await do.operations.get_run(asked, authenticate()))
+        return respond(await do.operations.get_run(asked, caller()))
 
     @router.post("/v1/forecast")
     async def forecast(request: Request) -> Response:
         asked = to_message(parse_json(await request.body()), ss.ForecastRequest())
-        return respond(await do.operations.forecast(asked, authenticate()))
+        return respond(await do.operations.forecast(asked, caller()))
 
     @router.get("/v1/runs/{run_id}/explain")
     async def explain_run(run_id: str) -> Response:
         asked = ss.ExplainRunRequest(run_id=plain(run_id))
-        return respond(await do.operations.explain_run(asked, authenticate()))
+        return respond(await do.operations.explain_run(asked, caller()))
 
     @router.post("/v1/runs/{run_id}/cancel")
     async def cancel_run(run_id: str, request: Request) -> Response:
         asked = to_message(parse_json(await request.body()), ss.CancelRunRequest())
         asked.run_id = plain(run_id)
-        return respond(await do.operations.cancel_run(asked, authenticate()))
+        return respond(await do.operations.cancel_run(asked, caller()))
 
     @router.post("/v1/runs/{run_id}/steer")
     async def steer_run(run_id: str, request: Request) -> Response:
         body = parse_json(await request.body())
         asked = steer_request(plain(run_id), request.headers.get(IDEMPOTENCY_KEY), body)
-        return respond(await do.operations.steer_run(asked, authenticate()))
+        return respond(await do.operations.steer_run(asked, caller()))
 
     @router.get("/v1/flows")
     async def list_flows(request: Request) -> Response:
         asked = from_query(request.query_params.multi_items(), fs.ListFlowsRequest())
-        return respond(await do.operations.list_flows(asked, authenticate()))
+        return respond(await do.operations.list_flows(asked, caller()))
 
     @router.get("/v1/flows/{flow_id}")
     async def get_flow(flow_id: str, request: Request) -> Response:
         asked = from_query(request.query_params.multi_items(), fs.GetFlowRequest())
         asked.flow_id = plain(flow_id)
-        return respond(await do.operations.get_flow(asked, authenticate()))
+        return respond(await do.operations.get_flow(asked, caller()))
 
     @router.post("/v1/flows/{flow_id}/cancel")
     async def cancel_flow(flow_id: str, request: Request) -> Response:
         asked = to_message(parse_json(await request.body()), fs.CancelFlowRequest())
         asked.flow_id = plain(flow_id)
-        return respond(await do.operations.cancel_flow(asked, authenticate()))
+        return respond(await do.operations.cancel_flow(asked, caller()))
 
     @router.get("/v1/lanes")
     async def list_lanes(request: Request) -> Response:
         asked = from_query(request.query_params.multi_items(), ss.ListLanesRequest())
-        return respond(await do.operations.list_lanes(asked, authenticate()))
+        return respond(await do.operations.list_lanes(asked, caller()))
 
     @router.patch("/v1/lanes/{name}")
     async def update_lane(name: str, request: Request) -> Response:
         asked = to_message(parse_json(await request.body()), ss.UpdateLaneRequest())
         asked.name = plain(name)
-        return respond(await do.operations.update_lane(asked, authenticate()))
+        return respond(await do.operations.update_lane(asked, caller()))
 
     @router.post("/v1/commands")
     async def execute_command(request: Request) -> Response:
@@ -161,12 +161,12 @@ def build_router(do: UseCases, metrics: Metrics) -> APIRouter:
         request_id = request_id_of(request.headers.get(IDEMPOTENCY_KEY), body)
         asked = to_message(body, gw.ExecuteCommandRequest())
         asked.request_id = request_id
-        return respond(await do.inbox.execute(asked, authenticate()))
+        return respond(await do.inbox.execute(asked, caller()))
 
     @router.get("/v1/questions")
     async def list_questions(request: Request) -> Response:
         asked = from_query(request.query_params.multi_items(), gw.ListQuestionsRequest())
-        return respond(await do.questions.list_questions(asked, authenticate()))
+        return respond(await do.questions.list_questions(asked, caller()))
 
     # Ids of questions hold a slash: it may come as it is, or as %2F.
     @router.post("/v1/questions/{question_id:path}")
@@ -175,32 +175,32 @@ def build_router(do: UseCases, metrics: Metrics) -> APIRouter:
         if asked.question_id not in ("", plain(question_id)):
             raise invalid_field("question_id", "differs from the question in the path")
         asked.question_id = plain(question_id)
-        return respond(await do.questions.answer_question(asked, authenticate()))
+        return respond(await do.questions.answer_question(asked, caller()))
 
     @router.get("/v1/agents")
     async def list_agents(request: Request) -> Response:
         asked = from_query(request.query_params.multi_items(), ag.ListAgentsRequest())
-        return respond(await do.operations.list_agents(asked, authenticate()))
+        return respond(await do.operations.list_agents(asked, caller()))
 
     @router.get("/v1/models")
     async def list_models(request: Request) -> Response:
         asked = from_query(request.query_params.multi_items(), ag.ListModelsRequest())
-        return respond(await do.operations.list_models(asked, authenticate()))
+        return respond(await do.operations.list_models(asked, caller()))
 
     @router.post("/v1/models/probe")
     async def probe_model(request: Request) -> Response:
         asked = to_message(parse_json(await request.body()), ag.ProbeModelRequest())
-        return await probe_stream(do.operations.probe_model(asked, authenticate()), metrics)
+        return await probe_stream(do.operations.probe_model(asked, caller()), metrics)
 
     @router.get("/v1/acp/harnesses")
     async def list_harnesses(request: Request) -> Response:
         asked = from_query(request.query_params.multi_items(), acp.ListHarnessesRequest())
-        return respond(await do.operations.list_harnesses(asked, authenticate()))
+        return respond(await do.operations.list_harnesses(asked, caller()))
 
     @router.get("/v1/acp/doctor")
     async def acp_doctor(request: Request) -> Response:
         asked = from_query(request.query_params.multi_items(), gw.AcpDoctorRequest())
-        return respond(await do.operations.acp_doctor(asked, authenticate()))
+        return respond(await do.operations.acp_doctor(asked, caller()))
 
     add_acp_routes(router, do.harness_sessions)
     for method, path, feature, what in _LATER:

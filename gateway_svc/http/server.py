@@ -7,6 +7,7 @@ import contextlib
 import errno
 import logging
 import socket
+import ssl
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +19,8 @@ from starlette.responses import Response
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp
 
+from gateway_svc.auth import Door
+from gateway_svc.http.guard import Guard
 from gateway_svc.http.wire import error_response
 from svckit.errors import Internal, ServiceError, StartError, invalid_field
 from svckit.grpc.server import PortInUse
@@ -27,8 +30,8 @@ STOP_SECONDS = 3
 _BACKLOG = 512
 
 
-def build_web(routers: list[APIRouter], allowed_origins: tuple[str, ...]) -> ASGIApp:
-    """Return the application: the routes, then the console's files."""
+def build_web(routers: list[APIRouter], allowed_origins: tuple[str, ...], door: Door) -> ASGIApp:
+    """Return the application: the routes behind the door, then the console's files."""
     # Generated pages would load scripts of other sites; the contract is in protos.
     web = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
     for router in routers:
@@ -37,13 +40,14 @@ def build_web(routers: list[APIRouter], allowed_origins: tuple[str, ...]) -> ASG
     web.add_exception_handler(ServiceError, _on_service_error)
     web.add_exception_handler(HTTPException, _on_http_exception)
     web.add_exception_handler(Exception, _on_unexpected)
+    guarded = Guard(web, door)
     if not allowed_origins:
-        return web
+        return guarded
     return CORSMiddleware(
-        web,
+        guarded,
         allow_origins=list(allowed_origins),
         allow_methods=["GET", "POST", "PATCH", "DELETE"],
-        allow_headers=["Content-Type", "Idempotency-Key", "Last-Event-ID"],
+        allow_headers=["Authorization", "Content-Type", "Idempotency-Key", "Last-Event-ID"],
     )
 
 
@@ -78,7 +82,9 @@ async def _on_unexpected(request: Request, error: Exception) -> Response:
 class WebServer:
     """Listens from its construction, serves in `run`, ends its streams and stops in `stop`."""
 
-    def __init__(self, app: ASGIApp, bound: socket.socket) -> None:
+    def __init__(
+        self, app: ASGIApp, bound: socket.socket, tls: ssl.SSLContext | None = None
+    ) -> None:
         logging.getLogger("uvicorn.error").setLevel(logging.WARNING)  # it has no news for us
         config = uvicorn.Config(
             app,
@@ -91,6 +97,8 @@ class WebServer:
             backlog=_BACKLOG,
             timeout_graceful_shutdown=STOP_SECONDS,
         )
+        if tls is not None:
+            config.ssl_context_factory = lambda *_: tls
         self._server = _Server(config)
         self._socket = bound
         self._done = asyncio.Event()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from typing import Any, TypeVar
 
@@ -13,7 +14,7 @@ from starlette.responses import Response
 
 from conveyor.acp.v1 import task_pb2 as acp_task_pb2
 from conveyor.agent.v1 import task_pb2 as agent_task_pb2
-from svckit.errors import ServiceError, invalid_field
+from svckit.errors import ServiceError, Unauthenticated, invalid_field
 
 M = TypeVar("M", bound=Message)
 
@@ -59,7 +60,9 @@ def error_response(error: ServiceError, status: int | None = None) -> Response:
     """Return the HTTP response of an error, with `Retry-After` where repeating helps."""
     headers = {}
     if error.retry_after is not None:
-        headers["Retry-After"] = str(max(1, round(error.retry_after)))
+        headers["Retry-After"] = str(max(1, math.ceil(error.retry_after)))
+    if isinstance(error, Unauthenticated):
+        headers["WWW-Authenticate"] = "Bearer"
     return Response(
         json.dumps(error_body(error), ensure_ascii=False),
         status or error.http_status,

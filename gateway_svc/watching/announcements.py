@@ -22,7 +22,7 @@ from gateway_svc.refusals import flow_not_found
 from gateway_svc.upstream import Upstream
 from gateway_svc.watching.log import EventLog, passed, start_after
 from gateway_svc.watching.merge import HEARTBEAT_SECONDS, Draining, Ended, Idle, Merge
-from svckit.errors import invalid_field
+from svckit.errors import FlowNotFound, invalid_field
 from svckit.grpc.client import call
 
 _PAYLOADS = ("child_announced",)
@@ -106,9 +106,12 @@ class AnnouncementWatcher:
                     return
 
     async def _require_flow(self, flow_id: str, principal: Principal) -> None:
-        answer = await call(
-            self._upstream.flows.GetFlow(fs.GetFlowRequest(flow_id=flow_id, page_size=1)),
-            service="scheduler",
-        )
+        try:
+            answer = await call(
+                self._upstream.flows.GetFlow(fs.GetFlowRequest(flow_id=flow_id, page_size=1)),
+                service="scheduler",
+            )
+        except FlowNotFound:
+            raise flow_not_found(flow_id) from None
         if not principal.may_see(answer.flow.customer_key):
             raise flow_not_found(flow_id)

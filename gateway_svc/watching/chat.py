@@ -63,7 +63,14 @@ class ChatService:
             yield gw.ChatResponse(ended=run, resume_token=token)
             return
         async with Merge[ev.WatchEventsResponse](self._draining, self._heartbeat) as merge:
-            answer = _Answer(self._log, merge, accepted, positions, request)
+            answer = _Answer(
+                self._log,
+                merge,
+                accepted,
+                positions,
+                request,
+                principal.request_id(request.request_id),
+            )
             answer.open()
             yield answer.first()
             while True:
@@ -118,7 +125,9 @@ class _Answer:
         accepted: Accepted,
         positions: Positions,
         request: gw.ChatRequest,
+        known_as: str,
     ) -> None:
+        self._known_as = known_as
         self._log = log
         self._merge = merge
         self._accepted = accepted.accepted
@@ -213,7 +222,7 @@ class _Answer:
         if event.WhichOneof("payload") != "steer_missed":
             return ""
         missed = event.steer_missed
-        return missed.fallback_run_id if missed.request_id == self._request.request_id else ""
+        return missed.fallback_run_id if missed.request_id == self._known_as else ""
 
     async def _follow(self, run_id: str) -> None:
         await self._merge.remove(self._flow_id)

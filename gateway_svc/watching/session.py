@@ -12,6 +12,7 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Iterable
 from contextlib import aclosing
+from dataclasses import replace
 
 from conveyor.events.v1 import event_log_service_pb2 as ev
 from conveyor.events.v1 import event_pb2
@@ -26,7 +27,7 @@ from gateway_svc.domain.tokens import Positions, decode_token, encode_token, ses
 from gateway_svc.upstream import Upstream
 from gateway_svc.watching.log import FROM_NOW, OLDEST, EventLog, Start, passed, start_after
 from gateway_svc.watching.merge import HEARTBEAT_SECONDS, Draining, Ended, Idle, Merge
-from svckit.errors import FlowNotFound, invalid_field
+from svckit.errors import FlowNotFound, InvalidField, invalid_field
 from svckit.grpc.client import call
 
 _SESSION = "session"
@@ -69,6 +70,8 @@ class SessionWatcher:
         row = await self._conversations.require(request.session_key, principal)
         subject = session_subject(row.session_key)
         positions = decode_token(subject, request.resume_token)
+        if not principal.is_admin:
+            positions = await self._own_trees(positions, principal)
         async with Merge[ev.WatchEventsResponse](self._draining, self._heartbeat) as merge:
             view = _View(self._log, merge, row.session_key, positions, request)
             await view.open(await self._live_trees(row.session_key, request))
@@ -76,6 +79,19 @@ class SessionWatcher:
                 async for response in responses:
                     merge.said()
                     yield response
+
+    async def _own_trees(self, positions: Positions, principal: Principal) -> Positions:
+        """Leave other customers' trees out of a token: anybody can write one."""
+        flows = {}
+        for flow_id, at in positions.flows.items():
+            request = fs.GetFlowRequest(flow_id=flow_id, page_size=1)
+            try:
+                found = await call(self._upstream.flows.GetFlow(request), service="scheduler")
+            except (FlowNotFound, InvalidField):
+                continue
+            if principal.may_see(found.flow.customer_key):
+                flows[flow_id] = at
+        return replace(positions, flows=flows)
 
     async def _live_trees(self, session_key: str, request: gw.WatchSessionRequest) -> list[str]:
         if not follows_trees(request):

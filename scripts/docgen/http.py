@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Any
+from unittest.mock import Mock
 
 from fastapi.routing import APIRoute
 
@@ -47,7 +48,7 @@ are in [call it from anything](../how-to/call-it-from-anything.md).
 
 def render() -> str:
     """The document."""
-    unused: Any = None  # the routes are only listed
+    unused: Any = Mock()  # the routes are only listed
     router = build_router(unused, Metrics())
     later = {(method, path) for method, path, _, _ in _LATER}
     features = {(method, path): feature for method, path, feature, _ in _LATER}

@@ -32,6 +32,7 @@ def make_channel(
     *,
     tracer: trace.Tracer | None = None,
     credentials: grpc.ChannelCredentials | None = None,
+    server_name: str = "",
     timeout_of: Callable[[str, Any], float | None] = methods.default_timeout,
     interceptors: Sequence[aio.ClientInterceptor] = (),
     own_connection: bool = False,
@@ -44,12 +45,15 @@ def make_channel(
     Unary calls without a timeout get that of their method (`svckit.grpc.methods`), streams none;
     all are cut to what is left of the request being served. Calls that find nobody are repeated a
     few times, as far as the contract allows. `interceptors` run outside ours. `own_connection`
-    keeps long streams from filling the connection that other channels share. Close it when done.
+    keeps long streams from filling the connection that other channels share. With `credentials` the
+    certificate must be for `server_name`, by default the host of `address`. Close it when done.
     """
     chain = [*interceptors, *client.interceptors(tracer or _default_tracer(), timeout_of)]
 
     def one(address: str, repeats: tuple[str, Any]) -> aio.Channel:
         options = [repeats, *_OPTIONS, ("grpc.use_local_subchannel_pool", int(own_connection))]
+        if server_name:
+            options.append(("grpc.ssl_target_name_override", server_name))
         if credentials is not None:
             return aio.secure_channel(address, credentials, options=options, interceptors=chain)
         return aio.insecure_channel(address, options=options, interceptors=chain)

@@ -184,7 +184,7 @@ async def test_what_the_caller_may_not_do_a_command_does_not_do_either(
 ) -> None:
     flow_id = await at_work(gateway)
     caller = [Principal("ann", Scope.READ, "http:alice")]
-    monkeypatch.setattr("gateway_svc.rpc.gateway.authenticate", lambda: caller[0])
+    monkeypatch.setattr("gateway_svc.rpc.gateway.caller", lambda: caller[0])
     assert "market trend" in (await execute(gateway, "/subagents")).text
     for text in ("/kill 1", "/stop", "/model demo", "/queue collect", "/new"):
         assert (await refused(gateway, text)).reason == "SCOPE_MISSING", text
@@ -204,11 +204,12 @@ async def test_a_request_id_never_brings_what_another_customer_was_answered(
 ) -> None:
     flow_id = await at_work(gateway)
     caller = [Principal("alice", Scope.CONTROL, "http:alice")]
-    monkeypatch.setattr("gateway_svc.rpc.gateway.authenticate", lambda: caller[0])
+    monkeypatch.setattr("gateway_svc.rpc.gateway.caller", lambda: caller[0])
     text = f"/flow cancel {flow_id}"
     assert "plan the launch" in (await execute(gateway, text, "", request_id="1")).text
     caller[0] = Principal("eve", Scope.CONTROL, "http:eve")
-    assert (await refused(gateway, text, "", request_id="1")).reason == "REQUEST_ID_REUSED"
+    # Hers is another request, of which nothing is known; and the flow is none of hers.
+    assert (await refused(gateway, text, "", request_id="1")).reason == "INVALID_FIELD"
 
 
 async def test_without_a_conversation_a_number_names_no_request(gateway: Suite) -> None:

@@ -68,7 +68,7 @@ class InboundMessage(_message.Message):
     agent_id: _builtins.str
     """Which agent answers. Empty means the one that the routes choose. Ignored when the session exists."""
     customer_key: _builtins.str
-    """The customer. Scope `control` may set it; empty means the one of the token."""
+    """The customer. Another than the caller's own needs scope `admin`; empty means the caller's own."""
     queue_mode: _lane_pb2.QueueMode.ValueType
     """What to do when the session is busy. Unspecified means as configured."""
     priority: _builtins.int

@@ -41,6 +41,10 @@ class GatewayServiceStub:
 
     Where a call has all fields of an inner one, it uses the inner messages; their comments hold. In a
     filter, `customer_key` is then the caller's own unless the caller has `admin`.
+
+    The caller is who holds the bearer token in `authorization` (`Bearer <token>`); without configured
+    tokens only this machine can call, and may do everything. `request_id`s of different customers never
+    meet. Health needs no token, reflection any.
     """
 
     def __init__(self, channel):
@@ -233,6 +237,10 @@ class GatewayServiceServicer:
 
     Where a call has all fields of an inner one, it uses the inner messages; their comments hold. In a
     filter, `customer_key` is then the caller's own unless the caller has `admin`.
+
+    The caller is who holds the bearer token in `authorization` (`Bearer <token>`); without configured
+    tokens only this machine can call, and may do everything. `request_id`s of different customers never
+    meet. Health needs no token, reflection any.
     """
 
     def SendMessage(self, request, context):
@@ -709,6 +717,10 @@ class GatewayService:
 
     Where a call has all fields of an inner one, it uses the inner messages; their comments hold. In a
     filter, `customer_key` is then the caller's own unless the caller has `admin`.
+
+    The caller is who holds the bearer token in `authorization` (`Bearer <token>`); without configured
+    tokens only this machine can call, and may do everything. `request_id`s of different customers never
+    meet. Health needs no token, reflection any.
     """
 
     @staticmethod

@@ -42,6 +42,10 @@ class GatewayServiceStub:
 
     Where a call has all fields of an inner one, it uses the inner messages; their comments hold. In a
     filter, `customer_key` is then the caller's own unless the caller has `admin`.
+
+    The caller is who holds the bearer token in `authorization` (`Bearer <token>`); without configured
+    tokens only this machine can call, and may do everything. `request_id`s of different customers never
+    meet. Health needs no token, reflection any.
     """
 
     @_typing.overload
@@ -193,6 +197,10 @@ class GatewayServiceAsyncStub(GatewayServiceStub):
 
     Where a call has all fields of an inner one, it uses the inner messages; their comments hold. In a
     filter, `customer_key` is then the caller's own unless the caller has `admin`.
+
+    The caller is who holds the bearer token in `authorization` (`Bearer <token>`); without configured
+    tokens only this machine can call, and may do everything. `request_id`s of different customers never
+    meet. Health needs no token, reflection any.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -340,6 +348,10 @@ class GatewayServiceServicer(metaclass=_abc_1.ABCMeta):
 
     Where a call has all fields of an inner one, it uses the inner messages; their comments hold. In a
     filter, `customer_key` is then the caller's own unless the caller has `admin`.
+
+    The caller is who holds the bearer token in `authorization` (`Bearer <token>`); without configured
+    tokens only this machine can call, and may do everything. `request_id`s of different customers never
+    meet. Health needs no token, reflection any.
     """
 
     @_abc_1.abstractmethod
