@@ -112,7 +112,7 @@ async def _build(
     harness_runs = HarnessRuns(database, intake, rules)
     spawning = HarnessSpawning(database, upstream, harness_runs, bindings, rules, clock)
     harness_sessions = HarnessSessions(
-        database, upstream, harness_runs, spawning, bindings, event_log
+        database, upstream, harness_runs, spawning, bindings, event_log, rules
     )
     services = Services(
         database=database,

@@ -62,6 +62,7 @@ def routing_rules(settings: Settings) -> RoutingRules:
         acp=AcpRules(
             turn_seconds=settings.acp.turn_seconds,
             handshake_seconds=settings.acp.handshake_seconds,
+            approves_all=settings.acp.permission_mode == "approve-all",
         ),
     )
 

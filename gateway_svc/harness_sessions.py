@@ -16,10 +16,10 @@ from gateway_svc.domain.binding import check_ready
 from gateway_svc.domain.keys import parse_key
 from gateway_svc.domain.redaction import clear_acp_session, clear_run
 from gateway_svc.domain.reply_route import decode_address
-from gateway_svc.domain.routing import check_request_id, checked_message
+from gateway_svc.domain.routing import RoutingRules, check_request_id, checked_message
 from gateway_svc.domain.tokens import Positions, encode_token, session_subject
 from gateway_svc.harness_runs import HarnessRuns, Origin, address_of
-from gateway_svc.harness_spawning import HarnessSpawning
+from gateway_svc.harness_spawning import HarnessSpawning, check_permissions
 from gateway_svc.refusals import acp_session_not_found, own_words, session_not_found
 from gateway_svc.store import sessions as store
 from gateway_svc.upstream import Upstream
@@ -45,7 +45,9 @@ class HarnessSessions:
         spawning: HarnessSpawning,
         bindings: Bindings,
         event_log: EventLog,
+        rules: RoutingRules,
     ) -> None:
+        self._rules = rules
         self._database = database
         self._upstream = upstream
         self._runs = runs
@@ -140,6 +142,7 @@ class HarnessSessions:
     ) -> gw.ConfigureAcpSessionResponse:
         """Change settings of a session; takes effect with its next turn."""
         principal.require(Scope.CONTROL)
+        check_permissions(request.settings.permission_mode, principal, self._rules.acp)
         await self._require(request.acp_session_id, principal)
         asked = acp.ConfigureSessionRequest(
             acp_session_id=request.acp_session_id, settings=request.settings

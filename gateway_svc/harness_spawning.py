@@ -16,7 +16,7 @@ from conveyor.scheduler.v1 import lane_pb2
 from conveyor.scheduler.v1 import scheduler_service_pb2 as ss
 from gateway_svc.auth import Principal, Scope
 from gateway_svc.bindings import Bindings, taken
-from gateway_svc.domain.binding import is_over, name_of
+from gateway_svc.domain.binding import AcpRules, is_over, name_of
 from gateway_svc.domain.keys import (
     DEFAULT_CHANNEL,
     MAX_CUSTOMER_LENGTH,
@@ -39,7 +39,7 @@ from gateway_svc.store import sessions as store
 from gateway_svc.upstream import Upstream
 from svckit.clock import Clock
 from svckit.database import Database
-from svckit.errors import AgentNotFound, ServiceError, invalid_field
+from svckit.errors import AgentNotFound, ScopeMissing, ServiceError, invalid_field
 from svckit.grpc.client import call
 from svckit.logging import get_logger
 
@@ -99,6 +99,7 @@ class HarnessSpawning:
                 request.message, request_id=request.request_id, field_name="message"
             )
         spec = _checked_spec(request.spec, principal)
+        check_permissions(spec.permission_mode, principal, self._rules.acp)
         request.request_id = principal.request_id(request.request_id)
         with own_words():
             if not request.bind_session_key:
@@ -282,6 +283,18 @@ class HarnessSpawning:
 
     async def _find(self, session_key: str) -> store.SessionRow | None:
         return await self._database.run(lambda connection: store.find(connection, session_key))
+
+
+def check_permissions(
+    mode: acp_session.PermissionMode.ValueType, principal: Principal, rules: AcpRules
+) -> None:
+    """Raise `ScopeMissing` for a permission mode that is an operator's to choose."""
+    if rules.needs_operator(mode) and not principal.is_admin:
+        raise ScopeMissing(
+            "permissions approve-all are an operator's decision, because nobody is asked any more: "
+            "choose ask, or have acp.permission_mode configured",
+            metadata={"scope": Scope.ADMIN.name.lower()},
+        )
 
 
 def _checked_spec(

@@ -17,7 +17,8 @@ from gateway_svc.bindings import Bindings
 from gateway_svc.commands import Commands
 from gateway_svc.commands.runner import refusal
 from gateway_svc.domain.binding import Bound
-from gateway_svc.domain.commands.parsing import Problem, read_message, read_strictly
+from gateway_svc.domain.commands.parsing import read_message, read_strictly
+from gateway_svc.domain.commands.problem import Problem
 from gateway_svc.domain.keys import DEFAULT_CHANNEL, SessionKey
 from gateway_svc.domain.principals import may_begin
 from gateway_svc.domain.redaction import clear_run

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from conveyor.acp.v1 import session_pb2
 from conveyor.agent.v1 import probe_pb2
 from conveyor.common.v1 import question_pb2
 
@@ -24,3 +25,30 @@ def answering_commands(question: question_pb2.Question) -> list[str]:
     """Return the slash commands that answer a question, for the options that have one."""
     kinds = {option.kind for option in question.options}
     return [text.format(number=question.number) for kind, text in _COMMANDS if kind in kinds]
+
+
+PERMISSION_MODES = {
+    "approve-reads": session_pb2.PERMISSION_MODE_APPROVE_READS,
+    "approve-all": session_pb2.PERMISSION_MODE_APPROVE_ALL,
+    "deny-all": session_pb2.PERMISSION_MODE_DENY_ALL,
+    "ask": session_pb2.PERMISSION_MODE_ASK,
+}
+"""What happens when a harness asks for permission."""
+
+SESSION_MODES = {
+    "persistent": session_pb2.ACP_SESSION_MODE_PERSISTENT,
+    "oneshot": session_pb2.ACP_SESSION_MODE_ONESHOT,
+}
+"""How long an ACP session lives."""
+
+SESSION_STATES = {
+    session_pb2.ACP_SESSION_STATE_STARTING: "starting",
+    session_pb2.ACP_SESSION_STATE_READY: "ready",
+    session_pb2.ACP_SESSION_STATE_BUSY: "working",
+    session_pb2.ACP_SESSION_STATE_ASKING: "waits for an answer",
+    session_pb2.ACP_SESSION_STATE_PARKED: "parked",
+    session_pb2.ACP_SESSION_STATE_CLOSING: "closing",
+    session_pb2.ACP_SESSION_STATE_CLOSED: "closed",
+    session_pb2.ACP_SESSION_STATE_FAILED: "failed",
+}
+"""Where an ACP session is in its life."""

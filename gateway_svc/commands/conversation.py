@@ -10,8 +10,12 @@ from conveyor.scheduler.v1 import flow_service_pb2 as fs
 from conveyor.scheduler.v1 import lane_pb2, run_pb2
 from conveyor.scheduler.v1 import scheduler_service_pb2 as ss
 from gateway_svc.auth import Scope
+from gateway_svc.commands.answering import Answering
 from gateway_svc.commands.asked import Answer, Asked, Handler, Refused, Services
 from gateway_svc.commands.trees import Trees
+from gateway_svc.domain.commands.acp_settings import fresh_text, setting_text
+from gateway_svc.domain.commands.acp_words import name_of
+from gateway_svc.domain.commands.problem import cut
 from gateway_svc.domain.commands.queueing import MODES, UNSPECIFIED, queue_answer
 from gateway_svc.domain.commands.standing import (
     Standing,
@@ -37,9 +41,10 @@ log = get_logger(__name__)
 class Conversation:
     """Handlers of the commands about a conversation."""
 
-    def __init__(self, services: Services, trees: Trees) -> None:
+    def __init__(self, services: Services, trees: Trees, answering: Answering) -> None:
         self._do = services
         self._trees = trees
+        self._answering = answering
 
     def handlers(self) -> Mapping[str, Handler]:
         """Return the handlers by the names of the grammar."""
@@ -80,20 +85,21 @@ class Conversation:
             estimate=await self._estimate(waiting[0], asked)
             if waiting
             else lane_pb2.QueueEstimate(),
-            questions=[
-                question.number
-                for question in await self._do.questions.open_of(asked.session_key, asked.principal)
-            ],
+            questions=[question.number for question in await self._answering.questions(asked)],
+            answering=await self._answering.answering(asked),
         )
         return Answer(status_text(standing, self._trees.now_us), await self._session(asked))
 
     async def new(self, asked: Asked) -> Answer:
         """Begin the next epoch."""
+        session = await self._answering.answering(asked)
         request = ag.ResetSessionRequest(session_key=asked.session_key, request_id=asked.request_id)
         try:
             answer = await self._do.conversations.reset(request, asked.principal)
         except SessionNotFound:
             return Answer("There is nothing to forget yet.")
+        if session is not None:
+            return Answer(fresh_text(session), answer)
         forgot = count(answer.forgotten_messages, "message")
         what = f"Forgotten, {forgot}" if answer.forgotten_messages else "Forgotten"
         text = f"{what}: what you say next begins afresh."
@@ -142,11 +148,19 @@ class Conversation:
             )
         row = await self._do.database.run(lambda connection: store.find(connection, key))
         own = row.known.queue_mode if row else UNSPECIFIED
-        return Answer(queue_answer(own, configured), await self._session(asked))
+        session = await self._answering.answering(asked)
+        text = queue_answer(own, configured, name_of(session) if session else "")
+        return Answer(text, await self._session(asked))
 
     async def model(self, asked: Asked) -> Answer:
         """Show or choose the model that answers here."""
         name, key = asked.get("name"), asked.session_key
+        session = await self._answering.answering(asked)
+        if session is not None:
+            if name:
+                raise Refused(f"{name_of(session)} answers here: say `/acp model {cut(name)}`")
+            text = setting_text("acp model", session, changed=False)
+            return Answer(text, await self._session(asked))
         if name:
             asked.principal.require(Scope.SEND)
             chosen = "" if name.lower() == "reset" else name

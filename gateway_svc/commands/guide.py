@@ -5,15 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from conveyor.agent.v1 import agent_service_pb2 as ag
-from conveyor.gateway.v1 import gateway_service_pb2 as gw
 from conveyor.scheduler.v1 import lane_pb2, run_pb2
 from conveyor.scheduler.v1 import scheduler_service_pb2 as ss
+from gateway_svc.commands.answering import Answering
 from gateway_svc.commands.asked import Answer, Asked, Handler, Refused, Services
 from gateway_svc.commands.trees import Trees
 from gateway_svc.domain.commands import targets
-from gateway_svc.domain.commands.grammar import FORMS
-from gateway_svc.domain.commands.guide import agents_text, help_text, lanes_text, why_text
-from gateway_svc.domain.commands.parsing import Problem
+from gateway_svc.domain.commands.acp_words import name_of as name_of_session
+from gateway_svc.domain.commands.guide import (
+    agents_text,
+    command_forms,
+    help_text,
+    lanes_text,
+    why_text,
+)
+from gateway_svc.domain.commands.problem import Problem
 from gateway_svc.domain.commands.words import name_of
 from gateway_svc.domain.sessions import LIVE_STATES, TERMINAL_STATES
 from svckit.words import shorten
@@ -25,9 +31,10 @@ _TITLE = 48
 class Guide:
     """Handlers of the commands that only look."""
 
-    def __init__(self, services: Services, trees: Trees) -> None:
+    def __init__(self, services: Services, trees: Trees, answering: Answering) -> None:
         self._do = services
         self._trees = trees
+        self._answering = answering
 
     def handlers(self) -> Mapping[str, Handler]:
         """Return the handlers by the names of the grammar."""
@@ -40,20 +47,11 @@ class Guide:
 
     async def help(self, asked: Asked) -> Answer:
         """Say what can be typed."""
-        text = help_text(asked.get("command"))
+        session = await self._answering.answering(asked) if asked.routed else None
+        text = help_text(asked.get("command"), name_of_session(session) if session else "")
         if isinstance(text, Problem):
             raise Refused(text.text)
-        forms = [
-            gw.CommandForm(
-                name=form.name,
-                usage=form.usage,
-                summary=form.summary,
-                example=form.example,
-                aliases=form.aliases,
-            )
-            for form in FORMS
-        ]
-        return Answer(text, gw.CommandForms(forms=forms))
+        return Answer(text, command_forms())
 
     async def agents(self, asked: Asked) -> Answer:
         """List the agents."""

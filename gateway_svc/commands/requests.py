@@ -9,7 +9,7 @@ from conveyor.scheduler.v1 import flow_service_pb2 as fs
 from gateway_svc.commands.asked import Answer, Asked, Handler, Refused, Services
 from gateway_svc.commands.trees import Trees
 from gateway_svc.domain.commands import targets
-from gateway_svc.domain.commands.parsing import Problem
+from gateway_svc.domain.commands.problem import Problem
 from gateway_svc.domain.commands.requests import (
     ROWS,
     Request,

@@ -14,6 +14,9 @@ from conveyor.gateway.v1 import gateway_service_pb2 as gw
 from conveyor.scheduler.v1 import run_pb2
 from conveyor.scheduler.v1 import scheduler_service_pb2 as ss
 from gateway_svc.auth import Principal
+from gateway_svc.commands.acp_health import AcpHealth
+from gateway_svc.commands.acp_sessions import AcpSessions
+from gateway_svc.commands.answering import Answering
 from gateway_svc.commands.approvals import Approvals
 from gateway_svc.commands.asked import Asked, Handler, Refused, Services
 from gateway_svc.commands.conversation import Conversation
@@ -23,7 +26,8 @@ from gateway_svc.commands.spawning import Spawning
 from gateway_svc.commands.subagents import STEER_SECONDS, Subagents
 from gateway_svc.commands.trees import Trees
 from gateway_svc.domain.commands.grammar import FORMS
-from gateway_svc.domain.commands.parsing import Command, Problem
+from gateway_svc.domain.commands.parsing import Command
+from gateway_svc.domain.commands.problem import Problem
 from gateway_svc.domain.deliveries import DeliveryKind
 from gateway_svc.domain.reply_route import ReplyAddress
 from gateway_svc.domain.routing import MAX_MESSAGE_ID, Routed
@@ -54,14 +58,16 @@ class Commands:
         self._pushed = pushed
         self._filled = filled
         self._under_way: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
-        trees = Trees(services)
+        trees, answering = Trees(services), Answering(services)
         self._handlers: Mapping[str, Handler] = {
-            **Conversation(services, trees).handlers(),
-            **Guide(services, trees).handlers(),
+            **Conversation(services, trees, answering).handlers(),
+            **Guide(services, trees, answering).handlers(),
             **Subagents(services, trees, steer_seconds=steer_seconds).handlers(),
             **Spawning(services).handlers(),
             **Requests(services, trees).handlers(),
-            **Approvals(services).handlers(),
+            **Approvals(services, answering).handlers(),
+            **AcpSessions(services, trees, answering).handlers(),
+            **AcpHealth(services).handlers(),
         }
         missing = {form.name for form in FORMS} - set(self._handlers)
         assert not missing, f"commands without a handler: {missing}"
@@ -137,7 +143,7 @@ class Commands:
             )
 
         asked = Asked(read, request_id, principal, routed, decide)
-        if not read.form.changes or (not read.arguments and read.name in _SHOW_WITHOUT_ARGUMENTS):
+        if not read.form.changes or (read.form.sets and not read.get(read.form.sets)):
             return await _answered(handler, asked)
         async with self._under_way.setdefault(request_id, asyncio.Lock()):
             known = await self._do.database.run(lambda db: store.find(db, request_id))
@@ -168,10 +174,6 @@ class Commands:
             run_id="",
             create_us=self._do.clock.now_us(),
         )
-
-
-_SHOW_WITHOUT_ARGUMENTS = frozenset({"queue", "model"})
-"""Commands that only show something when nothing follows them."""
 
 
 def refusal(text: str) -> InvalidField:

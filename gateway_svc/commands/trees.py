@@ -12,7 +12,7 @@ from conveyor.scheduler.v1 import scheduler_service_pb2 as ss
 from gateway_svc.auth import Principal
 from gateway_svc.commands.asked import Asked, Refused, Services, Shown
 from gateway_svc.domain.commands import targets
-from gateway_svc.domain.commands.parsing import Problem
+from gateway_svc.domain.commands.problem import Problem
 from gateway_svc.domain.commands.requests import BOARD_HOURS
 from gateway_svc.domain.commands.subagents import RECENT_SECONDS, Child, children_of
 from gateway_svc.domain.commands.words import SECOND, at_us

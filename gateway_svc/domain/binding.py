@@ -35,10 +35,22 @@ _OVER = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class AcpRules:
-    """What the configuration says about the runs of ACP sessions, in seconds."""
+    """What the configuration says about ACP sessions: times of their runs in seconds, permissions.
+
+    `approves_all` says that sessions may do everything unasked by default.
+    """
 
     turn_seconds: float = 1800.0
     handshake_seconds: float = 60.0
+    approves_all: bool = False
+
+    def needs_operator(self, mode: acp.PermissionMode.ValueType) -> bool:
+        """True for a permission mode that only who runs the installation may choose.
+
+        In `approve-all` nobody is asked any more. Where it is the default, the operator has decided
+        so already.
+        """
+        return mode == acp.PERMISSION_MODE_APPROVE_ALL and not self.approves_all
 
 
 @dataclass(frozen=True, slots=True)

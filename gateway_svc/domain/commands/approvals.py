@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 from conveyor.common.v1 import question_pb2
-from gateway_svc.domain.commands.parsing import Problem
+from gateway_svc.domain.commands.problem import Problem
 from svckit.words import joined, shorten
 
 _TITLE, _NAMED = 60, 4
@@ -18,21 +19,42 @@ _KINDS = {
 }
 
 
+_NOBODY: Mapping[str, str] = MappingProxyType({})
+
+
 def choose_question(
-    typed: str, questions: Sequence[question_pb2.Question], verb: str
+    typed: str,
+    questions: Sequence[question_pb2.Question],
+    verb: str,
+    askers: Mapping[str, str] = _NOBODY,
 ) -> question_pb2.Question | Problem:
     """Return the open question that `typed` names, by number or id; the oldest without one.
 
-    `questions` are open, oldest first.
+    `questions` are open, oldest first. Each lane numbers its own: `askers` holds a short name of
+    who asks by question id, and `name.number` is understood where two have the same number.
     """
     if not questions:
         return Problem("nothing waits for your answer here")
     if not typed:
         return questions[0]
-    number = typed.removeprefix("#")
+    name, _, number = typed.removeprefix("#").rpartition(".")
     for question in questions:
-        if question.question_id == typed or str(question.number) == number:
+        if question.question_id == typed:
             return question
+    fitting = [
+        question
+        for question in questions
+        if str(question.number) == number
+        and name.casefold() in ("", askers.get(question.question_id, "").casefold())
+    ]
+    if len(fitting) == 1:
+        return fitting[0]
+    if fitting:
+        ways = [
+            f"`/{verb} {askers.get(question.question_id, '')}.{number}` {_title(question)}"
+            for question in fitting[:_NAMED]
+        ]
+        return Problem(f"#{number} is asked {len(fitting)} times: say {joined(ways, 'or')}")
     there = joined([_named(question) for question in questions[:_NAMED]])
     example = f"/{verb} {questions[0].number}"
     return Problem(
@@ -64,4 +86,8 @@ def answered_text(question: question_pb2.Question, *, allow: bool, always: bool,
 
 
 def _named(question: question_pb2.Question) -> str:
-    return f"#{question.number} {shorten(question.title, _TITLE)}"
+    return f"#{question.number} {_title(question)}"
+
+
+def _title(question: question_pb2.Question) -> str:
+    return shorten(question.title, _TITLE)

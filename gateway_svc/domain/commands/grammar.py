@@ -3,66 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from enum import Enum
 from types import MappingProxyType
 
-
-class Kind(Enum):
-    """How much of a text an argument takes."""
-
-    WORD = "word"
-    """One word."""
-    PHRASE = "phrase"
-    """One word, or several in quotation marks."""
-    REST = "rest"
-    """Everything that is left, without quotation marks around it."""
-    COUNT = "count"
-    """A whole number from 1 on."""
-    CHOICE = "choice"
-    """One of the words in `choices`."""
-
-
-@dataclass(frozen=True, slots=True)
-class Argument:
-    """One argument. `what` is what people call it when it is missing or wrong."""
-
-    name: str
-    kind: Kind
-    what: str
-    required: bool = True
-    choices: tuple[str, ...] = ()
-
-    @property
-    def shown(self) -> str:
-        """As in a usage line."""
-        name = "|".join(self.choices) if len(self.choices) == 1 else self.name
-        return f"<{name}>" if self.required else f"[{name}]"
-
-
-@dataclass(frozen=True, slots=True)
-class Form:
-    """One thing that can be typed.
-
-    `name` is canonical, without the slash. `changes` says that doing it twice is not the same as
-    doing it once, so that what came of it is remembered. `options` are given as `--name value`.
-    `aliases` are other first words for the whole form.
-    """
-
-    name: str
-    summary: str
-    example: str
-    arguments: tuple[Argument, ...] = ()
-    options: tuple[str, ...] = ()
-    aliases: tuple[str, ...] = ()
-    changes: bool = False
-    needs_session: bool = True
-
-    @property
-    def usage(self) -> str:
-        """As in a manual: `/subagents log <target> [lines]`."""
-        words = [f"/{self.name}", *(argument.shown for argument in self.arguments)]
-        return " ".join([*words, *(f"[--{name} {name}]" for name in self.options)])
+from gateway_svc.domain.commands.acp_forms import ACP_FORMS
+from gateway_svc.domain.commands.form import Argument, Form, Kind, Option
 
 
 def _choice(what: str, *choices: str, name: str = "") -> Argument:
@@ -105,6 +49,7 @@ FORMS: tuple[Form, ...] = (
             ),
         ),
         changes=True,
+        sets="mode",
     ),
     Form(
         "model",
@@ -112,6 +57,7 @@ FORMS: tuple[Form, ...] = (
         "/model demo",
         (Argument("name", Kind.WORD, "a model", required=False),),
         changes=True,
+        sets="name",
     ),
     Form("agents", "The agents that there are", "/agents", needs_session=False),
     Form("lanes", "How full the lanes are", "/lanes", needs_session=False),
@@ -163,7 +109,7 @@ FORMS: tuple[Form, ...] = (
         "Start one yourself; its result comes here",
         "/subagents spawn main compare three hotels",
         (Argument("agent", Kind.WORD, "an agent"), Argument("task", Kind.REST, "a task")),
-        options=("model",),
+        options=(Option("model", "a model"),),
         changes=True,
     ),
     Form("tasks", "What was asked here in the last 24 hours, and where it is", "/tasks"),
@@ -202,9 +148,10 @@ FORMS: tuple[Form, ...] = (
         (_QUESTION, _ALWAYS),
         changes=True,
     ),
+    *ACP_FORMS,
 )
 
-GROUPS: Mapping[str, str] = MappingProxyType({"subagents": "list", "flow": "list"})
+GROUPS: Mapping[str, str] = MappingProxyType({"subagents": "list", "flow": "list", "acp": "help"})
 """First words that several forms share, and the second word that is meant without one."""
 
 ELSEWHERE: Mapping[str, str] = MappingProxyType(

@@ -5,27 +5,39 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from conveyor.agent.v1 import agent_service_pb2 as ag
+from conveyor.gateway.v1 import gateway_service_pb2 as gw
 from conveyor.scheduler.v1 import explain_pb2, lane_pb2
-from gateway_svc.domain.commands.grammar import BY_ALIAS, FORMS, Form, members
-from gateway_svc.domain.commands.parsing import Problem, read_strictly
+from gateway_svc.domain.commands.acp_forms import ACP_TOPICS
+from gateway_svc.domain.commands.form import Form
+from gateway_svc.domain.commands.grammar import BY_ALIAS, BY_NAME, FORMS, members
+from gateway_svc.domain.commands.parsing import read_strictly
+from gateway_svc.domain.commands.problem import Problem
 from gateway_svc.domain.commands.words import SECOND, at_us, ordinal
 from svckit.words import count, shorten, span
 
 TOPICS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("What goes on", ("status", "tasks", "flow", "why", "lanes")),
     ("Sub-agents", ("subagents", "kill", "steer", "tell")),
+    ("Coding agents", ("acp",)),
     ("Questions of tools", ("approve", "deny")),
     ("This conversation", ("new", "stop", "queue", "model", "agents")),
 )
 _ROWS = 10
 
 
-def help_text(about: str) -> str | Problem:
-    """Return what `/help` says, in general or about one command."""
+def help_text(about: str, harness: str = "") -> str | Problem:
+    """Return what `/help` says, in general or about one command.
+
+    `harness` is the coding agent that answers the conversation, empty when its agent does.
+    """
     if not about:
         lines = [f"{topic}: {', '.join(f'`/{word}`' for word in words)}" for topic, words in TOPICS]
+        if harness:
+            lines.append(f"{harness} answers here: `/acp status`, `/acp cancel`, `/acp close`")
         return "\n".join([*lines, "`/help stop` says more about one of them."])
     words = about.lower().removeprefix("/").split()
+    if words == ["acp"]:
+        return _acp_help()
     if words and words[0] in BY_ALIAS:
         forms: Sequence[Form] = (BY_ALIAS[words[0]],)
     else:
@@ -39,6 +51,29 @@ def help_text(about: str) -> str | Problem:
         aliases = "".join(f", or `/{alias}`" for alias in form.aliases)
         return f"{form.summary}.\n`{form.usage}`{aliases}\nFor example `{form.example}`"
     return "\n".join(f"`{form.usage}`: {form.summary}" for form in forms)
+
+
+def command_forms() -> gw.CommandForms:
+    """Return everything that can be typed, for programs."""
+    return gw.CommandForms(
+        forms=[
+            gw.CommandForm(
+                name=form.name,
+                usage=form.usage,
+                summary=form.summary,
+                example=form.example,
+                aliases=form.aliases,
+            )
+            for form in FORMS
+        ]
+    )
+
+
+def _acp_help() -> str:
+    lines = ["Coding agents, for example:", f"`{BY_NAME['acp spawn'].example}`"]
+    for topic, seconds in ACP_TOPICS:
+        lines.append(f"{topic}: {', '.join(f'`/acp {second}`' for second in seconds)}")
+    return "\n".join([*lines, "`/help acp spawn` says more about one of them."])
 
 
 def agents_text(agents: Sequence[ag.Agent]) -> str:

@@ -14,25 +14,23 @@ from dataclasses import dataclass, field
 from difflib import get_close_matches
 
 from conveyor.common.v1 import content_pb2
+from gateway_svc.domain.commands import options
+from gateway_svc.domain.commands.form import Argument, Form, Kind
 from gateway_svc.domain.commands.grammar import (
     BY_ALIAS,
     BY_NAME,
     ELSEWHERE,
     FIRST_WORDS,
     GROUPS,
-    Argument,
-    Form,
-    Kind,
     members,
 )
+from gateway_svc.domain.commands.problem import Problem, cut
 from svckit.words import joined
 
 _FIRST = re.compile(r"/([A-Za-z][A-Za-z_-]{0,31})(?:@\w{1,64})?")
-_OPTION = re.compile(r"(?:--|—|–)(\w+)[ =]+(\S+)")
-# Telephones write quotation marks and dashes as they like.
-_QUOTES = {'"': '"”', "'": "'’", "“": '”"', "„": '“”"', "«": "»", "‘": "’'"}
 _NEARLY, _NEARLY_IN_A_SENTENCE = 0.75, 0.8
-_MAX_SAID = 40
+_TIME = re.compile(r"(\d{1,6})\s*(s|secs?|seconds?|m|mins?|minutes?|h|hours?)?", re.IGNORECASE)
+_UNITS = {"": 1, "s": 1, "m": 60, "h": 3600}
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,13 +48,6 @@ class Command:
     def get(self, name: str) -> str:
         """Return an argument or option, empty when it was not given."""
         return self.arguments.get(name, "")
-
-
-@dataclass(frozen=True, slots=True)
-class Problem:
-    """A command that cannot be done. `text` says in one line what was meant, with an example."""
-
-    text: str
 
 
 def read_message(message: content_pb2.Message) -> Command | Problem | None:
@@ -104,7 +95,7 @@ def _meant(word: str, rest: str) -> str:
 
 def _no_command(word: str, meant: str) -> Problem:
     form = BY_ALIAS.get(meant) or members(meant)[0]
-    hint = f"“/{_cut(word)}” is no command: did you mean `/{meant}`?"
+    hint = f"“/{cut(word)}” is no command: did you mean `/{meant}`?"
     example = form.example if form.example != f"/{meant}" else "/help"
     more = "" if meant == "help" else f" For example `{example}`."
     return Problem(hint + more)
@@ -124,21 +115,19 @@ def _known(word: str, rest: str) -> Command | Problem:
     close = get_close_matches(second.lower(), forms, 1, 0.6)
     example = forms[close[0] if close else GROUPS[word]].example
     return Problem(
-        f"“{_cut(second)}” is nothing that `/{word}` does: say {joined(forms, 'or')}, "
+        f"“{cut(second)}” is nothing that `/{word}` does: say {joined(forms, 'or')}, "
         f"for example `{example}`"
     )
 
 
 def _arguments(form: Form, rest: str) -> Command | Problem:
     found: dict[str, str] = {}
-    for name in form.options:
-        for given in _OPTION.finditer(rest):
-            if given[1].lower() == name:
-                found[name] = given[2]
-                rest = (rest[: given.start()] + rest[given.end() :]).strip()
-                break
     for index, argument in enumerate(form.arguments):
-        rest = rest.strip()
+        last = index == len(form.arguments) - 1
+        split = options.split(form, rest, found, to_the_end=last)
+        if isinstance(split, Problem):
+            return split
+        rest = split
         if not rest:
             if argument.required:
                 return _missing(form, argument)
@@ -146,43 +135,50 @@ def _arguments(form: Form, rest: str) -> Command | Problem:
         if not argument.required and _belongs_later(rest, form.arguments[index + 1 :]):
             continue
         value, rest = _take(argument, rest)
-        if not value:
-            return _missing(form, argument)
-        if argument.kind is Kind.CHOICE:
-            value = value.lower()
-            if value not in argument.choices:
-                return _no_choice(form, argument, value)
-        if argument.kind is Kind.COUNT and not _is_count(value):
-            return Problem(f"“{_cut(value)}” is not {argument.what}, for example `{form.example}`")
-        found[argument.name] = value
+        read_value = _checked(form, argument, value)
+        if isinstance(read_value, Problem):
+            return read_value
+        found[argument.name] = read_value
     if rest.strip():
         return Problem(
-            f"`/{form.name}` takes no “{_cut(rest.strip())}”: say `{form.usage}`, "
+            f"`/{form.name}` takes no “{cut(rest.strip())}”: say `{form.hint}`, "
             f"for example `{form.example}`"
         )
     return Command(form, found)
 
 
+def _checked(form: Form, argument: Argument, value: str) -> str | Problem:
+    """Return a value as handlers get it, or what is wrong with it."""
+    if not value:
+        return _missing(form, argument)
+    if argument.kind is Kind.CHOICE:
+        value = value.lower()
+        if value not in argument.choices:
+            return _no_choice(form, argument, value)
+    if argument.kind is Kind.COUNT and not _is_count(value):
+        return Problem(f"“{cut(value)}” is not {argument.what}, for example `{form.example}`")
+    if argument.kind is Kind.TIME:
+        time = _TIME.fullmatch(value)
+        if time is None:
+            return Problem(
+                f"“{cut(value)}” is not {argument.what}: say `90s`, `20m` or `2h`, "
+                f"for example `{form.example}`"
+            )
+        return str(int(time[1]) * _UNITS[(time[2] or "")[:1].lower()])
+    return value
+
+
 def _take(argument: Argument, rest: str) -> tuple[str, str]:
     """Split off the next argument; `rest` is not empty."""
-    if argument.kind is Kind.REST:
-        phrase, after = _phrase(rest)
+    if argument.kind in (Kind.REST, Kind.TIME):
+        phrase, after = options.phrase(rest)
         return (phrase, "") if phrase and not after else (rest, "")
     if argument.kind is Kind.PHRASE:
-        phrase, after = _phrase(rest)
+        phrase, after = options.phrase(rest)
         if phrase:
             return phrase, after
     pieces = rest.split(maxsplit=1)
     return pieces[0], (pieces[1] if len(pieces) > 1 else "")
-
-
-def _phrase(rest: str) -> tuple[str, str]:
-    """Split off what stands in quotation marks; nothing when they do not close before a blank."""
-    closing = _QUOTES.get(rest[0], "")
-    for index, letter in enumerate(rest[1:], start=1):
-        if letter in closing and (index + 1 == len(rest) or rest[index + 1].isspace()):
-            return rest[1:index].strip(), rest[index + 1 :].strip()
-    return "", rest
 
 
 def _belongs_later(rest: str, later: tuple[Argument, ...]) -> bool:
@@ -196,23 +192,17 @@ def _is_count(value: str) -> bool:
 
 def _missing(form: Form, argument: Argument) -> Problem:
     return Problem(
-        f"`/{form.name}` needs {argument.what}: `{form.usage}`, for example `{form.example}`"
+        f"`/{form.name}` needs {argument.what}: `{form.hint}`, for example `{form.example}`"
     )
 
 
 def _no_choice(form: Form, argument: Argument, value: str) -> Problem:
     if len(argument.choices) == 1:
         return Problem(
-            f"`/{form.name}` takes no “{_cut(value)}”: say `{form.usage}`, "
+            f"`/{form.name}` takes no “{cut(value)}”: say `{form.hint}`, "
             f"for example `{form.example}`"
         )
     return Problem(
-        f"“{_cut(value)}” is no {argument.what}: say {joined(argument.choices, 'or')}, "
+        f"“{cut(value)}” is no {argument.what}: say {joined(argument.choices, 'or')}, "
         f"for example `{form.example}`"
     )
-
-
-def _cut(text: str) -> str:
-    line = "".join(letter if letter.isprintable() else " " for letter in text)
-    line = " ".join(line.split())
-    return line if len(line) <= _MAX_SAID else line[: _MAX_SAID - 1] + "…"

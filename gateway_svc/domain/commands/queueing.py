@@ -20,11 +20,19 @@ UNSPECIFIED = lane_pb2.QUEUE_MODE_UNSPECIFIED
 
 
 def queue_answer(
-    own: lane_pb2.QueueMode.ValueType, configured: lane_pb2.QueueMode.ValueType
+    own: lane_pb2.QueueMode.ValueType,
+    configured: lane_pb2.QueueMode.ValueType,
+    harness: str = "",
 ) -> str:
-    """Return what `/queue` answers. `own` is the conversation's own mode, unspecified for none."""
+    """Return what `/queue` answers. `own` is the conversation's own mode, unspecified for none.
+
+    `harness` is the coding agent that answers the conversation, empty when its agent does.
+    """
     mode = own or configured
-    means = f"Queue mode {_name(mode)}: a message for a busy conversation {_MEANINGS[mode]}."
+    meaning = _MEANINGS[mode]
+    if harness and mode == lane_pb2.QUEUE_MODE_STEER:
+        meaning = f"is told to {harness} as soon as its present turn has ended"
+    means = f"Queue mode {_name(mode)}: a message for a busy conversation {meaning}."
     if own and own != configured:
         return f"{means} `/queue reset` goes back to {_name(configured)}."
     return means

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
+from conveyor.acp.v1 import session_pb2 as acp
 from conveyor.agent.v1 import agent_service_pb2 as ag
 from conveyor.common.v1 import usage_pb2
 from conveyor.scheduler.v1 import flow_service_pb2 as fs
 from conveyor.scheduler.v1 import lane_pb2, run_pb2
-from gateway_svc.domain.commands.parsing import Problem
+from gateway_svc.domain.commands.acp_words import full_name, permissions_of, state_of
+from gateway_svc.domain.commands.problem import Problem
 from gateway_svc.domain.commands.words import (
     SECOND,
     at_us,
@@ -27,7 +29,10 @@ MAX_MODEL = 256
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """Everything that `/status` tells. Empty and zero where there is nothing to tell."""
+    """Everything that `/status` tells. Empty and zero where there is nothing to tell.
+
+    `answering` is the coding agent that answers in the place of the agent.
+    """
 
     agent_id: str
     requested_model: str
@@ -41,14 +46,14 @@ class Standing:
     waiting: int = 0
     estimate: lane_pb2.QueueEstimate = field(default_factory=lane_pb2.QueueEstimate)
     questions: Sequence[int] = ()
+    answering: acp.AcpSession | None = None
 
 
 def status_text(standing: Standing, now_us: int) -> str:
     """Return what `/status` says."""
     mode = lane_pb2.QueueMode.Name(standing.queue_mode).removeprefix("QUEUE_MODE_").lower()
     lines = [
-        f"Agent {standing.agent_id} · "
-        f"{model_line(standing.requested_model, standing.effective_model, standing.verdict)}",
+        *_who(standing),
         f"Queue mode {mode}",
         _work(standing, now_us),
         _background(standing.background),
@@ -137,6 +142,18 @@ def stopped_text(stopped: Sequence[str], affected: int, left: int, stopping: int
     if left:
         text += f" {count(left, 'other')} under way or waiting: `/stop all` stops those too."
     return text
+
+
+def _who(standing: Standing) -> list[str]:
+    session = standing.answering
+    if session is None:
+        model = model_line(standing.requested_model, standing.effective_model, standing.verdict)
+        return [f"Agent {standing.agent_id} · {model}"]
+    return [
+        f"Coding agent {full_name(session)} answers here: {state_of(session)}, "
+        f"permissions {permissions_of(session)}",
+        f"`/acp status` says more, `/acp close` gives back to {standing.agent_id}",
+    ]
 
 
 def _work(standing: Standing, now_us: int) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from gateway_svc.domain.commands.parsing import Problem
+from gateway_svc.domain.commands.problem import Problem
 from svckit.words import joined, shorten
 
 _SHORTEST_PIECE = 4

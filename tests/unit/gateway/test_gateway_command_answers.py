@@ -17,7 +17,7 @@ from gateway_svc.commands.asked import Shown
 from gateway_svc.commands.subagents import STEER_SECONDS
 from gateway_svc.domain.commands import words
 from gateway_svc.domain.commands.approvals import choose_option, choose_question
-from gateway_svc.domain.commands.parsing import Problem
+from gateway_svc.domain.commands.problem import Problem
 from gateway_svc.domain.commands.requests import Request, board_order, board_text, flow_text
 from gateway_svc.domain.commands.standing import (
     Standing,

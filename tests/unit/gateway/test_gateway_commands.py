@@ -8,17 +8,17 @@ from hypothesis import strategies as st
 
 from conveyor.common.v1 import content_pb2
 from conveyor.scheduler.v1 import lane_pb2
+from gateway_svc.domain.commands.form import Form, Kind
 from gateway_svc.domain.commands.grammar import (
     BY_ALIAS,
     ELSEWHERE,
     FIRST_WORDS,
     FORMS,
     GROUPS,
-    Form,
-    Kind,
 )
 from gateway_svc.domain.commands.guide import TOPICS, help_text
-from gateway_svc.domain.commands.parsing import Command, Problem, read, read_message, read_strictly
+from gateway_svc.domain.commands.parsing import Command, read, read_message, read_strictly
+from gateway_svc.domain.commands.problem import Problem
 from gateway_svc.domain.commands.queueing import MODES, queue_answer
 
 COLLECT, FOLLOWUP = lane_pb2.QUEUE_MODE_COLLECT, lane_pb2.QUEUE_MODE_FOLLOWUP
@@ -106,6 +106,52 @@ def test_every_first_word_is_in_the_general_help() -> None:
         ("/approve 2 Always", "approve", {"question": "2", "always": "always"}),
         ("/deny #1", "deny", {"question": "#1"}),
         ("/why", "why", {}),
+        ("/acp", "acp help", {}),
+        ("/acp spawn claude", "acp spawn", {"harness": "claude"}),
+        (
+            "/acp spawn claude --bind here --permissions ASK fix --mode and it",
+            "acp spawn",
+            {
+                **{"harness": "claude", "bind": "here", "permissions": "ask"},
+                "task": "fix --mode and it",
+            },
+        ),
+        (
+            "/acp spawn —label “my docs” claude fix it —cwd=/srv/a –bind here",
+            "acp spawn",
+            {
+                **{"harness": "claude", "label": "my docs", "cwd": "/srv/a"},
+                **{"bind": "here", "task": "fix it"},
+            },
+        ),
+        (
+            "/acp spawn claude -- explain --bind here",
+            "acp spawn",
+            {"harness": "claude", "task": "explain --bind here"},
+        ),
+        (
+            '/acp spawn claude "explain --bind here" --label docs',
+            "acp spawn",
+            {"harness": "claude", "task": "explain --bind here", "label": "docs"},
+        ),
+        (
+            "/acp spawn claude —explain this",
+            "acp spawn",
+            {"harness": "claude", "task": "—explain this"},
+        ),
+        ("/acp steer look at --cwd first", "acp steer", {"message": "look at --cwd first"}),
+        (
+            "/acp steer --session docs run it",
+            "acp steer",
+            {"session": "docs", "message": "run it"},
+        ),
+        ("/acp cancel my docs", "acp cancel", {"target": "my docs"}),
+        ("/acp timeout 20 min", "acp timeout", {"time": "1200"}),
+        ("/acp timeout 90 --session 2", "acp timeout", {"time": "90", "session": "2"}),
+        ("/acp timeout", "acp timeout", {}),
+        ("/acp permissions Ask", "acp permissions", {"mode": "ask"}),
+        ("/acp set effort very high", "acp set", {"key": "effort", "value": "very high"}),
+        ("/acp set-mode plan --session #1", "acp set-mode", {"mode": "plan", "session": "#1"}),
     ],
 )
 def test_what_is_read(text: str, name: str, arguments: dict[str, str]) -> None:
@@ -188,6 +234,15 @@ def test_a_slip_gets_a_hint(text: str, meant: str) -> None:
         ("/new idea", ("`/new` takes no “idea”",)),
         ("/approve 1 2", ("takes no “2”", "`/approve 2`")),
         ("/flow shw 1", ("“shw” is nothing", "`/flow show 1`")),
+        ("/acp spawn", ("needs a harness", "<harness>")),
+        ("/acp spawn claude --bind", ("`--bind` needs here or off", "/acp spawn claude")),
+        ("/acp spawn claude --bind there fix", ("“there” is no binding: say here or off",)),
+        ("/acp spawn claude fix --mode fast", ("“fast” is no mode: say persistent or oneshot",)),
+        ("/acp spawn claude --bind here fix --bind off", ("`--bind` is there twice",)),
+        ("/acp spawn claude --yolo fix", ("knows no “--yolo”: there is `--bind`", "`--cwd`")),
+        ("/acp spwan claude", ("“spwan” is nothing that `/acp` does", "/acp spawn claude")),
+        ("/acp permissions all", ("“all” is no permission mode", "approve-reads")),
+        ("/acp timeout soon", ("“soon” is not a time: say `90s`",)),
     ],
 )
 def test_what_is_malformed_is_answered_in_one_line_with_an_example(
@@ -227,9 +282,10 @@ def test_reading_never_fails_and_says_one_line(text: str) -> None:
             assert len(found.text) < 400
         elif isinstance(found, Command):
             names = {argument.name: argument for argument in found.form.arguments}
+            options = {option.name for option in found.form.options}
             assert all(found.arguments.values())
             for name, value in found.arguments.items():
-                if name in found.form.options:
+                if name in options:
                     continue
                 argument = names.pop(name)
                 if argument.kind is Kind.CHOICE:
@@ -237,6 +293,12 @@ def test_reading_never_fails_and_says_one_line(text: str) -> None:
                 if argument.kind is Kind.COUNT:
                     assert int(value) >= 1
             assert not any(argument.required for argument in names.values())
+
+
+def test_a_long_text_about_options_is_read_at_once() -> None:
+    for piece in ("--bind here x ", '--cwd "', "--bind here ", "— ", "--label “a "):
+        found = read(f"/acp spawn claude explain {piece * 20_000}")
+        assert isinstance(found, Command | Problem)
 
 
 @given(st.text(min_size=1, max_size=80))

@@ -451,9 +451,10 @@ class GatewayServiceServicer:
 
     def SpawnAcpSession(self, request, context):
         """Opens an ACP session and can bind a conversation to it. Scope `control`, and `admin` to name
-        environment variables of the server (`spec.env_names`). Idempotent per `request_id`. Fails with
-        the reasons of `AcpService.SpawnSession`, or `INVALID_FIELD` for a conversation that another
-        open session answers.
+        environment variables of the server (`spec.env_names`) or to choose `PERMISSION_MODE_APPROVE_ALL`
+        where it is not the configured mode. Idempotent per `request_id`. Fails with the reasons of
+        `AcpService.SpawnSession`, or `INVALID_FIELD` for a conversation that another open session
+        answers.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -484,9 +485,10 @@ class GatewayServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ConfigureAcpSession(self, request, context):
-        """Changes settings of an open ACP session; takes effect with its next turn. Scope `control`.
-        Naturally idempotent. Fails with `ACP_SESSION_NOT_FOUND`, `ACP_SESSION_INIT_FAILED`, or
-        `INVALID_FIELD` for what the harness does not offer.
+        """Changes settings of an open ACP session; takes effect with its next turn. Scope `control`, and
+        `admin` for the permission mode as in `SpawnAcpSession`. Naturally idempotent. Fails with
+        `ACP_SESSION_NOT_FOUND`, `ACP_SESSION_INIT_FAILED`, or `INVALID_FIELD` for what the harness does
+        not offer.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

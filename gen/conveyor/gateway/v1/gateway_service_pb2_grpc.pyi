@@ -148,9 +148,10 @@ class GatewayServiceStub:
     """
     SpawnAcpSession: _grpc.UnaryUnaryMultiCallable[_gateway_service_pb2.SpawnAcpSessionRequest, _gateway_service_pb2.SpawnAcpSessionResponse]
     """Opens an ACP session and can bind a conversation to it. Scope `control`, and `admin` to name
-    environment variables of the server (`spec.env_names`). Idempotent per `request_id`. Fails with
-    the reasons of `AcpService.SpawnSession`, or `INVALID_FIELD` for a conversation that another
-    open session answers.
+    environment variables of the server (`spec.env_names`) or to choose `PERMISSION_MODE_APPROVE_ALL`
+    where it is not the configured mode. Idempotent per `request_id`. Fails with the reasons of
+    `AcpService.SpawnSession`, or `INVALID_FIELD` for a conversation that another open session
+    answers.
     """
     ListAcpSessions: _grpc.UnaryUnaryMultiCallable[_gateway_service_pb2.ListAcpSessionsRequest, _gateway_service_pb2.ListAcpSessionsResponse]
     """Lists ACP sessions, newest first. Scope `read`. Read only."""
@@ -163,9 +164,10 @@ class GatewayServiceStub:
     `REQUEST_ID_REUSED`.
     """
     ConfigureAcpSession: _grpc.UnaryUnaryMultiCallable[_gateway_service_pb2.ConfigureAcpSessionRequest, _gateway_service_pb2.ConfigureAcpSessionResponse]
-    """Changes settings of an open ACP session; takes effect with its next turn. Scope `control`.
-    Naturally idempotent. Fails with `ACP_SESSION_NOT_FOUND`, `ACP_SESSION_INIT_FAILED`, or
-    `INVALID_FIELD` for what the harness does not offer.
+    """Changes settings of an open ACP session; takes effect with its next turn. Scope `control`, and
+    `admin` for the permission mode as in `SpawnAcpSession`. Naturally idempotent. Fails with
+    `ACP_SESSION_NOT_FOUND`, `ACP_SESSION_INIT_FAILED`, or `INVALID_FIELD` for what the harness does
+    not offer.
     """
     CancelAcpTurn: _grpc.UnaryUnaryMultiCallable[_gateway_service_pb2.CancelAcpTurnRequest, _gateway_service_pb2.CancelAcpTurnResponse]
     """Stops the turn at work in an ACP session, if any. The session stays. Scope `control`. Naturally
@@ -300,9 +302,10 @@ class GatewayServiceAsyncStub(GatewayServiceStub):
     """
     SpawnAcpSession: _aio.UnaryUnaryMultiCallable[_gateway_service_pb2.SpawnAcpSessionRequest, _gateway_service_pb2.SpawnAcpSessionResponse]  # type: ignore[assignment]
     """Opens an ACP session and can bind a conversation to it. Scope `control`, and `admin` to name
-    environment variables of the server (`spec.env_names`). Idempotent per `request_id`. Fails with
-    the reasons of `AcpService.SpawnSession`, or `INVALID_FIELD` for a conversation that another
-    open session answers.
+    environment variables of the server (`spec.env_names`) or to choose `PERMISSION_MODE_APPROVE_ALL`
+    where it is not the configured mode. Idempotent per `request_id`. Fails with the reasons of
+    `AcpService.SpawnSession`, or `INVALID_FIELD` for a conversation that another open session
+    answers.
     """
     ListAcpSessions: _aio.UnaryUnaryMultiCallable[_gateway_service_pb2.ListAcpSessionsRequest, _gateway_service_pb2.ListAcpSessionsResponse]  # type: ignore[assignment]
     """Lists ACP sessions, newest first. Scope `read`. Read only."""
@@ -315,9 +318,10 @@ class GatewayServiceAsyncStub(GatewayServiceStub):
     `REQUEST_ID_REUSED`.
     """
     ConfigureAcpSession: _aio.UnaryUnaryMultiCallable[_gateway_service_pb2.ConfigureAcpSessionRequest, _gateway_service_pb2.ConfigureAcpSessionResponse]  # type: ignore[assignment]
-    """Changes settings of an open ACP session; takes effect with its next turn. Scope `control`.
-    Naturally idempotent. Fails with `ACP_SESSION_NOT_FOUND`, `ACP_SESSION_INIT_FAILED`, or
-    `INVALID_FIELD` for what the harness does not offer.
+    """Changes settings of an open ACP session; takes effect with its next turn. Scope `control`, and
+    `admin` for the permission mode as in `SpawnAcpSession`. Naturally idempotent. Fails with
+    `ACP_SESSION_NOT_FOUND`, `ACP_SESSION_INIT_FAILED`, or `INVALID_FIELD` for what the harness does
+    not offer.
     """
     CancelAcpTurn: _aio.UnaryUnaryMultiCallable[_gateway_service_pb2.CancelAcpTurnRequest, _gateway_service_pb2.CancelAcpTurnResponse]  # type: ignore[assignment]
     """Stops the turn at work in an ACP session, if any. The session stays. Scope `control`. Naturally
@@ -605,9 +609,10 @@ class GatewayServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_gateway_service_pb2.SpawnAcpSessionResponse, _abc.Awaitable[_gateway_service_pb2.SpawnAcpSessionResponse]]:
         """Opens an ACP session and can bind a conversation to it. Scope `control`, and `admin` to name
-        environment variables of the server (`spec.env_names`). Idempotent per `request_id`. Fails with
-        the reasons of `AcpService.SpawnSession`, or `INVALID_FIELD` for a conversation that another
-        open session answers.
+        environment variables of the server (`spec.env_names`) or to choose `PERMISSION_MODE_APPROVE_ALL`
+        where it is not the configured mode. Idempotent per `request_id`. Fails with the reasons of
+        `AcpService.SpawnSession`, or `INVALID_FIELD` for a conversation that another open session
+        answers.
         """
 
     @_abc_1.abstractmethod
@@ -644,9 +649,10 @@ class GatewayServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _gateway_service_pb2.ConfigureAcpSessionRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_gateway_service_pb2.ConfigureAcpSessionResponse, _abc.Awaitable[_gateway_service_pb2.ConfigureAcpSessionResponse]]:
-        """Changes settings of an open ACP session; takes effect with its next turn. Scope `control`.
-        Naturally idempotent. Fails with `ACP_SESSION_NOT_FOUND`, `ACP_SESSION_INIT_FAILED`, or
-        `INVALID_FIELD` for what the harness does not offer.
+        """Changes settings of an open ACP session; takes effect with its next turn. Scope `control`, and
+        `admin` for the permission mode as in `SpawnAcpSession`. Naturally idempotent. Fails with
+        `ACP_SESSION_NOT_FOUND`, `ACP_SESSION_INIT_FAILED`, or `INVALID_FIELD` for what the harness does
+        not offer.
         """
 
     @_abc_1.abstractmethod
