@@ -32,6 +32,35 @@ class Live:
     watching: asyncio.Task[None] | None = field(default=None, repr=False)
 
 
+class Key:
+    """A lock that knows whether anybody has it or waits for it.
+
+    An `asyncio.Lock` that was just given back says that it is free while the next one in line is
+    about to have it.
+    """
+
+    def __init__(self) -> None:
+        self._lock = asyncio.Lock()
+        self._users = 0
+
+    @property
+    def used(self) -> bool:
+        """Whether somebody who asks now would wait."""
+        return self._users > 0
+
+    async def __aenter__(self) -> None:
+        self._users += 1
+        try:
+            await self._lock.acquire()
+        except BaseException:
+            self._users -= 1
+            raise
+
+    async def __aexit__(self, *_: object) -> None:
+        self._users -= 1
+        self._lock.release()
+
+
 @dataclass(eq=False)
 class Place:
     """One session's place in the house.
@@ -41,8 +70,8 @@ class Place:
     """
 
     session_id: str
-    turn: asyncio.Lock = field(default_factory=asyncio.Lock)
-    door: asyncio.Lock = field(default_factory=asyncio.Lock)
+    turn: Key = field(default_factory=Key)
+    door: Key = field(default_factory=Key)
     live: Live | None = None
     opening: asyncio.Task[Live] | None = None
     closing: asyncio.Task[Session] | None = None
@@ -50,4 +79,4 @@ class Place:
     @property
     def quiet(self) -> bool:
         """Whether nobody uses it at this moment."""
-        return not (self.turn.locked() or self.door.locked() or self.opening or self.closing)
+        return not (self.turn.used or self.door.used or self.opening or self.closing)

@@ -124,7 +124,7 @@ class Processes:
             live = place.live
             if live is not None and live.connection.alive:
                 live.session = session
-                if place.turn.locked() and not mine:
+                if place.turn.used and not mine:
                     return live  # what has changed since is for its next turn
                 try:
                     if await self._adapt(live):
@@ -204,7 +204,7 @@ class Processes:
 
         Raises `InvalidField` and `AcpSessionInitFailed` when it refuses.
         """
-        if place.turn.locked():
+        if place.turn.used:
             return
         async with place.door:
             live = place.live
@@ -300,7 +300,7 @@ class Processes:
             words = live.connection.last_words
             await self.stop(place)
             _log.warning("a harness ended by itself", acp_session_id=place.session_id)
-            if place.turn.locked():
+            if place.turn.used:
                 return  # whoever is at work in it hears of it, and says so
             trouble = trouble_of(
                 AcpBackendUnavailable(
@@ -339,20 +339,23 @@ class Processes:
 
 
 async def _tell(live: Live, step: settings.Step) -> None:
-    """Do one after the other, and keep count: what comes after a refusal was not done."""
+    """Do one after the other, and keep count: what comes after a refusal was not done.
+
+    Values of options come first: only the harness knows which there are.
+    """
     connection = live.connection
+    for name, value in step.options:
+        await connection.set_option(name, value)
+        live.wanted = replace(live.wanted, options={**live.wanted.options, name: value})
+    if step.model:
+        await connection.set_model(step.model)
+        live.wanted = replace(live.wanted, model=step.model)
     if step.permission_mode is not None:
         await connection.set_permission_mode(step.permission_mode)
         live.wanted = replace(live.wanted, permission_mode=step.permission_mode, harness_mode="")
     if step.harness_mode:
         await connection.set_mode(step.harness_mode)
         live.wanted = replace(live.wanted, harness_mode=step.harness_mode)
-    if step.model:
-        await connection.set_model(step.model)
-        live.wanted = replace(live.wanted, model=step.model)
-    for name, value in step.options:
-        await connection.set_option(name, value)
-        live.wanted = replace(live.wanted, options={**live.wanted.options, name: value})
 
 
 def told(opened: Opened, session: Session) -> Session:

@@ -290,7 +290,7 @@ class Sessions:
                 await self._cancel(session.run_id, "the ACP session was closed")
             except ServiceError as error:
                 _log.warning("run of a closed session not cancelled", reason=error.reason)
-        if place.turn.locked():
+        if place.turn.used:
             await self._turn_over(place)
         async with place.door:
             await self._processes.stop(place)
@@ -300,12 +300,10 @@ class Sessions:
     async def _turn_over(self, place: Place) -> None:
         """Give the turn at work the time that a cancelled one has, no more."""
         try:
-            async with asyncio.timeout(self._cancel_seconds + LEARN_SECONDS):
-                await place.turn.acquire()
+            async with asyncio.timeout(self._cancel_seconds + LEARN_SECONDS), place.turn:
+                pass
         except TimeoutError:
             _log.warning("a turn does not end", acp_session_id=place.session_id)
-        else:
-            place.turn.release()
 
     async def _cancel(self, run_id: str, reason: str) -> bool:
         request = sched_pb.CancelRunRequest(run_id=run_id, reason=reason[:256])

@@ -71,6 +71,8 @@ def step(had: Wanted, want: Wanted, *, sandboxed: bool, sandbox_on: bool) -> Ste
     """
     if had.cwd != want.cwd:
         return Step(reopen=True)
+    if (had.model and not want.model) or had.options.keys() - want.options.keys():
+        return Step(reopen=True)  # what it was before it was told, nobody knows
     shut = needs_sandbox(want.permission_mode)
     if sandbox_on and shut != needs_sandbox(had.permission_mode) and (shut or sandboxed):
         return Step(reopen=True)
