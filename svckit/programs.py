@@ -3,8 +3,8 @@
 A program runs in a process group of its own, sees only the environment it is given, and its errors
 go to a small ring. Stopping it is a ladder: its input is closed, then the group is told to end,
 then it is killed, with whatever of what it started left the group: that is known by a mark in its
-environment. By the mark a service also finds what an earlier life of it, that was killed, left
-behind.
+environment, and by who started whom, as far as somebody looked in time (see `look_around`). By the
+mark a service also finds what an earlier life of it, that was killed, left behind.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import signal
 from asyncio.subprocess import PIPE, Process
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from secrets import token_hex
 from typing import Self
@@ -29,10 +30,14 @@ RING_CHARS = 300
 CLOSED_SECONDS = 1.0
 TERMINATED_SECONDS = 1.0
 KILLED_SECONDS = 2.0
+DRAINED_SECONDS = 0.3
 MARK = "STARTED_BY_CONVEYOR"
 """Holds the owner, the life of the owner's process, and one start."""
 _LIFE = token_hex(8)
 _LOOK_SECONDS = 0.01
+_ROUNDS = 3
+"""How often what it started is looked for at its end: what is killed may just have started more."""
+_running: set[Program] = set()
 
 
 def environment(ours: Mapping[str, str], extra: Mapping[str, str]) -> dict[str, str]:
@@ -55,8 +60,13 @@ class Program:
         self._ring: deque[str] = deque(maxlen=RING_LINES)
         self._draining = asyncio.create_task(self._drain(), name="stderr")
         self._writing = asyncio.Lock()
+        self._family: dict[int, int] = {}
         self.quiet = asyncio.Event()
         """Set once nothing more can be read from it: it ended, closed its output, or went mad."""
+        self.exited = asyncio.Event()
+        """Set once the process ended. What it started may still hold its output open."""
+        self._watching = asyncio.create_task(self._watch(), name="exit of a program")
+        _running.add(self)
 
     @classmethod
     async def start(
@@ -67,11 +77,12 @@ class Program:
         owner: str,
         secrets: Iterable[str] = (),
         directory: Path | None = None,
+        line_bytes: int = LINE_BYTES,
     ) -> Self:
         """Start it for `owner`, a name without spaces that the service keeps over restarts.
 
         `directory` is where it starts, left out where the service did. `secrets` are blotted out of
-        what it says. Raises `OSError`.
+        what it says. A line longer than `line_bytes` ends the reading. Raises `OSError`.
         """
         mark = f"{owner}:{_LIFE}:{token_hex(8)}"
         process = await asyncio.create_subprocess_exec(
@@ -83,7 +94,7 @@ class Program:
             env={**env, MARK: mark},
             cwd=directory,
             start_new_session=True,
-            limit=LINE_BYTES,
+            limit=line_bytes,
         )
         return cls(process, mark, secrets)
 
@@ -124,7 +135,7 @@ class Program:
             self.quiet.set()
         return line
 
-    async def ended(self, seconds: float) -> bool:
+    async def ended(self, seconds: float, every: float = _LOOK_SECONDS) -> bool:
         """Wait at most this long for its end; tells whether it came."""
         loop = asyncio.get_running_loop()
         until = loop.time() + seconds
@@ -132,21 +143,31 @@ class Program:
         while self._process.returncode is None:
             if loop.time() >= until:
                 return False
-            await asyncio.sleep(_LOOK_SECONDS)
+            await asyncio.sleep(every)
         return True
 
     async def stop(self) -> None:
         """End it and everything it started. Returns within about four seconds, whatever it does."""
         assert self._process.stdin is not None
+        # First of all: once it has ended, nothing tells any more whom it started.
+        await self._look()
         self._process.stdin.close()
         await self._gone(CLOSED_SECONDS)
         self._signal(signal.SIGTERM)
         if not await self._gone(TERMINATED_SECONDS):
             self._signal(signal.SIGKILL)
-        await asyncio.to_thread(_kill_marked, self._mark)
+        for _ in range(_ROUNDS):
+            await self._look()
+            killed = await asyncio.to_thread(_kill_marked, self._mark)
+            if not killed + await asyncio.to_thread(_kill_known, self._family):
+                break
         await self._gone(KILLED_SECONDS)
-        self._draining.cancel()
-        await asyncio.gather(self._draining, return_exceptions=True)
+        _running.discard(self)
+        # What it complained of last is still in the pipe.
+        await asyncio.wait({self._draining}, timeout=DRAINED_SECONDS)
+        for task in (self._draining, self._watching):
+            task.cancel()
+        await asyncio.gather(self._draining, self._watching, return_exceptions=True)
         # Pipes that a stray still holds open would keep the transport, and its warning, alive.
         transport = getattr(self._process, "_transport", None)
         if transport is not None:
@@ -157,14 +178,20 @@ class Program:
         """Wait until no process of the group is left."""
         loop = asyncio.get_running_loop()
         until = loop.time() + seconds
-        while self._process.returncode is None or self._group_lives():
+        if not await self.ended(seconds):
+            return False
+        while await self._group_lives():
             if loop.time() >= until:
                 return False
             await asyncio.sleep(_LOOK_SECONDS)
         return True
 
-    def _group_lives(self) -> bool:
-        return self._signal(0)
+    async def _group_lives(self) -> bool:
+        if not self._signal(0):
+            return False
+        # Those that ended and that nobody waits for are still of the group, some for ever.
+        processes = await asyncio.to_thread(_processes)
+        return not processes or any(one.group == self.pid for one in processes.values())
 
     def _signal(self, number: int) -> bool:
         try:
@@ -174,6 +201,45 @@ class Program:
         except PermissionError:
             return True
         return True
+
+    async def _watch(self) -> None:
+        """Set `exited`, without looking all the time where the system can tell."""
+        loop = asyncio.get_running_loop()
+        try:
+            handle = os.pidfd_open(self.pid)
+        except AttributeError:
+            await self.ended(float("inf"), every=20 * _LOOK_SECONDS)
+        except OSError:
+            pass  # It has ended already.
+        else:
+            told = asyncio.Event()
+            loop.add_reader(handle, told.set)
+            try:
+                await told.wait()
+            finally:
+                loop.remove_reader(handle)
+                os.close(handle)
+        self.exited.set()
+
+    async def _look(self) -> None:
+        self._remember(await asyncio.to_thread(_processes))
+
+    def _remember(self, processes: Mapping[int, _Process]) -> None:
+        """Keep whom it started, and whom those started, wherever they belong to by now."""
+        family = {
+            pid: started
+            for pid, started in self._family.items()
+            if pid in processes and processes[pid].started == started
+        }
+        roots = set(family) | ({self.pid} if self._process.returncode is None else set())
+        children: dict[int, list[int]] = {}
+        for pid, process in processes.items():
+            children.setdefault(process.parent, []).append(pid)
+        while roots:
+            found = {child for pid in roots for child in children.get(pid, ())} - family.keys()
+            family |= {pid: processes[pid].started for pid in found}
+            roots = found
+        self._family = family
 
     async def _drain(self) -> None:
         """Read its errors for as long as it lives: a full pipe would stop it."""
@@ -193,9 +259,55 @@ class Program:
                 self._ring.append(text[:RING_CHARS])
 
 
+async def look_around() -> None:
+    """Find out whom all running programs have started by now.
+
+    A process that left the group, cleared its environment and lost its parent is known to `stop`
+    only if this was called while the parent lived. Takes some milliseconds, in a thread.
+    """
+    if _running:
+        processes = await asyncio.to_thread(_processes)
+        for program in list(_running):
+            program._remember(processes)
+
+
 async def clear_up(owner: str) -> int:
     """Kill what an earlier life of `owner` left behind; returns how many processes."""
     return await asyncio.to_thread(_kill_marked, f"{owner}:", f"{owner}:{_LIFE}:")
+
+
+@dataclass(frozen=True, slots=True)
+class _Process:
+    parent: int
+    group: int
+    started: int
+    """In ticks since the system started; with the pid it names a process for good."""
+
+
+def _processes() -> dict[int, _Process]:
+    """All processes that live, as the system shows them; none where it shows none."""
+    found = {}
+    for entry in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            # The name, in brackets, may hold anything.
+            fields = entry.read_text(errors="replace").rpartition(")")[2].split()
+            if fields[0] not in "ZX":
+                found[int(entry.parent.name)] = _Process(
+                    int(fields[1]), int(fields[2]), int(fields[19])
+                )
+    return found
+
+
+def _kill_known(family: Mapping[int, int]) -> int:
+    """Kill those of a family that live."""
+    processes = _processes()
+    killed = 0
+    for pid, started in family.items():
+        if pid in processes and processes[pid].started == started:
+            with contextlib.suppress(OSError):
+                os.kill(pid, signal.SIGKILL)
+                killed += 1
+    return killed
 
 
 def _kill_marked(mark: str, spared: str = "") -> int:

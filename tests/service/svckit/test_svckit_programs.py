@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sys
 from pathlib import Path
 
 from svckit import programs
@@ -89,3 +90,56 @@ async def test_what_an_earlier_life_left_is_ended_and_nothing_else() -> None:
         others.kill()
         await others.wait()
         await mine.stop()
+
+
+async def test_a_long_line_is_read_where_long_lines_are_allowed() -> None:
+    script = "head -c 300000 /dev/zero; echo; echo end"
+    program = await Program.start(shell(script), ENV, owner="o", line_bytes=400_000)
+    try:
+        assert len(await program.read()) == 300_001
+        assert await program.read() == b"end\n"
+    finally:
+        await program.stop()
+
+
+async def test_its_exit_is_told_although_another_holds_its_output_open() -> None:
+    program = await Program.start(shell("sleep 600 & exit 4"), ENV, owner="o")
+    try:
+        await asyncio.wait_for(program.exited.wait(), 10)
+        await eventually(lambda: program.exit_code == 4)
+        assert not program.quiet.is_set()
+    finally:
+        await program.stop()
+
+
+STRAYS = """
+import subprocess, sys
+sleep = [sys.executable, "-S", "-c", "import time; time.sleep(600)"]
+hidden = dict(env={}, start_new_session=True, stdout=subprocess.DEVNULL)
+if len(sys.argv) == 1:
+    print(subprocess.Popen(sleep, **hidden).pid, flush=True)
+    subprocess.Popen([sys.executable, __file__, "go"]).wait()
+    print("gone", flush=True)
+else:
+    print(subprocess.Popen(sleep, **hidden).pid, flush=True)
+sys.stdin.readline()
+"""
+
+
+async def test_one_that_left_the_group_and_hid_its_mark_is_found_by_who_started_it(
+    tmp_path: Path,
+) -> None:
+    # The first still has its parent when the program is stopped; the second has lost it by then,
+    # and is known because somebody looked before.
+    script = tmp_path / "strays.py"
+    script.write_text(STRAYS)
+    program = await Program.start([sys.executable, str(script)], ENV, owner="o")
+    try:
+        pids = [int(await program.read()), int(await program.read())]
+        await programs.look_around()
+        await program.write(b"\n")
+        assert await program.read() == b"gone\n"
+        assert all(alive(pid) for pid in pids)
+    finally:
+        await program.stop()
+    await eventually(lambda: not any(alive(pid) for pid in pids))
