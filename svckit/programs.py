@@ -113,6 +113,12 @@ class Program:
         """The last lines that it wrote to its error output, shortened. For logs only."""
         return list(self._ring)
 
+    def blotted(self, text: str) -> str:
+        """Return what it said, without its secrets."""
+        for secret in self._secrets:
+            text = text.replace(secret, "***")
+        return text
+
     async def write(self, line: bytes) -> None:
         """Write a line. Raises `OSError` when it does not read any more."""
         assert self._process.stdin is not None
@@ -146,6 +152,10 @@ class Program:
             await asyncio.sleep(every)
         return True
 
+    async def drained(self, seconds: float) -> None:
+        """Wait at most this long until its last words are known; they end when it has ended."""
+        await asyncio.wait({self._draining}, timeout=seconds)
+
     async def stop(self) -> None:
         """End it and everything it started. Returns within about four seconds, whatever it does."""
         assert self._process.stdin is not None
@@ -164,7 +174,7 @@ class Program:
         await self._gone(KILLED_SECONDS)
         _running.discard(self)
         # What it complained of last is still in the pipe.
-        await asyncio.wait({self._draining}, timeout=DRAINED_SECONDS)
+        await self.drained(DRAINED_SECONDS)
         for task in (self._draining, self._watching):
             task.cancel()
         await asyncio.gather(self._draining, self._watching, return_exceptions=True)
@@ -251,9 +261,7 @@ class Program:
                 continue  # a line without an end: what is too much of it was dropped
             if not line:
                 return
-            text = line.decode(errors="replace")
-            for secret in self._secrets:
-                text = text.replace(secret, "***")
+            text = self.blotted(line.decode(errors="replace"))
             text = "".join(c if c.isprintable() else " " for c in text).strip()
             if text:
                 self._ring.append(text[:RING_CHARS])

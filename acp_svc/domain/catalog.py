@@ -7,8 +7,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
+from acp_svc.domain.builtin import BUILT_IN
 from acp_svc.domain.install import Installer
-from acp_svc.domain.registry import BUILT_IN, Harness
+from acp_svc.domain.registry import Harness, guessed_state
 
 
 class CatalogError(ValueError):
@@ -102,13 +103,14 @@ def _apply(harness_id: str, override: Override, base: Harness | None) -> Harness
             command,
             Installer("text", f"install {command[0]}, or correct acp.harness.{harness_id}.command"),
             "From the configuration.",
+            state=guessed_state(harness_id),
         )
     elif command:
         base = replace(base, command=command)
     if override.install:
         base = replace(base, installer=Installer("text", override.install))
     if override.env_names:
-        base = replace(base, env_names=tuple(override.env_names))
+        base = replace(base, env_names=(*base.env_names, *override.env_names))
     if override.env:
-        base = replace(base, env=MappingProxyType(dict(override.env)))
+        base = replace(base, env=MappingProxyType({**base.env, **override.env}))
     return base

@@ -1,8 +1,7 @@
-"""The harnesses this release knows, as data.
+"""What is known of a harness: how it is started, and how it differs from others.
 
-A command here is always an installed program, never `npx package` or `uvx package`: those fetch
-code from the network at the moment a session starts, which hides a missing installation behind a
-slow and unpinned download. Whoever wants that writes it into `[acp.harness.<id>] command`.
+The harnesses themselves are in `builtin`. All that is peculiar to one is data here, so that no code
+asks which harness it drives.
 """
 
 from __future__ import annotations
@@ -12,6 +11,21 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 
 from acp_svc.domain.install import Installer
+from acp_svc.domain.modes import UNKNOWN, Modes
+
+COMMON_ENV_NAMES = (
+    "ALL_PROXY",
+    "HTTPS_PROXY",
+    "HTTP_PROXY",
+    "NODE_EXTRA_CA_CERTS",
+    "NO_PROXY",
+    "SSL_CERT_DIR",
+    "SSL_CERT_FILE",
+    "https_proxy",
+    "http_proxy",
+    "no_proxy",
+)
+"""Variables of ours that any harness may see: how to get out to the network."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +43,16 @@ class Harness:
     env: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     """What its process sees beside the short list every harness gets. May hold secrets."""
     env_names: tuple[str, ...] = ()
-    """Names of the service's own variables that its process sees as well."""
+    """Names of the service's own variables that its process sees as well, because it needs them."""
+    login: str = ""
+    """What to do when it says that nobody is logged in, for people."""
+    modes: Modes = UNKNOWN
+    state: tuple[str, ...] = ()
+    """What it writes of its own, below its home directory."""
+    state_env: tuple[str, ...] = ()
+    """Variables that name further directories of its own, where they are set."""
+    tried: str = ""
+    """Versions that the facts were measured with. Empty when they are from its documents only."""
 
     @property
     def program(self) -> str:
@@ -37,154 +60,12 @@ class Harness:
         return self.command[0]
 
 
-def _npm(package: str) -> Installer:
-    return Installer(kind="npm", package=package)
-
-
-def _pip(package: str, python: str | None = None) -> Installer:
-    return Installer(kind="pip", package=package, python=python)
-
-
-def _script(url: str) -> Installer:
-    return Installer(kind="script", package=url)
-
-
-def _page(url: str) -> Installer:
-    return Installer(kind="page", package=url)
-
-
-_BUILT_IN: tuple[Harness, ...] = (
-    Harness(
-        "claude",
-        "Claude Code",
-        ("claude-agent-acp",),
-        _npm("@agentclientprotocol/claude-agent-acp"),
-        "Resumes sessions. Newer versions start in a mode that does not ask for permission; "
-        "the mode is set explicitly. A missing login shows only at the first prompt.",
-    ),
-    Harness(
-        "codex",
-        "Codex",
-        ("codex-acp",),
-        _npm("@agentclientprotocol/codex-acp"),
-        "Resumes sessions. Its default mode lets a reviewer model decide instead of asking. "
-        "A rejected permission ends the turn as cancelled.",
-    ),
-    Harness(
-        "gemini",
-        "Gemini CLI",
-        ("gemini", "--acp"),
-        _npm("@google/gemini-cli"),
-        "Asks before commands and edits. A session killed while it works may not load again. "
-        "A second prompt cancels the first.",
-    ),
-    Harness(
-        "copilot",
-        "GitHub Copilot CLI",
-        ("copilot", "--acp"),
-        _npm("@github/copilot"),
-        "Resumes sessions and asks before commands and edits. Proprietary licence.",
-    ),
-    Harness(
-        "cursor",
-        "Cursor Agent",
-        ("cursor-agent", "acp"),
-        _script("https://cursor.com/install"),
-        "Needs a Cursor account.",
-    ),
-    Harness(
-        "opencode",
-        "OpenCode",
-        ("opencode", "acp"),
-        _npm("opencode-ai"),
-        "Resumes sessions. Asks only when its own configuration says `permission: ask`. "
-        "Writes files through the client even when that is not offered.",
-    ),
-    Harness(
-        "qwen",
-        "Qwen Code",
-        ("qwen", "--acp"),
-        _npm("@qwen-code/qwen-code"),
-        "Loads sessions again and asks before commands and edits. "
-        "A second prompt cancels the first.",
-    ),
-    Harness(
-        "kimi",
-        "Kimi CLI",
-        ("kimi", "acp"),
-        _pip("kimi-cli==1.5", python="3.13"),
-        "Pinned: later versions demand an account before a session, and the newest is no longer "
-        "maintained. Very long prompts end its process.",
-    ),
-    Harness(
-        "vibe",
-        "Mistral Vibe",
-        ("vibe-acp",),
-        _pip("mistral-vibe", python="3.12"),
-        "Loads sessions again. Its default mode edits without asking; mode `ask` is set. "
-        "A permission request names only the tool call.",
-    ),
-    Harness(
-        "fast-agent",
-        "fast-agent",
-        ("fast-agent", "acp"),
-        _pip("fast-agent-mcp<0.10.45", python="3.12"),
-        "Asks only when the client offers files and terminals; otherwise its tools run unasked.",
-    ),
-    Harness(
-        "goose",
-        "Goose",
-        ("goose", "acp"),
-        _script(
-            "https://github.com/block/goose/releases/download/stable/download_cli.sh",
-        ),
-        "Needs a configured model provider (`goose configure`).",
-    ),
-    Harness(
-        "deepagents",
-        "Deep Agents",
-        ("deepagents-acp",),
-        _pip("deepagents-acp"),
-        "The package has no command of its own: write a script that serves your agent and name it "
-        "in acp.harness.deepagents.command. Sessions are not resumed.",
-    ),
-    Harness(
-        "openhands",
-        "OpenHands",
-        ("openhands", "acp"),
-        _pip("openhands", python="3.12"),
-        "Loads sessions again and asks before every tool in mode `always-ask`. Slow to start; "
-        "leaves a terminal server outside its process group.",
-    ),
-    Harness(
-        "auggie",
-        "Auggie CLI",
-        ("auggie", "--acp"),
-        _npm("@augmentcode/auggie"),
-        "Needs an Augment account. Not tried with this release.",
-    ),
-    Harness(
-        "droid",
-        "Factory Droid",
-        ("droid", "exec", "--output-format", "acp"),
-        _page("https://docs.factory.ai"),
-        "Needs a Factory account. Not tried with this release.",
-    ),
-    Harness(
-        "kiro",
-        "Kiro CLI",
-        ("kiro-cli-chat", "acp"),
-        _page("https://kiro.dev"),
-        "Needs a Kiro account. Not tried with this release.",
-    ),
-    Harness(
-        "qoder",
-        "Qoder CLI",
-        ("qodercli", "--acp"),
-        _page("https://qoder.com"),
-        "Needs a Qoder account. Not tried with this release.",
-    ),
-)
-
-BUILT_IN: Mapping[str, Harness] = MappingProxyType({h.harness_id: h for h in _BUILT_IN})
-"""The registry by harness id, in the order it is listed."""
+def guessed_state(harness_id: str) -> tuple[str, ...]:
+    """Return where a program of this name keeps its own, as most do."""
+    return (
+        f".{harness_id}",
+        f".cache/{harness_id}",
+        f".config/{harness_id}",
+        f".local/share/{harness_id}",
+        f".local/state/{harness_id}",
+    )

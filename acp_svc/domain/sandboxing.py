@@ -1,8 +1,39 @@
-"""Which sessions are shut in, and what of the file system they may change."""
+"""Which sessions are shut in, and what of the file system they may change.
+
+The walls are those of bubblewrap (`bwrap`): everything is there to be read, and only what is the
+harness's own can be written. They also hold its processes together: none outlives the first.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import PurePath
+
 from acp_svc.domain.permissions import PermissionMode
+
+PROGRAM = "bwrap"
+TEMPORARY = PurePath("/tmp")  # noqa: S108
+"""Private and empty inside: many programs need it, and what others keep there is not theirs."""
+CONTROL_SOCKETS = (
+    "/run/docker.sock",
+    "/run/podman/podman.sock",
+    "/run/containerd/containerd.sock",
+    "/run/dbus/system_bus_socket",
+    "/run/systemd/private",
+)
+"""A socket can be used where files cannot be written; with these, anything could be done."""
+_BASE = (
+    "--die-with-parent",
+    "--unshare-pid",
+    "--ro-bind",
+    "/",
+    "/",
+    "--dev",
+    "/dev",
+    "--proc",
+    "/proc",
+)
 
 
 def needs_sandbox(mode: PermissionMode) -> bool:
@@ -11,3 +42,49 @@ def needs_sandbox(mode: PermissionMode) -> bool:
     Not when people are asked: what they allow has to work.
     """
     return mode in (PermissionMode.APPROVE_READS, PermissionMode.DENY_ALL)
+
+
+@dataclass(frozen=True, slots=True)
+class Walls:
+    """What is inside. All paths are absolute, exist, and have links and `..` followed."""
+
+    bwrap: str
+    cwd: PurePath
+    """Where it works. Can be read only."""
+    state: tuple[PurePath, ...] = ()
+    """What it may write."""
+    needed: tuple[PurePath, ...] = ()
+    """What it must be able to read also where it lies among the temporary files: then with all that
+    is beside it in the same entry of that directory."""
+    hidden: tuple[PurePath, ...] = ()
+    """Sockets that it must not reach."""
+
+
+def shut_in(command: Sequence[str], walls: Walls) -> list[str]:
+    """Return the command that runs `command` inside."""
+    mounts = [(TEMPORARY, ["--tmpfs", str(TEMPORARY)])]
+    mounts += [(p, _bind("--ro-bind", p)) for p in _among_temporary((*walls.needed, walls.cwd))]
+    mounts += [(path, _bind("--bind", path)) for path in walls.state]
+    if any(walls.cwd.is_relative_to(path) for path in walls.state):
+        mounts.append((walls.cwd, _bind("--ro-bind", walls.cwd)))
+    mounts += [(path, ["--ro-bind", "/dev/null", str(path)]) for path in walls.hidden]
+    # What lies deeper comes later, or it would be covered. Equally deep ones stay in their order.
+    mounts.sort(key=lambda mount: len(mount[0].parts))
+    arguments = [word for _, words in mounts for word in words]
+    return [walls.bwrap, *_BASE, *arguments, "--chdir", str(walls.cwd), "--", *command]
+
+
+def probe(bwrap: str) -> list[str]:
+    """Return a command that ends with code 0 where this machine can do it."""
+    return [bwrap, *_BASE, "--tmpfs", str(TEMPORARY), "--", "true"]
+
+
+def _bind(how: str, path: PurePath) -> list[str]:
+    return [how, str(path), str(path)]
+
+
+def _among_temporary(paths: Iterable[PurePath]) -> list[PurePath]:
+    depth = len(TEMPORARY.parts) + 1
+    return sorted(
+        {PurePath(*path.parts[:depth]) for path in paths if path.is_relative_to(TEMPORARY)}
+    )

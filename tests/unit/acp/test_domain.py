@@ -4,11 +4,12 @@ from pathlib import PurePosixPath
 
 import pytest
 
+from acp_svc.domain.builtin import BUILT_IN
 from acp_svc.domain.catalog import Catalog, CatalogError, Override
 from acp_svc.domain.checks import LATER, Check, Status, healthy, skipped
 from acp_svc.domain.install import Installer, System, install_command
 from acp_svc.domain.preflight import Refusal, choose_harness, directory_refusal
-from acp_svc.domain.registry import BUILT_IN, Harness
+from acp_svc.domain.registry import Harness
 from acp_svc.machine import first_line
 from acp_svc.rpc import convert
 from conveyor.acp.v1 import doctor_pb2

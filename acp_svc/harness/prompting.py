@@ -1,0 +1,114 @@
+"""One prompt at work: its updates, its permission questions, its clocks and its end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+
+from acp import schema
+
+from acp_svc.harness.patience import Patience
+from acp_svc.harness.types import Deadlines, Listener, PermissionRequest, Update
+
+MOST_CALLS = 10_000
+"""Tool calls of one prompt that are remembered for its permission questions."""
+
+
+class Prompt:
+    """A `Work` of a peer. Made where the prompt is sent, for it keeps that context."""
+
+    def __init__(self, listener: Listener, deadlines: Deadlines) -> None:
+        self.deadlines = deadlines
+        self.patience = Patience(deadlines.turn, deadlines.quiet)
+        self.begun = False
+        self.cancelled = False
+        self.deaf = False
+        """True when it was cancelled and did not end."""
+        self.over = asyncio.Event()
+        """Set when the harness answered, or never will."""
+        self.broken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        """Fails with what the listener fails with."""
+        self._listener = listener
+        self._context = contextvars.copy_context()
+        self._calls: dict[str, schema.ToolCallUpdate] = {}
+        self._asked: set[asyncio.Task[str | None]] = set()
+
+    def begin(self) -> None:
+        """Start the clocks: it is its turn."""
+        self.begun = True
+        self.patience = Patience(self.deadlines.turn, self.deadlines.quiet)
+
+    def updated(self, update: Update) -> None:
+        """Hand on an update."""
+        if self.over.is_set() or self.broken.done():
+            return
+        self.patience.heard()
+        if isinstance(update, schema.ToolCallStart | schema.ToolCallProgress):
+            self._remember(update)
+        try:
+            self._context.run(self._listener.updated, update)
+        except Exception as error:
+            self._break(error)
+
+    async def decide(self, request: PermissionRequest) -> str | None:
+        """Have the listener decide. The clocks stand still meanwhile."""
+        if self.cancelled or self.over.is_set() or self.broken.done():
+            return None
+        call = self._merged(request.tool_call)
+        whole = PermissionRequest(call, request.options)
+        task = asyncio.get_running_loop().create_task(
+            self._listener.permission(whole), context=self._context
+        )
+        self._asked.add(task)
+        try:
+            with self.patience.people():
+                chosen = await task
+        except asyncio.CancelledError:
+            task.cancel()
+            if not (self.cancelled or self.over.is_set()):
+                raise
+            return None
+        except Exception as error:
+            self._break(error)
+            return None
+        finally:
+            self._asked.discard(task)
+        if chosen not in {option.option_id for option in request.options}:
+            return None
+        return chosen
+
+    def cancel(self) -> None:
+        """Answer its questions with `cancelled`, those that are still to come too."""
+        self.cancelled = True
+        self._drop_questions()
+
+    def end(self) -> None:
+        """Hand on nothing more."""
+        self.over.set()
+        self._drop_questions()
+
+    def _drop_questions(self) -> None:
+        for task in list(self._asked):
+            task.cancel()
+
+    def _break(self, error: Exception) -> None:
+        if not self.broken.done():
+            self.broken.set_exception(error)
+
+    def _remember(self, update: schema.ToolCallStart | schema.ToolCallProgress) -> None:
+        if update.tool_call_id in self._calls or len(self._calls) < MOST_CALLS:
+            self._calls[update.tool_call_id] = self._merged(update)
+
+    def _merged(
+        self, update: schema.ToolCallStart | schema.ToolCallProgress | schema.ToolCallUpdate
+    ) -> schema.ToolCallUpdate:
+        """Return all that is known of a call: some harnesses name only its id when they ask."""
+        known = self._calls.get(update.tool_call_id)
+        said = {
+            name: value
+            for name in schema.ToolCallUpdate.model_fields
+            if (value := getattr(update, name, None)) is not None
+        }
+        if known is not None:
+            return known.model_copy(update=said)
+        return schema.ToolCallUpdate.model_construct(**said)
