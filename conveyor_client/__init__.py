@@ -17,14 +17,16 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from conveyor_client.client import ConveyorClient
     from conveyor_client.connection import Patience
+    from conveyor_client.credentials import Tls
     from svckit.errors import ServiceError, Unreachable
 
-__all__ = ["ConveyorClient", "Patience", "ServiceError", "Unreachable"]
+__all__ = ["ConveyorClient", "Patience", "ServiceError", "Tls", "Unreachable"]
 
 _HOMES = {
     "ConveyorClient": "conveyor_client.client",
     "Patience": "conveyor_client.connection",
     "ServiceError": "svckit.errors",
+    "Tls": "conveyor_client.credentials",
     "Unreachable": "svckit.errors",
 }
 
