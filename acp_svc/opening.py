@@ -74,7 +74,14 @@ class Opener:
             sandbox=self._settings.sandbox,
         )
         limits = deadlines_of(self._settings, session.spec.turn_timeout_seconds)
-        return await self._connect(order, limits, self._owner)
+        connection = await self._connect(order, limits, self._owner)
+        try:
+            # Whoever can write there may have put a link in its place while the process started.
+            await directories.check_still(session.spec.cwd, self._settings.workspace_roots)
+        except BaseException:
+            await connection.stop()
+            raise
+        return connection
 
 
 def earlier(session: Session) -> tuple[str, bool]:

@@ -254,21 +254,14 @@ def closed(session: Session, now_us: int) -> Session:
     return msgspec.structs.replace(_still(session), state=State.CLOSED, end_us=now_us)
 
 
-def failed(session: Session, trouble: Trouble, now_us: int) -> Session:
-    """It cannot go on."""
-    if session.state.ended:
-        return session
-    return msgspec.structs.replace(
-        _still(session), state=State.FAILED, trouble=trouble, end_us=now_us
-    )
-
-
 def after_restart(session: Session, now_us: int) -> Session:
     """What a session is whose service was gone without a word: no process of it is left.
 
     One that was never open still waits for the run or the repeated call that opens it. All others
     are opened again by their next prompt, as the harness can: how is said then.
     """
+    if session.spec.mode is Mode.ONESHOT and session.worked:
+        return closed(session, now_us)  # it had its turn
     match session.state:
         case State.CLOSING:
             return closed(session, now_us)

@@ -70,10 +70,6 @@ class PromptStore:
 
         return await self._db.run(read)
 
-    async def get(self, run_id: str, key: str) -> Sent | None:
-        """Return one prompt, or None when it was not marked."""
-        return await self._db.run(lambda db: _one(db, run_id, key))
-
     async def end(self, run_id: str, key: str, outcome: bytes, now_us: int) -> None:
         """Note that a prompt ended, and what came of it."""
         update = (

@@ -128,6 +128,21 @@ async def test_a_directory_that_became_a_link_since_is_not_started_in(tmp_path: 
         assert b.house.orders == []
 
 
+async def test_a_directory_that_becomes_a_link_while_the_process_starts(tmp_path: Path) -> None:
+    async with bench(tmp_path) as b:
+        (b.root / "in").mkdir()
+        made = await b.sessions.create(b.spec(cwd=f"{b.root}/in"), request_id="q")
+        b.house.opens.clear()
+        opening = asyncio.create_task(b.sessions.open(made.session_id))
+        await eventually(lambda: bool(b.house.running))
+        (b.root / "in").rmdir()
+        (b.root / "in").symlink_to(tmp_path)
+        b.house.opens.set()
+        with pytest.raises(AcpCwdNotAllowed):
+            await opening
+        assert not b.house.running
+
+
 # What a client may ask for
 
 

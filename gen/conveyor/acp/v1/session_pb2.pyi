@@ -95,13 +95,13 @@ class _AcpSessionStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_AcpSe
     ACP_SESSION_STATE_ASKING: _AcpSessionState.ValueType  # 4
     """A turn waits for an answer to a question."""
     ACP_SESSION_STATE_PARKED: _AcpSessionState.ValueType  # 5
-    """No process, after a restart or to make room; the next prompt loads the session again."""
+    """No process, after a restart or a crash or to make room; the next prompt opens it again."""
     ACP_SESSION_STATE_CLOSING: _AcpSessionState.ValueType  # 6
     """The process is being stopped."""
     ACP_SESSION_STATE_CLOSED: _AcpSessionState.ValueType  # 7
     """Closed on request, after its one turn, or when idle. Terminal."""
     ACP_SESSION_STATE_FAILED: _AcpSessionState.ValueType  # 8
-    """Lost and not loadable. Terminal."""
+    """It could not be opened. Terminal."""
 
 class AcpSessionState(_AcpSessionState, metaclass=_AcpSessionStateEnumTypeWrapper):
     """Where an ACP session is in its life."""
@@ -117,13 +117,13 @@ ACP_SESSION_STATE_BUSY: AcpSessionState.ValueType  # 3
 ACP_SESSION_STATE_ASKING: AcpSessionState.ValueType  # 4
 """A turn waits for an answer to a question."""
 ACP_SESSION_STATE_PARKED: AcpSessionState.ValueType  # 5
-"""No process, after a restart or to make room; the next prompt loads the session again."""
+"""No process, after a restart or a crash or to make room; the next prompt opens it again."""
 ACP_SESSION_STATE_CLOSING: AcpSessionState.ValueType  # 6
 """The process is being stopped."""
 ACP_SESSION_STATE_CLOSED: AcpSessionState.ValueType  # 7
 """Closed on request, after its one turn, or when idle. Terminal."""
 ACP_SESSION_STATE_FAILED: AcpSessionState.ValueType  # 8
-"""Lost and not loadable. Terminal."""
+"""It could not be opened. Terminal."""
 Global___AcpSessionState: _TypeAlias = AcpSessionState  # noqa: Y015
 
 class _AcpOpening:
