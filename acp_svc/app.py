@@ -134,6 +134,7 @@ async def build(context: Context) -> AsyncIterator[App]:
             tasks=[
                 ("worker acp", worker.run),
                 ("reaper", reaper.run),
+                ("families of processes", reaper.watch_families),
                 ("retention", partial(keep_tidy, reaper.remove_old, clock)),
             ],
             drain=drain,

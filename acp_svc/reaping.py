@@ -17,11 +17,12 @@ from svckit.clock import Clock
 from svckit.errors import ServiceError
 from svckit.housekeeping import runs_kept_since
 from svckit.logging import get_logger
-from svckit.programs import clear_up
+from svckit.programs import clear_up, look_around
 from svckit.settings_model import RetentionSettings
 
 MOST_SECONDS = 15.0
 LEAST_SECONDS = 0.2
+FAMILY_SECONDS = 2.0
 BATCH = 200
 _HELD = (State.READY, State.BUSY, State.ASKING)
 
@@ -77,6 +78,15 @@ class Reaper:
                 await self.look()
             except ServiceError as error:
                 _log.warning("the reaper looks again later", reason=error.reason)
+
+    async def watch_families(self) -> None:
+        """Keep count of what harnesses start, until cancelled: it ends with them.
+
+        What leaves its group and clears its environment is known by its parent, while that lives.
+        """
+        while True:
+            await self._clock.sleep(FAMILY_SECONDS)
+            await look_around()
 
     async def look(self) -> None:
         """End what is due, and put right what a store that was away could not take."""
