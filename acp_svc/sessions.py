@@ -7,7 +7,7 @@ A session is a stored record (`domain.session`), and for as long as it is in use
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -174,6 +174,11 @@ class Sessions:
             self._processes.place(live.session.session_id),
             lambda stored: rules.asking(stored, open_questions, now_us),
         )
+
+    async def remember(self, session_id: str, said: Mapping[str, bool]) -> None:
+        """Keep what people allowed or denied for the rest of the session."""
+        place = self._processes.place(session_id)
+        await self._change(place, lambda stored: rules.remembering(stored, said))
 
     async def mark_sent(self, session_id: str, run_id: str, key: str) -> None:
         """Note that a prompt is about to be sent, before it is. `key` names it within its run."""

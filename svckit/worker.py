@@ -85,7 +85,8 @@ Keep = Callable[["_Turn", ws.SuspendRunRequest], Awaitable[None]]
 class _Turn:
     """A turn that this worker holds."""
 
-    def __init__(self, leased: ws.LeasedRun, keep: Keep) -> None:
+    def __init__(self, leased: ws.LeasedRun, keep: Keep, stop_seconds: float) -> None:
+        self.stop_seconds = stop_seconds
         self.public = LeasedTurn(leased, lambda request: keep(self, request))
         self.span: trace.Span = trace.INVALID_SPAN
         # Set while the lease is kept: done when the next turn of the run has come.
@@ -130,7 +131,7 @@ class _Turn:
         either: set[asyncio.Future[Any]] = {self.handler, stopping}
         try:
             await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
-            await asyncio.wait({self.handler}, timeout=STOP_SECONDS)
+            await asyncio.wait({self.handler}, timeout=self.stop_seconds)
             return self.handler.done()
         finally:
             stopping.cancel()
@@ -140,8 +141,9 @@ class Worker:
     """Serves one queue. `run` until `drain`; both are meant for `svckit.service.App`.
 
     `slots`: turns at a time. `name`: stable over restarts, unique in the queue. `incarnation`:
-    greater at every start; left out, the time of this start. Times are in seconds. Leases that are
-    too short for `extend_interval` are extended more often.
+    greater at every start; left out, the time of this start. `stop_seconds`: how long a handler may
+    clean up after it was cancelled; its lease is extended meanwhile. Times are in seconds. Leases
+    that are too short for `extend_interval` are extended more often.
     """
 
     def __init__(
@@ -156,6 +158,7 @@ class Worker:
         extend_interval: float = 2.0,
         poll_wait: float = 20.0,
         drain_grace: float = 5.0,
+        stop_seconds: float = STOP_SECONDS,
         clock: Clock | None = None,
         tracer: trace.Tracer | None = None,
     ) -> None:
@@ -169,6 +172,7 @@ class Worker:
         self._shorter = asyncio.Event()
         self._poll_wait = poll_wait
         self._drain_grace = drain_grace
+        self._stop_seconds = stop_seconds
         self._tracer = tracer or trace.get_tracer("conveyor")
         self._ends = TurnEnds(
             lambda request: client.call(self._stub.CompleteRuns(request), service="scheduler")
@@ -435,7 +439,7 @@ class Worker:
         turn.stop_handler()
 
     def _start(self, leased: ws.LeasedRun) -> None:
-        turn = _Turn(leased, self._keep)
+        turn = _Turn(leased, self._keep, self._stop_seconds)
         self._turns[turn.lease_id] = turn
         self._idle.clear()
         if self._draining.is_set():
@@ -517,7 +521,7 @@ class Worker:
             turn.handler.cancel()
         try:
             if not await turn.handler_ended():
-                _log.error("handler does not stop", seconds=STOP_SECONDS)
+                _log.error("handler does not stop", seconds=self._stop_seconds)
                 return self._after_cancellation(turn)
             if turn.handler.cancelled():
                 return self._after_cancellation(turn)

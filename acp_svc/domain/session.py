@@ -20,6 +20,8 @@ import msgspec
 
 from acp_svc.domain.permissions import PermissionMode
 
+MOST_REMEMBERED = 500
+
 
 class State(Enum):
     """Where a session is in its life; as `AcpSessionState`."""
@@ -121,6 +123,8 @@ class Session(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     wanted_mode: str = ""
     """The harness's mode that was asked for. Empty leaves it to the permission mode."""
     wanted_options: dict[str, str] = {}
+    remembered: dict[str, bool] = {}
+    """What people allowed or denied for the rest of it, by `permissions.memory_key`."""
     trouble: Trouble | None = None
     """Why it failed, or its last turn did."""
     end_us: int = 0
@@ -208,6 +212,13 @@ def asking(session: Session, open_questions: int, now_us: int) -> Session:
         open_questions=open_questions,
         active_us=now_us,
     )
+
+
+def remembering(session: Session, said: Mapping[str, bool]) -> Session:
+    """People said something for the rest of the session; the newest is kept."""
+    kept = {key: allowed for key, allowed in session.remembered.items() if key not in said}
+    kept.update(said)
+    return msgspec.structs.replace(session, remembered=dict(list(kept.items())[-MOST_REMEMBERED:]))
 
 
 def rested(session: Session, *, has_process: bool, now_us: int) -> Session:
