@@ -15,13 +15,15 @@ from acp_svc.creating import Creator
 from acp_svc.domain.catalog import Catalog, CatalogError, Override
 from acp_svc.opening import Opener
 from acp_svc.processes import Processes
-from acp_svc.prompts import Prompts
 from acp_svc.reaping import Reaper
 from acp_svc.rpc.service import FULL_NAME, AcpServicer
 from acp_svc.sessions import Sessions
 from acp_svc.store.prompts import PromptStore
 from acp_svc.store.sessions import SessionStore
+from acp_svc.turn import LAST_WRITE_SECONDS, TurnRunner
 from conveyor.acp.v1 import acp_service_pb2_grpc as acp_grpc
+from conveyor.events.v1 import event_log_service_pb2_grpc as log_grpc
+from conveyor.scheduler.v1 import limit_service_pb2_grpc as limit_grpc
 from conveyor.scheduler.v1 import scheduler_service_pb2_grpc as sched_grpc
 from svckit.database import Database
 from svckit.errors import StartError
@@ -29,12 +31,22 @@ from svckit.grpc.channel import make_channel
 from svckit.housekeeping import keep_tidy
 from svckit.service import App, Context, Registered
 from svckit.settings import Settings
-from svckit.worker import Worker
+from svckit.usage import UsageReporter
+from svckit.worker import MAX_POLL_RUNS, Worker
 
 if TYPE_CHECKING:
+    from conveyor.events.v1.event_log_service_pb2_grpc import EventLogServiceAsyncStub
+    from conveyor.scheduler.v1.limit_service_pb2_grpc import LimitServiceAsyncStub
     from conveyor.scheduler.v1.scheduler_service_pb2_grpc import SchedulerServiceAsyncStub
 
 WORKER_NAME = "acp-0"
+SLOTS = MAX_POLL_RUNS
+"""Turns that the worker takes at a time: more than anybody wants. How many are at work the global
+lane bounds, which can be changed live, and how many have a process `max_sessions` does: a run that
+finds none waits as for a limit and can say so, which it could not while it waited for a slot."""
+STOP_SECONDS = 5.0
+"""What a harness that was told to stop and did not takes to be stopped, as `Program.stop` says."""
+LAST_REPORTS_SECONDS = 1.0
 MIGRATIONS = Path(__file__).parent / "store" / "migrations"
 
 
@@ -109,13 +121,26 @@ async def build(context: Context) -> AsyncIterator[App]:
             workspace_roots=acp.workspace_roots,
             clock=clock,
         )
-        prompts = Prompts(catalog, enabled=acp.enabled, workspace_roots=acp.workspace_roots)
+        event_log: EventLogServiceAsyncStub = log_grpc.EventLogServiceStub(channel)
+        limits: LimitServiceAsyncStub = limit_grpc.LimitServiceStub(channel)
+        usage = UsageReporter(limits, clock)
+        runner = TurnRunner(
+            sessions=sessions,
+            catalog=catalog,
+            settings=acp,
+            scheduler=scheduler,
+            event_log=event_log,
+            usage=usage,
+            clock=clock,
+            tracer=context.tracer,
+        )
         worker = Worker(
             channel,
             queue="acp",
             name=WORKER_NAME,
-            slots=acp.max_sessions,
-            handler=prompts.handle,
+            slots=SLOTS,
+            handler=runner,
+            stop_seconds=acp.cancel_seconds + STOP_SECONDS + LAST_WRITE_SECONDS,
             clock=clock,
             tracer=context.tracer,
         )
@@ -123,6 +148,7 @@ async def build(context: Context) -> AsyncIterator[App]:
         async def drain() -> None:
             await worker.drain()
             await processes.drain()
+            await usage.drain(LAST_REPORTS_SECONDS)
 
         yield App(
             services=[

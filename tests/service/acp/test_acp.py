@@ -272,7 +272,6 @@ async def test_every_leased_run_ends_at_once_with_its_reason(tmp_path: Path) -> 
         return task_pb2.AcpTask(new_session=session_pb2.AcpSessionSpec(**spec))
 
     tasks = {
-        "NOT_IMPLEMENTED": spawn(cwd=str(tmp_path)),
         "ACP_HARNESS_NOT_FOUND": spawn(harness_id="nobody"),
         "ACP_BACKEND_MISSING": spawn(harness_id="gone"),
         "ACP_CWD_NOT_ALLOWED": spawn(cwd="/"),
