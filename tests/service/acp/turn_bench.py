@@ -29,7 +29,6 @@ from svckit.grpc import client
 from svckit.grpc.status import from_proto
 from svckit.settings import load
 from svckit.testing import eventually, in_process
-from svckit.testing.inprocess import InProcess
 
 SCRIPTED = Path(__file__).parents[2] / "harnesses" / "scripted.py"
 ENDED = (
@@ -60,8 +59,6 @@ class TurnBench:
     scheduler: Any
     log: Any
     acp: Any
-    restart: Any = None
-    service: InProcess | None = None
     _ids: Any = field(default_factory=lambda: itertools.count(1))
 
     async def spawn(self, harness_id: str = "scripted", mode: str = "ask", **spec: Any) -> str:
@@ -123,9 +120,7 @@ class TurnBench:
             request_id=f"q-{number}",
             queue_policy=lane_pb2.QueuePolicy(mode=queue_mode),
         )
-        answer = await client.call(
-            self.scheduler.EnqueueRuns(pb.EnqueueRunsRequest(items=[item]))
-        )
+        answer = await client.call(self.scheduler.EnqueueRuns(pb.EnqueueRunsRequest(items=[item])))
         [result] = answer.results
         assert result.HasField("accepted"), result
         return str(result.accepted.run.run_id)
@@ -199,7 +194,11 @@ class TurnBench:
         run = await self.run(run_id)
         events = await self.events(run.spec.session_key, "permission_decided")
         return [
-            (e.permission_decided.allowed, e.permission_decided.rule, e.permission_decided.responder)
+            (
+                e.permission_decided.allowed,
+                e.permission_decided.rule,
+                e.permission_decided.responder,
+            )
             for e in events
             if e.run_id == run_id
         ]
