@@ -36,6 +36,7 @@ from agent_svc.toolsets import Offering, Toolset
 from agent_svc.turnevents import (
     call_ended,
     call_started,
+    customer_told,
     fallback_note,
     noted,
     said_between,
@@ -108,6 +109,8 @@ class TurnRunner:
             self._event_log, turn.lease_id, f"{turn.run.run_id}-{turn.turn}", self._clock
         )
         async with events:
+            if task.HasField("notice"):
+                await events.write(customer_told(task.notice))
             work = await self._take_over(turn, agent, task, models, events)
             self._guard.take_over(work)
             await self._tell_again(work)

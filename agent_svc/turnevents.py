@@ -11,6 +11,7 @@ from agent_svc import convert
 from agent_svc.domain import steps as s
 from agent_svc.domain.guard.ladder import Taken
 from agent_svc.toolsets import Note
+from conveyor.agent.v1 import task_pb2
 from conveyor.common.v1 import question_pb2
 from conveyor.events.v1 import event_pb2
 from svckit import tracecontext
@@ -84,6 +85,15 @@ def guard_intervened(run_id: str, taken: Taken) -> event_pb2.Event:
         event_id=f"{run_id}-{taken.turn}.{taken.step}-guard",
         trace=tracecontext.current(),
         guard_intervened=convert.guard_to_proto(taken),
+    )
+
+
+def customer_told(notice: task_pb2.CustomerNotice) -> event_pb2.Event:
+    """What the customer has to know before the answer. Told once per session."""
+    return event_pb2.Event(
+        event_id=notice.notice_id,
+        trace=tracecontext.current(),
+        note_added=event_pb2.NoteAdded(code="customer_notice", text=notice.text, visible=True),
     )
 
 
