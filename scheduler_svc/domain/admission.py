@@ -79,7 +79,8 @@ def enqueue(
     outcome = Outcome.QUEUED
     if new.mode is QueueMode.STEER:
         target = steering.target(k, session)
-        if target is not None:
+        # What is said to a harness is no message for the agent before it, nor the other way round.
+        if target is not None and target.queue == new.queue:
             steering.offer_with_fallback(k, target, new, now)
             requests.remember(k, new.request_id, new.body_hash, target.run_id)
             return Accepted(target.run_id, Outcome.STEERED, False, before)

@@ -40,7 +40,8 @@ def check(k: Kernel, run: Run, asked: Sequence[Asked]) -> None:
 def ask(k: Kernel, run: Run, event: Asked, now: int) -> None:
     """Stores a question that `check` let pass, with its event."""
     root = k.runs[run.flow_id]
-    root.question_number = max(k.questions.next_number(root.session_key), root.question_number + 1)
+    where = asked_in(root)
+    root.question_number = max(k.questions.next_number(where), root.question_number + 1)
     k.touch(root)
     question = msgspec.structs.replace(
         event.question,
@@ -49,7 +50,7 @@ def ask(k: Kernel, run: Run, event: Asked, now: int) -> None:
         run_id=run.run_id,
         flow_id=run.flow_id,
         session_key=run.session_key,
-        root_session_key=root.session_key,
+        root_session_key=where,
         customer_key=run.customer_key,
         create_time=now,
         expire_time=now + event.question.timeout,
@@ -61,6 +62,11 @@ def ask(k: Kernel, run: Run, event: Asked, now: int) -> None:
     k.touch(run)
     k.emit(run, msgspec.structs.replace(event, question=question), now, by_worker=True)
     k.at(question.expire_time, Timer.QUESTION, run, question.order)
+
+
+def asked_in(root: Run) -> str:
+    """The conversation in which people are asked what the tree of a root asks."""
+    return root.question_session_key or root.session_key
 
 
 def find(k: Kernel, question_id: str) -> Question | None:
@@ -146,7 +152,7 @@ def lane_wait(k: Kernel, holder: Run) -> Wait | None:
     wait = holder.wait
     if wait is None or wait.kind is not WaitKind.CHILDREN or holder.depth:
         return wait
-    asked = k.questions.of_tree(holder.session_key, holder.flow_id)
+    asked = k.questions.of_tree(asked_in(holder), holder.flow_id)
     if not asked:
         return wait
     return Wait(kind=WaitKind.APPROVAL, question_ids=[question.question_id for question in asked])

@@ -275,6 +275,8 @@ class Run(msgspec.Struct, kw_only=True, omit_defaults=True):
     delivers_later: bool = False
     # The worker that holds what the run needs; others only when it has not called for long.
     preferred_worker: str = ""
+    # Of a root: where people are asked what its tree asks. Empty means its own session.
+    question_session_key: str = ""
     # It interrupted the run before it, and goes before the messages that wait.
     jumps: bool = False
 
@@ -401,6 +403,7 @@ class NewRun(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
     caps: Caps = Caps()
     delivers_later: bool = False
     preferred_worker: str = ""
+    question_session_key: str = ""
     lane_cap: int = 50
     # Beyond the cap the oldest waiting message goes, instead of this one being refused.
     drop_oldest: bool = False

@@ -49,6 +49,7 @@ def record(k: Kernel, new: NewRun, now: int, *, session_key: str, order: int = 0
         caps=_filled_in(new.caps, k.config, root=bool(new.session_key)),
         delivers_later=new.delivers_later,
         preferred_worker=new.preferred_worker,
+        question_session_key=new.question_session_key,
         jumps=new.mode is QueueMode.INTERRUPT,
         create_time=now,
         state_time=now,

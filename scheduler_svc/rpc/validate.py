@@ -160,6 +160,7 @@ def enqueue_item(item: pb.EnqueueItem, now: int, defaults: NewRunDefaults) -> Ne
         caps=_caps(spec.budget),
         delivers_later=spec.reply_route.delivers_later,
         preferred_worker=spec.preferred_worker,
+        question_session_key="" if child else spec.question_session_key,
         lane_cap=policy.cap or defaults.lane_cap,
         drop_oldest=policy.overflow == lane_pb2.OVERFLOW_RULE_DROP_OLDEST,
         mode=mode,
@@ -202,6 +203,7 @@ def _check_spec(spec: run_pb2.RunSpec) -> None:
     text(spec.preferred_worker, "spec.preferred_worker", 64, required=False)
     text(spec.customer_key, "spec.customer_key", 128, required=False)
     text(spec.global_lane, "spec.global_lane", 64, required=False)
+    text(spec.question_session_key, "spec.question_session_key", 256, required=False)
     size(spec.task, "spec.task", 64 * KIB)
     size(spec.reply_route.address.encode(), "spec.reply_route.address", KIB)
     if len(spec.estimate_key) > 128:

@@ -62,11 +62,12 @@ class Driver:
     def item(self, session: str, text: str, request_id: str = "", **spec: Any) -> pb.EnqueueItem:
         mode = spec.pop("mode", lane_pb2.QUEUE_MODE_FOLLOWUP)
         later = spec.pop("delivers_later", True)
+        queue = spec.pop("queue", "agent")
         spec.setdefault("customer_key", session)
         return pb.EnqueueItem(
             spec=run_pb2.RunSpec(
                 session_key=session,
-                queue="agent",
+                queue=queue,
                 reply_route=run_pb2.ReplyRoute(address="a", delivers_later=later),
                 **spec,
             ),

@@ -197,6 +197,23 @@ async def test_a_run_asks_waits_without_a_slot_and_goes_on_with_the_answer(s: Dr
     assert_holds(await of_store(s.engine.store))
 
 
+async def test_people_are_asked_in_the_conversation_that_the_run_names(s: Driver) -> None:
+    await s.send("a", "here")
+    here = await s.lease_one()
+    await append(s, here, question(here))
+    await s.send("agent:claude:acp:1", "there", question_session_key="a")
+    there = await s.lease_one()
+    await append(s, there, question(there))
+    found = await listed(s, root_session_key="a")
+    assert [(one.session_key, one.root_session_key, one.number) for one in found] == [
+        ("agent:claude:acp:1", "a", 2),
+        ("a", "a", 1),
+    ]
+    assert await listed(s, root_session_key="agent:claude:acp:1") == []
+    closed = (await answer(s, there)).question
+    assert (closed.number, closed.state) == (2, STATES["answered"])
+
+
 async def test_several_questions_and_answers_at_any_time(s: Driver) -> None:
     await s.send("a")
     leased = await s.lease_one()

@@ -147,6 +147,18 @@ async def test_a_collected_message_does_not_overtake_a_steered_one(s: Driver) ->
     assert found == [["one"], ["steered"], ["two"]]
 
 
+async def test_what_is_said_to_a_harness_is_not_steered_into_the_run_of_an_agent(s: Driver) -> None:
+    await s.send("a", "for the agent")
+    agent = await s.lease_one()
+    later = await s.send("a", "for the harness", mode=STEER, queue="acp")
+    assert later.outcome == lane_pb2.ENQUEUE_OUTCOME_STEER_FELL_BACK
+    [status] = await s.extend(agent)
+    assert not status.steered
+    await s.complete(agent)
+    [harness] = await s.lease(queue="acp")
+    assert texts(harness) == ["for the harness"]
+
+
 async def test_a_run_holds_at_most_100_messages_and_2_mib(s: Driver) -> None:
     await s.send("a", "before")
     await s.lease_one()

@@ -167,7 +167,9 @@ class Question(_message.Message):
     flow_id: _builtins.str
     """The spawn tree of the run that asks. Output only."""
     root_session_key: _builtins.str
-    """Session of the root of that tree: the conversation in which people are asked. Output only."""
+    """Conversation in which people are asked: `RunSpec.question_session_key` of the root of that tree,
+    by default the session of the root. Output only.
+    """
     number: _builtins.int
     """What people call it by, counted from 1 within `root_session_key`: above those of all questions
     that were open there when it was asked, and of all that the same spawn tree has asked. It never

@@ -150,6 +150,7 @@ class RunSpec(_message.Message):
     LABELS_FIELD_NUMBER: _builtins.int
     PREFERRED_WORKER_FIELD_NUMBER: _builtins.int
     ESTIMATE_KEY_FIELD_NUMBER: _builtins.int
+    QUESTION_SESSION_KEY_FIELD_NUMBER: _builtins.int
     session_key: _builtins.str
     """Session lane: runs with the same key start in the order accepted, one at a time. 1 to 256
     characters. Required for a root run. Must be empty for a child run: the scheduler builds it, as
@@ -184,6 +185,11 @@ class RunSpec(_message.Message):
     """What the run is compared with when times are estimated: turns of runs with an equal key are
     expected to take equally long. At most 128 characters. Agent and model, for example
     `main/openai:gpt-5`; may be empty.
+    """
+    question_session_key: _builtins.str
+    """Conversation in which people are asked what runs of the tree ask, as
+    `Question.root_session_key`. Empty means the session of the run. At most 256 characters. Ignored
+    for a child run, whose root says it.
     """
     @_builtins.property
     def task(self) -> _any_pb2.Any:
@@ -247,10 +253,11 @@ class RunSpec(_message.Message):
         labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         preferred_worker: _builtins.str = ...,
         estimate_key: _builtins.str = ...,
+        question_session_key: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["budget", b"budget", "queue_timeout", b"queue_timeout", "reply_route", b"reply_route", "retry_policy", b"retry_policy", "run_timeout", b"run_timeout", "task", b"task", "wall_timeout", b"wall_timeout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["budget", b"budget", "customer_key", b"customer_key", "estimate_key", b"estimate_key", "global_lane", b"global_lane", "label", b"label", "labels", b"labels", "preferred_worker", b"preferred_worker", "priority", b"priority", "queue", b"queue", "queue_timeout", b"queue_timeout", "reply_route", b"reply_route", "retry_policy", b"retry_policy", "run_timeout", b"run_timeout", "session_epoch", b"session_epoch", "session_key", b"session_key", "task", b"task", "wall_timeout", b"wall_timeout"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["budget", b"budget", "customer_key", b"customer_key", "estimate_key", b"estimate_key", "global_lane", b"global_lane", "label", b"label", "labels", b"labels", "preferred_worker", b"preferred_worker", "priority", b"priority", "question_session_key", b"question_session_key", "queue", b"queue", "queue_timeout", b"queue_timeout", "reply_route", b"reply_route", "retry_policy", b"retry_policy", "run_timeout", b"run_timeout", "session_epoch", b"session_epoch", "session_key", b"session_key", "task", b"task", "wall_timeout", b"wall_timeout"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -686,7 +686,7 @@ class QuestionFilter(_message.Message):
     customer_key: _builtins.str
     """Only of this customer."""
     root_session_key: _builtins.str
-    """Only of spawn trees whose root is of this session."""
+    """Only of spawn trees whose people are asked in this conversation; see `Question`."""
     question_id: _builtins.str
     """Only this one."""
     @_builtins.property
