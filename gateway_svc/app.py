@@ -49,6 +49,7 @@ from gateway_svc.upstream import open_channels, upstream_of
 from gateway_svc.use_cases import UseCases
 from gateway_svc.watching.announcements import AnnouncementWatcher
 from gateway_svc.watching.chat import ChatService
+from gateway_svc.watching.lanes import SpawnedLanes
 from gateway_svc.watching.log import EventLog
 from gateway_svc.watching.session import SessionWatcher
 from svckit.database import Database
@@ -110,9 +111,18 @@ async def _build(
     operations, questions = Operations(upstream), Questions(upstream)
     intake = Intake(database, upstream, clock)
     harness_runs = HarnessRuns(database, intake, rules)
-    spawning = HarnessSpawning(database, upstream, harness_runs, bindings, rules, clock)
+    lanes = SpawnedLanes(database, clock, settings.acp.idle_minutes * 60)
+    spawning = HarnessSpawning(database, upstream, harness_runs, bindings, lanes, rules, clock)
     harness_sessions = HarnessSessions(
-        database, upstream, harness_runs, spawning, bindings, event_log, rules
+        database,
+        upstream,
+        harness_runs,
+        spawning,
+        bindings,
+        event_log,
+        rules,
+        archive_after(settings),
+        clock,
     )
     services = Services(
         database=database,
@@ -131,7 +141,7 @@ async def _build(
     use_cases = UseCases(
         inbox=inbox,
         chats=ChatService(inbox, event_log, upstream, draining),
-        sessions=SessionWatcher(event_log, upstream, conversations, draining),
+        sessions=SessionWatcher(event_log, upstream, conversations, lanes, draining),
         announcements=AnnouncementWatcher(event_log, upstream, conversations, draining),
         conversations=conversations,
         operations=operations,

@@ -77,6 +77,9 @@ class HarnessRuns:
             open_only=open_only,
         )
         spec.label = session.spec.label
+        parent = session.spec.parent_session_key
+        if parent != key.text and parent and parse_key(parent).is_conversation:
+            spec.question_session_key = parent
         spec.session_epoch = row.epoch if row else 0
         policy = policy_of(mode or lane_pb2.QUEUE_MODE_FOLLOWUP, self._rules)
         routed = Routed(

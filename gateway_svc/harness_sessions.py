@@ -6,9 +6,14 @@ their prompts go, and where what they say is delivered.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import sqlalchemy as sa
+
 from conveyor.acp.v1 import acp_service_pb2 as acp
 from conveyor.acp.v1 import session_pb2 as acp_session
 from conveyor.gateway.v1 import gateway_service_pb2 as gw
+from conveyor.gateway.v1 import session_pb2
 from conveyor.scheduler.v1 import lane_pb2
 from gateway_svc.auth import Principal, Scope
 from gateway_svc.bindings import Bindings, taken
@@ -24,6 +29,7 @@ from gateway_svc.refusals import acp_session_not_found, own_words, session_not_f
 from gateway_svc.store import sessions as store
 from gateway_svc.upstream import Upstream
 from gateway_svc.watching.log import EventLog
+from svckit.clock import Clock
 from svckit.database import Database
 from svckit.errors import AcpSessionNotFound, invalid_field
 from svckit.grpc.client import call
@@ -46,6 +52,8 @@ class HarnessSessions:
         bindings: Bindings,
         event_log: EventLog,
         rules: RoutingRules,
+        archive_after: Callable[[str], int],
+        clock: Clock,
     ) -> None:
         self._rules = rules
         self._database = database
@@ -54,6 +62,8 @@ class HarnessSessions:
         self._spawning = spawning
         self._bindings = bindings
         self._log = event_log
+        self._archive_after = archive_after
+        self._clock = clock
 
     async def spawn(
         self,
@@ -177,6 +187,7 @@ class HarnessSessions:
         asked = acp.CloseSessionRequest(acp_session_id=request.acp_session_id)
         answer = await call(self._upstream.acp.CloseSession(asked), service="acp")
         await self._bindings.closed(answer.session, origin.session_key if origin else "")
+        await self._leave_lists(answer.session)
         return gw.CloseAcpSessionResponse(
             session=clear_acp_session(answer.session, for_admin=principal.is_admin)
         )
@@ -220,6 +231,21 @@ class HarnessSessions:
         if not bound_id or not await self._bindings.unbind(row.session_key, bound_id):
             return ""
         return bound_id
+
+    async def _leave_lists(self, session: acp_session.AcpSession) -> None:
+        """Let the lane of a closed session leave the lists when those of children do."""
+        lane, now = session.spec.session_key, self._clock.now_us()
+
+        def archive(connection: sa.Connection) -> None:
+            row = store.find(connection, lane)
+            if row is None or row.kind != session_pb2.SESSION_KIND_ACP or row.archive_us:
+                return
+            parent = store.find(connection, row.parent_session_key)
+            after = self._archive_after(parent.agent_id if parent else row.agent_id)
+            if after:
+                store.archive(connection, lane, now + after)
+
+        await self._database.run(archive)
 
     async def _require(self, acp_session_id: str, principal: Principal) -> acp_session.AcpSession:
         if not acp_session_id:

@@ -37,6 +37,7 @@ from gateway_svc.harness_runs import HarnessRuns, Origin, address_of
 from gateway_svc.refusals import own_words, session_not_found
 from gateway_svc.store import sessions as store
 from gateway_svc.upstream import Upstream
+from gateway_svc.watching.lanes import SpawnedLanes
 from svckit.clock import Clock
 from svckit.database import Database
 from svckit.errors import AgentNotFound, ScopeMissing, ServiceError, invalid_field
@@ -69,6 +70,7 @@ class HarnessSpawning:
         upstream: Upstream,
         runs: HarnessRuns,
         bindings: Bindings,
+        lanes: SpawnedLanes,
         rules: RoutingRules,
         clock: Clock,
     ) -> None:
@@ -76,6 +78,7 @@ class HarnessSpawning:
         self._upstream = upstream
         self._runs = runs
         self._bindings = bindings
+        self._lanes = lanes
         self._rules = rules
         self._clock = clock
         self._places: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
@@ -177,6 +180,7 @@ class HarnessSpawning:
             reply_address=encode_address(place.address),
         )
         await self._database.run(lambda connection: store.create(connection, row))
+        self._lanes.opened(place.parent_key)
 
     async def _first_runs(
         self,

@@ -25,7 +25,7 @@ from gateway_svc.domain.deliveries import (
     speaker,
     told,
 )
-from gateway_svc.domain.keys import default_customer, is_child, parse_key
+from gateway_svc.domain.keys import default_customer, is_child_run, parse_key
 from gateway_svc.domain.reply_route import ReplyAddress, decode_address
 from gateway_svc.domain.sessions import created_run, ended_run, is_spoken
 from gateway_svc.store import outbox
@@ -147,7 +147,8 @@ class Follower:
     def _archive(self, connection: sa.Connection, fact: _Fact) -> None:
         """Note when the session of a child that ended leaves the lists; a new run stops that."""
         ended = ended_run(fact.event)
-        if not is_child(fact.event.session_key) or not (ended or created_run(fact.event)):
+        # The session of a child run ends with it. An ACP session with a lane of its own goes on.
+        if not is_child_run(fact.event.session_key) or not (ended or created_run(fact.event)):
             return
         row = store.find(connection, fact.event.session_key)
         if row is None or not row.parent_session_key:

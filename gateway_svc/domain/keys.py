@@ -68,9 +68,10 @@ def parse_key(text: str, field: str = "session_key") -> SessionKey:
     )
 
 
-def is_child(text: str) -> bool:
-    """True for the key of a child run's session, or of an ACP session."""
-    return _parse_child(text) is not None
+def is_child_run(text: str) -> bool:
+    """True for the key of a child run's session, not of an ACP session with a lane of its own."""
+    key = _parse_child(text)
+    return key is not None and bool(key.parent)
 
 
 def _parse_child(text: str) -> SessionKey | None:

@@ -110,6 +110,26 @@ def list_active(connection: sa.Connection, query: SessionQuery) -> list[SessionR
     return [SessionRow(**row._mapping) for row in connection.execute(statement)]
 
 
+def lanes_below(connection: sa.Connection, parent_key: str, since_us: int, most: int) -> list[str]:
+    """Return the lanes of ACP sessions spawned from a conversation that were in use since then.
+
+    The newest first.
+    """
+    statement = (
+        sa.select(sessions.c.session_key)
+        .where(
+            sessions.c.parent_session_key == parent_key,
+            sessions.c.kind == session_pb2.SESSION_KIND_ACP,
+            sessions.c.active_us > since_us,
+            # Those of runs that agents spawned are in the trees of the conversation.
+            sessions.c.reply_address != "",
+        )
+        .order_by(sessions.c.create_us.desc())
+        .limit(most)
+    )
+    return [row.session_key for row in connection.execute(statement)]
+
+
 def create(connection: sa.Connection, row: SessionRow) -> SessionRow:
     """Store a session unless it is there, and return the one that is there."""
     existing = find(connection, row.session_key)

@@ -3,14 +3,15 @@
 The session itself is one stream. What its runs spawned lives in other sessions, so for each spawn
 tree with children a second stream follows the tree, from the first word of a child until its root
 has ended. Questions that runs of a tree ask are for the people of this session, and come always.
-A token holds the sequence of the session and the position of each tree that is followed.
+ACP sessions that people spawned from this session have lanes of their own, which are followed too.
+A token holds the sequence of the session and the position of each tree and lane that is followed.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Iterable
+from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 
@@ -25,12 +26,15 @@ from gateway_svc.domain.redaction import clear_event
 from gateway_svc.domain.sessions import LIVE_STATES, ended_run
 from gateway_svc.domain.tokens import Positions, decode_token, encode_token, session_subject
 from gateway_svc.upstream import Upstream
+from gateway_svc.watching.lanes import PAYLOADS as LANE_PAYLOADS
+from gateway_svc.watching.lanes import SpawnedLanes, is_heard
 from gateway_svc.watching.log import FROM_NOW, OLDEST, EventLog, Start, passed, start_after
 from gateway_svc.watching.merge import HEARTBEAT_SECONDS, Draining, Ended, Idle, Merge
-from svckit.errors import FlowNotFound, InvalidField, invalid_field
+from svckit.errors import EventsCompacted, FlowNotFound, InvalidField, invalid_field
 from svckit.grpc.client import call
 
 _SESSION = "session"
+_NEW_LANES = "new lanes"
 _TREE_PAYLOADS = ("child_spawned", "child_announced", "run_state_changed")
 _QUESTIONS = frozenset(asking.PAYLOADS)
 _LIVE_PAYLOADS = ("delta", "lane_position")
@@ -44,6 +48,10 @@ _MAX_ENDED_TREES = 8
 _SLACK_SECONDS = 60.0
 
 
+# Of a stream of events; of the stream of new lanes, the key of one.
+_Heard = ev.WatchEventsResponse | str
+
+
 class SessionWatcher:
     """Opens session watches. One per process."""
 
@@ -52,12 +60,14 @@ class SessionWatcher:
         log: EventLog,
         upstream: Upstream,
         conversations: Conversations,
+        lanes: SpawnedLanes,
         draining: asyncio.Event,
         heartbeat: float = HEARTBEAT_SECONDS,
     ) -> None:
         self._log = log
         self._upstream = upstream
         self._conversations = conversations
+        self._lanes = lanes
         self._draining = draining
         self._heartbeat = heartbeat
 
@@ -72,9 +82,12 @@ class SessionWatcher:
         positions = decode_token(subject, request.resume_token)
         if not principal.is_admin:
             positions = await self._own_trees(positions, principal)
-        async with Merge[ev.WatchEventsResponse](self._draining, self._heartbeat) as merge:
+        async with Merge[_Heard](self._draining, self._heartbeat) as merge:
             view = _View(self._log, merge, row.session_key, positions, request)
             await view.open(await self._live_trees(row.session_key, request))
+            if follows_lanes(request):
+                lanes = await self._lanes.of(row.session_key)
+                view.open_lanes(lanes, self._lanes.new(row.session_key, lanes))
             async with aclosing(view.responses()) as responses:
                 async for response in responses:
                     merge.said()
@@ -84,6 +97,9 @@ class SessionWatcher:
         """Leave other customers' trees out of a token: anybody can write one."""
         flows = {}
         for flow_id, at in positions.flows.items():
+            if _is_lane(flow_id):
+                flows[flow_id] = at  # only those of this session are followed, whatever is written
+                continue
             request = fs.GetFlowRequest(flow_id=flow_id, page_size=1)
             try:
                 found = await call(self._upstream.flows.GetFlow(request), service="scheduler")
@@ -110,7 +126,7 @@ class _View:
     def __init__(
         self,
         log: EventLog,
-        merge: Merge[ev.WatchEventsResponse],
+        merge: Merge[_Heard],
         session_key: str,
         positions: Positions,
         request: gw.WatchSessionRequest,
@@ -122,7 +138,10 @@ class _View:
         self._wanted = frozenset(request.payloads)
         self._follows_trees = follows_trees(request)
         self._at = Positions(sequence=positions.sequence, position=positions.position)
-        self._trees: dict[str, int | None] = dict(positions.flows)
+        self._trees: dict[str, int | None] = {}
+        self._lanes: dict[str, int | None] = {}
+        for name, position in positions.flows.items():
+            (self._lanes if _is_lane(name) else self._trees)[name] = position
         self._ended_trees: set[str] = set()
         self._closed_trees: set[str] = set()
         self._room = asyncio.Event()
@@ -149,6 +168,25 @@ class _View:
             if flow_id not in self._trees:
                 self._open_tree(flow_id, FROM_NOW if from_now else OLDEST)
 
+    def open_lanes(self, lanes: Sequence[str], new: AsyncGenerator[str, None]) -> None:
+        """Start the streams of ACP sessions beside this session."""
+        before, self._lanes = self._lanes, {}
+        from_now = self._request.from_now and not self._at.begun
+        for lane in lanes:
+            position = before.get(lane)
+            start = FROM_NOW if from_now else Start(position=position)
+            self._open_lane(lane, start)
+        self._merge.add(_NEW_LANES, new)
+
+    def _open_lane(self, lane: str, start: Start) -> None:
+        self._lanes[lane] = start.position
+        payloads = self._wanted or LANE_PAYLOADS
+        if self._request.include_descendants:
+            payloads = self._wanted
+        elif self._wanted:
+            payloads = self._wanted & LANE_PAYLOADS
+        self._merge.add(lane, self._log.session(lane, start, sorted(payloads)))
+
     async def responses(self) -> AsyncGenerator[gw.WatchSessionResponse, None]:
         """Yield what the client gets."""
         while True:
@@ -159,7 +197,11 @@ class _View:
             if isinstance(got, Idle):
                 yield self._response(progress=gw.WatchProgress(live=self._live))
             elif isinstance(got, Ended):
-                if got.source != _SESSION and (
+                if got.source in self._lanes and (
+                    got.error is None or isinstance(got.error, EventsCompacted)
+                ):
+                    del self._lanes[got.source]
+                elif got.source not in (_SESSION, _NEW_LANES) and (
                     got.error is None or isinstance(got.error, FlowNotFound)
                 ):
                     await self._close_tree(got.source)
@@ -167,12 +209,19 @@ class _View:
                     raise got.error
                 else:
                     return
+            elif isinstance(got.value, str):
+                if got.value not in self._lanes:
+                    self._open_lane(got.value, OLDEST)
             elif got.source == _SESSION:
                 response = self._from_session(got.value)
                 if response is not None:
                     yield response
             elif got.source in self._trees:
                 response = await self._from_tree(got.source, got.value)
+                if response is not None:
+                    yield response
+            elif got.source in self._lanes:
+                response = self._from_lane(got.source, got.value)
                 if response is not None:
                     yield response
 
@@ -202,6 +251,21 @@ class _View:
         own = getattr(message, kind).session_key == self._key if kind else True
         asks = kind == "event" and message.event.WhichOneof("payload") in _QUESTIONS
         if own or not (asks or self._request.include_descendants):
+            return None
+        return self._passed_on(message)
+
+    def _from_lane(
+        self, lane: str, message: ev.WatchEventsResponse
+    ) -> gw.WatchSessionResponse | None:
+        kind = message.WhichOneof("message")
+        if kind == "progress":
+            self._lanes[lane] = max(message.progress.position, self._lanes[lane] or 0)
+            return None
+        if kind == "event":
+            self._lanes[lane] = message.event.position
+            if not (self._request.include_descendants or is_heard(message.event)):
+                return None
+        elif kind == "lane_position" and not self._request.include_descendants:
             return None
         return self._passed_on(message)
 
@@ -275,7 +339,11 @@ class _View:
         positions = Positions(
             sequence=self._at.sequence,
             position=self._at.position,
-            flows={flow: at for flow, at in self._trees.items() if at is not None},
+            flows={
+                name: at
+                for name, at in (*self._trees.items(), *self._lanes.items())
+                if at is not None
+            },
         )
         return gw.WatchSessionResponse(
             event=event,
@@ -291,6 +359,18 @@ def follows_trees(request: gw.WatchSessionRequest) -> bool:
     if request.include_descendants or not request.payloads:
         return True
     return not _QUESTIONS.isdisjoint(request.payloads)
+
+
+def _is_lane(name: str) -> bool:
+    """Tell lanes from trees: a lane is a session key, which has colons; the id of a tree has none."""
+    return ":" in name
+
+
+def follows_lanes(request: gw.WatchSessionRequest) -> bool:
+    """Return whether a watcher hears of ACP sessions beside its own session."""
+    if request.include_descendants or not request.payloads:
+        return True
+    return not LANE_PAYLOADS.isdisjoint(request.payloads)
 
 
 def check_payloads(names: Iterable[str]) -> None:
