@@ -25,7 +25,7 @@ from gateway_svc.domain.keys import (
 )
 from gateway_svc.domain.principals import may_begin
 from gateway_svc.domain.redaction import clear_acp_session, clear_run
-from gateway_svc.domain.reply_route import ReplyAddress, encode_address
+from gateway_svc.domain.reply_route import ReplyAddress, decode_address, encode_address
 from gateway_svc.domain.routing import (
     RoutingRules,
     agent_by_route,
@@ -282,7 +282,9 @@ class HarnessSpawning:
         if spec.customer_key not in ("", row.customer_key):
             raise invalid_field("spec.customer_key", "differs from that of the conversation")
         await self._bindings.check_free(row, request.request_id, "bind_session_key")
-        address = origin.address if origin is not None else address_of(key.text)
+        address = decode_address(row.reply_address) or address_of(key.text)
+        if origin is not None:
+            address = origin.address
         return _Place(key.text, key.text, row.customer_key, address)
 
     async def _find(self, session_key: str) -> store.SessionRow | None:

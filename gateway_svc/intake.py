@@ -6,6 +6,7 @@ import sqlalchemy as sa
 
 from conveyor.scheduler.v1 import lane_pb2
 from conveyor.scheduler.v1 import scheduler_service_pb2 as ss
+from gateway_svc.domain.reply_route import decode_address
 from gateway_svc.domain.routing import Routed
 from gateway_svc.store import sessions as store
 from gateway_svc.upstream import Upstream
@@ -62,9 +63,13 @@ class Intake:
         # Only a new run tells what its task holds: one that the message joined has its own.
         new = not accepted.deduplicated and accepted.outcome in _NEW_RUN
         notice = routed.notice if new else None
+        address = routed.spec.reply_route.address
+        sender = decode_address(address)
+        # What others say in a conversation says nothing about where its customer is.
+        own = address if sender is not None and sender.channel == routed.key.channel else ""
 
         def note(connection: sa.Connection) -> None:
-            store.touch(connection, key, now)
+            store.touch(connection, key, now, own)
             if notice is not None:
                 store.noticed(connection, key, notice)
 

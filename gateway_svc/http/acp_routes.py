@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeVar
 
 from fastapi import APIRouter, Request
+from google.protobuf.message import Message
 from starlette.responses import Response
 
 from conveyor.acp.v1 import session_pb2 as acp_session
@@ -22,8 +23,7 @@ from gateway_svc.http.bodies import (
 from gateway_svc.http.wire import parse_json, respond, to_message
 from svckit.errors import invalid_field
 
-_SPEC = acp_session.AcpSessionSpec
-_SETTINGS = acp_session.AcpSessionSettings
+M = TypeVar("M", bound=Message)
 
 
 def add_acp_routes(router: APIRouter, sessions: HarnessSessions) -> None:
@@ -72,9 +72,10 @@ def add_acp_routes(router: APIRouter, sessions: HarnessSessions) -> None:
 def spawn_request(header: str | None, body: dict[str, Any]) -> gw.SpawnAcpSessionRequest:
     """Read the body of a spawn: the fields of its `spec` may stand beside the others."""
     request_id = request_id_of(header, body)
-    _gather(body, "spec", _SPEC)
+    spec = _taken(body, "spec", acp_session.AcpSessionSpec())
     expand_text(body)
     request = to_message(body, gw.SpawnAcpSessionRequest())
+    request.spec.CopyFrom(spec)
     request.request_id = request_id
     return request
 
@@ -94,30 +95,27 @@ def prompt_request(
 
 def configure_request(acp_session_id: str, body: dict[str, Any]) -> gw.ConfigureAcpSessionRequest:
     """Read the body of a change: the settings, or `{"settings": …}`."""
-    _gather(body, "settings", _SETTINGS)
+    settings = _taken(body, "settings", acp_session.AcpSessionSettings())
     request = to_message(body, gw.ConfigureAcpSessionRequest())
+    request.settings.CopyFrom(settings)
     request.acp_session_id = _same(request.acp_session_id, acp_session_id)
     return request
 
 
-def _gather(
-    body: dict[str, Any],
-    inner: str,
-    kind: type[acp_session.AcpSessionSpec] | type[acp_session.AcpSessionSettings],
-) -> None:
-    """Put what belongs into an inner message there, in place."""
-    content = body.get(inner, {})
+def _taken(body: dict[str, Any], inner: str, message: M) -> M:
+    """Take an inner message out of a body, and those of its fields that stand beside it."""
+    content = body.pop(inner, {})
     if not isinstance(content, dict):
         raise invalid_field(inner, "must be an object")
     content = dict(content)
-    for name in kind.DESCRIPTOR.fields_by_name:
+    for name in message.DESCRIPTOR.fields_by_name:
         if name not in body:
             continue
         if name in content:
             raise invalid_field(name, f"stands beside `{inner}`, which has it too")
         content[name] = body.pop(name)
-    shorten_enums(content, kind)
-    body[inner] = content
+    shorten_enums(content, type(message))
+    return to_message(content, message, f"{inner}.")
 
 
 def _same(in_body: str, in_path: str) -> str:

@@ -36,7 +36,8 @@ sessions = sa.Table(
     sa.Column("bound_acp_session_id", sa.String(64), nullable=False, server_default=""),
     # JSON of `Binding`.
     sa.Column("binding", sa.Text, nullable=False, server_default=""),
-    # Where answers to prompts go that came from elsewhere than the conversation itself.
+    # Where its customer was last; of an ACP session, where it was spawned from. Answers to prompts
+    # that come from elsewhere go there.
     sa.Column("reply_address", sa.Text, nullable=False, server_default=""),
     # JSON of `Notice`: what the customer is told with the next answer of the agent.
     sa.Column("notice", sa.Text, nullable=False, server_default=""),

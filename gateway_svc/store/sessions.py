@@ -193,7 +193,6 @@ def unbind(
         .values(
             bound_acp_session_id="",
             binding="",
-            reply_address="",
             notice=notice.write() if notice else "",
         )
     )
@@ -217,13 +216,16 @@ def noticed(connection: sa.Connection, session_key: str, notice: Notice) -> None
     )
 
 
-def touch(connection: sa.Connection, session_key: str, active_us: int) -> None:
-    """Move the time of the last message on, never back."""
+def touch(
+    connection: sa.Connection, session_key: str, active_us: int, reply_address: str = ""
+) -> None:
+    """Move the time of the last message on, never back; and note where its sender is, if given."""
     older = sa.or_(sessions.c.active_us.is_(None), sessions.c.active_us < active_us)
+    values: dict[str, object] = {"active_us": active_us}
+    if reply_address:
+        values["reply_address"] = reply_address
     connection.execute(
-        sa.update(sessions)
-        .where(sessions.c.session_key == session_key, older)
-        .values(active_us=active_us)
+        sa.update(sessions).where(sessions.c.session_key == session_key, older).values(values)
     )
 
 

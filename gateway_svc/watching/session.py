@@ -362,7 +362,7 @@ def follows_trees(request: gw.WatchSessionRequest) -> bool:
 
 
 def _is_lane(name: str) -> bool:
-    """Tell lanes from trees: a lane is a session key, which has colons; the id of a tree has none."""
+    """Tell lanes from trees: a session key has colons, the id of a tree has none."""
     return ":" in name
 
 
