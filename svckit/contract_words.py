@@ -5,6 +5,10 @@ from __future__ import annotations
 from conveyor.acp.v1 import session_pb2
 from conveyor.agent.v1 import probe_pb2
 from conveyor.common.v1 import question_pb2
+from svckit.words import count
+
+_LINE = 100
+_DIFF_HEADS = ("--- ", "+++ ", "@@ ")
 
 VERDICTS = {
     probe_pb2.PROBE_VERDICT_ORCHESTRATOR: "orchestrator",
@@ -52,3 +56,22 @@ SESSION_STATES = {
     session_pb2.ACP_SESSION_STATE_FAILED: "failed",
 }
 """Where an ACP session is in its life."""
+
+
+def asked_for(question: question_pb2.Question, most_lines: int = 12) -> list[str]:
+    """Return what a harness would do if it were allowed: a command line, or lines of a diff.
+
+    Empty for questions that say everything in their title, and cut where it is long.
+    """
+    if not question.acp_session_id:
+        return []
+    arguments = dict(question.arguments.items())
+    command, diff = arguments.get("command"), arguments.get("diff")
+    lines: list[str] = []
+    if isinstance(command, str):
+        lines = [f"$ {line}" for line in command.splitlines() if line.strip()]
+    elif isinstance(diff, str):
+        lines = [line for line in diff.splitlines() if not line.startswith(_DIFF_HEADS)]
+    shown = [line if len(line) <= _LINE else line[: _LINE - 1] + "…" for line in lines[:most_lines]]
+    left = len(lines) - len(shown)
+    return [*shown, f"… {count(left, 'more line')}"] if left else shown

@@ -20,6 +20,7 @@ from conveyor.scheduler.v1 import scheduler_service_pb2 as scheduler_pb
 from conveyor_client.cli.asking import ways
 from conveyor_client.cli.output import seconds, state_word, text_of, tokens
 from conveyor_client.cli.places import fate, place
+from svckit.contract_words import asked_for
 from svckit.words import shorten, span, time_limit
 
 
@@ -217,6 +218,8 @@ class Narrator:
     def _question(self, question: question_pb.Question) -> Iterator[Utterance]:
         time = time_limit(seconds(question.timeout))
         yield from self._line(f"question {question.number} ({time} to answer): {question.title}")
+        for line in asked_for(question):
+            yield from self._line(f"  {line}")
         yield from self._line(f"answer: {ways(question, commands=self._commands)}")
 
     def _answer(self, closed: event_pb.QuestionClosed) -> Iterator[Utterance]:

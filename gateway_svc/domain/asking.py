@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from conveyor.common.v1 import question_pb2
 from conveyor.events.v1 import event_pb2
-from svckit.contract_words import answering_commands
+from svckit.contract_words import answering_commands, asked_for
 from svckit.words import joined, shorten, time_limit
 
 # Payloads about questions. They reach the conversation whichever run of its trees they are about.
@@ -15,7 +15,11 @@ _NAME = 40
 def asked_text(question: question_pb2.Question) -> str:
     """Return what a chat says about a question: what is asked, the options, how to answer."""
     names = " · ".join(shorten(option.name, _NAME) for option in question.options)
-    lines = [f"Question {question.number}: {question.title}", names]
+    lines = [f"Question {question.number}: {question.title}"]
+    if shown := asked_for(question):
+        # What it says itself cannot end the block.
+        lines += ["```", *(line.replace("```", "ʼʼʼ") for line in shown), "```"]
+    lines.append(names)
     ways = answering_commands(question)
     time = time_limit(question.timeout.ToMicroseconds() / 1e6)
     if ways:

@@ -13,6 +13,7 @@ from conveyor.acp.v1 import session_pb2 as acp
 from conveyor.common.v1 import question_pb2
 from conveyor.events.v1 import event_pb2
 from conveyor.scheduler.v1 import lane_pb2
+from gateway_svc.domain.asking import asked_text
 from gateway_svc.domain.commands.acp_forms import ACP_FORMS, ACP_TOPICS
 from gateway_svc.domain.commands.acp_health import doctor_text, install_text
 from gateway_svc.domain.commands.acp_settings import setting_text, settings_of
@@ -34,7 +35,7 @@ from gateway_svc.domain.commands.queueing import queue_answer
 from gateway_svc.domain.commands.standing import Standing
 from gateway_svc.domain.commands.standing import status_text as standing_text
 from gateway_svc.domain.commands.words import SECOND
-from svckit.contract_words import PERMISSION_MODES
+from svckit.contract_words import PERMISSION_MODES, asked_for
 
 NOW = 1_800_000_000 * SECOND
 SCREEN = 12
@@ -433,3 +434,33 @@ def test_questions_of_several_lanes_with_one_number_are_told_apart() -> None:
         *("q2", "q1", "q3", "q1", "q2")
     ]
     assert "no open question is “docs.7”" in chosen("docs.7")
+
+
+def asks(**arguments: str) -> question_pb2.Question:
+    made = question_pb2.Question(acp_session_id=DOCS, number=1, title="Edit src/a.py")
+    made.options.add(option_id="allow", name="Allow once", kind=1)
+    made.options.add(option_id="deny", name="Deny", kind=3)
+    made.default_option_id = "deny"
+    made.timeout.FromSeconds(300)
+    made.arguments.update(arguments)
+    return made
+
+
+def test_a_question_shows_the_command_or_the_change_that_it_is_about() -> None:
+    diff = "--- a.py\n+++ a.py\n@@ -1 +1 @@\n-old\n+``` new"
+    assert asked_text(asks(diff=diff)).splitlines() == [
+        "Question 1: Edit src/a.py",
+        *("```", "-old", "+ʼʼʼ new", "```"),
+        "Allow once · Deny",
+        "Answer within 5 min: /approve 1 or /deny 1",
+        "No answer in time means: Deny",
+    ]
+    assert asked_for(asks(command="make test\nmake lint")) == ["$ make test", "$ make lint"]
+    long = asked_for(asks(diff="\n".join(f"+{n}{'x' * 300}" for n in range(40))))
+    assert len(long) == 13
+    assert max(map(len, long)) == 100
+    assert long[-1] == "… 28 more lines"
+    assert asked_for(asks(input="else")) == []
+    other = asks(command="rm")
+    other.acp_session_id = ""
+    assert asked_for(other) == [], "tools of agents say everything in their title"
