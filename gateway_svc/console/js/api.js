@@ -43,6 +43,8 @@ async function persistently(call) {
 
 const session = (key) => `/v1/sessions/${encodeURIComponent(key)}`;
 
+const agent = (id) => `/v1/acp/sessions/${encodeURIComponent(id)}`;
+
 export const api = {
   sessions: () => request("GET", "/v1/sessions?page_size=100"),
   session: (key) => request("GET", session(key)),
@@ -70,5 +72,19 @@ export const api = {
     request("POST", `/v1/flows/${encodeURIComponent(id)}/cancel`, {
       body: { reason: "stopped from the console" },
     }),
+  harnesses: () => request("GET", "/v1/acp/harnesses?page_size=500"),
+  agentSessions: () => request("GET", "/v1/acp/sessions?page_size=100"),
+  spawnAgent: (body) => {
+    const id = newId();
+    return persistently(() =>
+      request("POST", "/v1/acp/sessions", { body, headers: { "Idempotency-Key": id } }),
+    );
+  },
+  promptAgent: (acpSessionId, id, body) =>
+    persistently(() =>
+      request("POST", `${agent(acpSessionId)}/prompt`, { body, headers: { "Idempotency-Key": id } }),
+    ),
+  cancelAgent: (id) => request("POST", `${agent(id)}/cancel`, { body: { reason: "stopped from the console" } }),
+  closeAgent: (id) => request("DELETE", agent(id)),
   eventsPath: (key, parameters) => `${session(key)}/events?${new URLSearchParams(parameters)}`,
 };

@@ -1,9 +1,11 @@
 // Puts the parts together: which session is shown, what is sent, what is drawn when.
+import { Agents } from "./agents.js";
 import { api, newId } from "./api.js";
 import { ChatView } from "./chat.js";
 import { Completion } from "./commands.js";
 import { byId, el, keyed } from "./dom.js";
 import { ago, isTerminal, sessionTitle } from "./format.js";
+import { agentName, isOwnLane } from "./harness.js";
 import { drawLanes } from "./lanes.js";
 import { drawModels } from "./models.js";
 import { SessionModel } from "./model.js";
@@ -25,6 +27,8 @@ const chat = new ChatView((example) => { textbox.value = example; grow(); textbo
 const tree = new TreeView((flowId) => attempt(api.cancelFlow(flowId)), (runId) => attempt(api.explain(runId)));
 const textbox = byId("composer-text");
 const problem = byId("problem");
+const agents = new Agents({ open, changed: redraw, problem: say, conversation: () => conversation });
+let conversation = HOME; // the one that was shown last: a coding agent may be let to answer it
 
 function view(key) {
   let found = views.get(key);
@@ -42,6 +46,7 @@ function follow(key) {
     message: (response) => {
       shown.model.take(response);
       if (response.event?.run_state_changed && shown.model.live) soonLanes();
+      if (shown.model.live && (response.event?.run_state_changed || response.event?.question_asked)) agents.soon();
       redraw();
     },
     state: (state) => { shown.state = state; redraw(); },
@@ -70,8 +75,9 @@ function open(key) {
     if (before) before.state = "off";
   }
   current = key;
+  if (!isOwnLane(key)) conversation = key;
   if (decodeURIComponent(location.hash.slice(1)) !== key) history.replaceState(null, "", `#${encodeURIComponent(key)}`);
-  document.title = `${sessionTitle(key)} · Conveyor`;
+  document.title = `${titleOf(key)} · Conveyor`;
   problem.hidden = true;
   follow(key);
   redraw();
@@ -87,19 +93,28 @@ function draw() {
   const { model, state } = view(current);
   chat.show(model);
   tree.show(model);
-  byId("chat-title").textContent = sessionTitle(current);
+  byId("chat-title").textContent = titleOf(current);
   const known = sessions.find((session) => session.session_key === current);
   byId("chat-meta").textContent = known ? `agent ${known.agent_id} · customer ${known.customer_key}` : current;
-  byId("reset").hidden = state === "none";
+  const own = isOwnLane(current);
+  byId("reset").hidden = state === "none" || own;
+  textbox.placeholder = own ? "Tell it what to do" : "Ask for one thing, or for several";
   const link = byId("link");
   link.dataset.state = state === "none" ? "live" : state;
   byId("link-text").textContent = { live: "live", lost: "reconnecting", none: "ready" }[state] || "connecting";
   drawSessions();
+  agents.draw(current);
+}
+
+function titleOf(key) {
+  const agent = agents.of(key);
+  return agent && isOwnLane(key) ? agentName(agent) : sessionTitle(key);
 }
 
 function drawSessions() {
   const shown = [...sessions];
-  if (!shown.some((session) => session.session_key === current)) shown.unshift({ session_key: current });
+  // A coding agent is in a list of its own; the conversation that one came from stays in this one.
+  if (!shown.some((session) => session.session_key === conversation)) shown.unshift({ session_key: conversation });
   keyed(byId("session-list"), shown, (session) => session.session_key, (session) =>
     el("li", {}, el("button", { type: "button", class: "session", onclick: () => open(session.session_key) })),
   (item, session) => {
@@ -137,7 +152,8 @@ async function send(text) {
   redraw();
   const mode = byId("mode").value;
   try {
-    const answer = await api.send(key, id, mode ? { text, queue_mode: mode } : { text });
+    const body = mode ? { text, queue_mode: mode } : { text };
+    const answer = await (isOwnLane(key) ? prompt(key, id, body) : api.send(key, id, body));
     model.accepted(messageId, answer);
     if (view(key).state === "none" && key === current) follow(key);
     loadSessions();
@@ -145,6 +161,11 @@ async function send(text) {
     model.refuse(messageId, error.message);
   }
   redraw();
+}
+
+// A coding agent with a lane of its own takes prompts by its id: the last part of its key.
+function prompt(key, id, body) {
+  return api.promptAgent(agents.of(key)?.acp_session_id || key.split(":").at(-1), id, body);
 }
 
 // The event that closes the question shows what came of it.
@@ -160,13 +181,17 @@ async function answer(item, option) {
   redraw();
 }
 
+function say(text) {
+  problem.textContent = text;
+  problem.hidden = !text;
+}
+
 async function attempt(promise) {
   try {
-    problem.hidden = true;
+    say("");
     return await promise;
   } catch (error) {
-    problem.textContent = error.message;
-    problem.hidden = false;
+    say(error.message);
     return null;
   }
 }
@@ -226,8 +251,8 @@ textbox.addEventListener("keydown", (event) => {
   }
 });
 byId("new-session").addEventListener("click", async () => {
-  const agents = (await api.agents().catch(() => ({}))).agents || [];
-  const agent = agents.some((found) => found.agent_id === "main") ? "main" : agents[0]?.agent_id || "main";
+  const known = (await api.agents().catch(() => ({}))).agents || [];
+  const agent = known.some((found) => found.agent_id === "main") ? "main" : known[0]?.agent_id || "main";
   open(`agent:${agent}:http:direct:${newId().slice(0, 8)}`);
   textbox.focus();
 });
@@ -247,6 +272,7 @@ window.addEventListener("hashchange", () => {
 open(decodeURIComponent(location.hash.slice(1)) || HOME);
 every(LANES_EVERY, loadLanes);
 every(SESSIONS_EVERY, loadSessions);
+agents.start(every);
 every(MODELS_EVERY, async () => {
   const found = await api.models().catch(() => null);
   if (found) drawModels(found.models || []);

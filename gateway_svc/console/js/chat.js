@@ -2,6 +2,7 @@
 import { byId, el, keyed } from "./dom.js";
 import { clockTime, duration, place, seconds, stateText, stateTone, tokens } from "./format.js";
 import { markdown } from "./markdown.js";
+import { asked, drawWork } from "./work.js";
 
 const EXAMPLE = "Do three things: research a market trend, analyse competitors, draft a summary";
 
@@ -33,6 +34,10 @@ export class ChatView {
   draw(node, item) {
     if (item.type === "question") {
       drawQuestion(node, item, this.answer);
+      return;
+    }
+    if (item.type === "work") {
+      drawWork(node, item);
       return;
     }
     const estimate = item.runId ? this.model.estimates.get(item.runId) : null;
@@ -134,7 +139,8 @@ function drawQuestion(node, item, answer) {
         el("span", { class: "card-title", text: `Question ${question.number}: ${question.title}` }),
         closed ? el("span", { class: `tag ${closedTone(closed)}`, text: closedText(closed) }) : "",
         el("span", { class: "card-figures" })),
-      ...(question.locations || []).map((path) => el("div", { class: "card-text" }, el("code", { text: path }))),
+      ...(question.locations || []).filter((path) => !question.title.includes(path)).map((path) => el("div", { class: "card-text" }, el("code", { text: path }))),
+      ...whatIsAsked(question, closed),
       closed ? "" : el("div", { class: "options", role: "group", "aria-label": question.title }, ...buttons),
       item.problem ? el("div", { class: "card-text bad-text", text: item.problem }) : "",
     );
@@ -142,6 +148,12 @@ function drawQuestion(node, item, answer) {
   const left = closed ? "" : `${seconds(Date.parse(question.expire_time) - Date.now())}, then ${defaultOf(question)}`;
   const figures = node.querySelector(".card-figures");
   if (figures.textContent !== left) figures.textContent = left;
+}
+
+// What was decided about is still there to be looked at.
+function whatIsAsked(question, closed) {
+  const about = asked(question);
+  return closed && about.length ? [el("details", {}, el("summary", { text: "what it was" }), ...about)] : about;
 }
 
 const defaultOf = (question) =>

@@ -27,7 +27,7 @@ export class Completion {
 
   show() {
     const typed = this.textbox.value;
-    if (!/^\/[a-z]*( [a-z]*)?$/i.test(typed)) return this.hide();
+    if (!/^\/[a-z]*( [a-z-]*)?$/i.test(typed)) return this.hide();
     this.load();
     const begin = typed.slice(1).toLowerCase();
     this.fitting = this.forms.filter((form) => form.name.startsWith(begin) && form.name !== begin.trim()).slice(0, MOST);

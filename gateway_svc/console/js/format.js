@@ -3,9 +3,10 @@
 export function seconds(milliseconds) {
   const all = Math.max(0, milliseconds) / 1000;
   if (all < 10) return `${all.toFixed(1)} s`;
-  if (all < 60) return `${Math.round(all)} s`;
-  const minutes = Math.floor(all / 60);
-  if (minutes < 60) return `${minutes} min ${Math.round(all % 60)} s`;
+  const whole = Math.round(all);
+  if (whole < 60) return `${whole} s`;
+  const minutes = Math.floor(whole / 60);
+  if (minutes < 60) return `${minutes} min ${whole % 60} s`;
   return `${Math.floor(minutes / 60)} h ${minutes % 60} min`;
 }
 

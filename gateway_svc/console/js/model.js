@@ -1,5 +1,6 @@
 // What one session's events add up to. No document, no network: events in, state out.
 import { isTerminal } from "./format.js";
+import { decide, doing, newWork, update } from "./harness.js";
 
 const REPLY = "MESSAGE_KIND_REPLY";
 
@@ -73,7 +74,9 @@ export class SessionModel {
       run.guard = guardWords(run.guard, event.guard_intervened);
     } else if (event.note_added && own && (event.note_added.visible || event.note_added.level === "NOTE_LEVEL_WARNING")) {
       this.note(event, event.note_added.text);
-    } else if (event.question_asked) this.asked(event.question_asked.question);
+    } else if (event.harness_updated) this.worked(run, event, own, (work) => update(work, event.harness_updated));
+    else if (event.permission_decided) this.worked(run, event, own, (work) => decide(work, event.permission_decided));
+    else if (event.question_asked) this.asked(event.question_asked.question);
     else if (event.question_closed) this.closed(event.question_closed);
     else if (event.steer_missed && own) {
       this.note(event, "Too late to steer that; it is answered on its own.");
@@ -90,6 +93,10 @@ export class SessionModel {
     if (change.state === "RUN_STATE_RUNNING" && !run.started) run.started = event.create_time;
     if (isTerminal(change.state)) run.ended = event.create_time;
     if (change.state !== "RUN_STATE_QUEUED") this.estimates.delete(run.id);
+    if (isTerminal(change.state)) {
+      if (run.work) run.work.over = true;
+      run.doing = "";
+    }
     if (change.state !== "RUN_STATE_RUNNING") {
       run.text = "";
       // A piece that nobody completed belongs to an attempt that was given up.
@@ -174,6 +181,24 @@ export class SessionModel {
   closed(closed) {
     const item = this.items.get(`question ${closed.answer.question_id}`);
     if (item) Object.assign(item, { closed, sending: "", problem: "" });
+  }
+
+  // In its own timeline a harness shows all that it does, in the tree of another the last of it.
+  worked(run, event, own, take) {
+    run.work ||= newWork(run.id, event.create_time);
+    take(run.work);
+    if (!own) {
+      run.doing = doing(run.work.calls);
+      return;
+    }
+    if (this.items.has(run.work.id)) return;
+    this.items.set(run.work.id, run.work);
+    // The answer that is being written stays below what it tells about.
+    for (const [id, item] of [...this.items]) {
+      if (!item.streaming || item.runId !== run.id) continue;
+      this.items.delete(id);
+      this.items.set(id, item);
+    }
   }
 
   note(event, text, bad = false) {

@@ -91,7 +91,7 @@ export class TreeView {
     const tone = stateTone(run.state);
     const name = run.label || (run.parent ? run.task || "sub-agent" : run.task || "request");
     const parts = [
-      name, run.state, run.waitsFor, elapsed(run), run.tokens, run.models, run.guard, run.text, run.why,
+      name, run.state, run.waitsFor, elapsed(run), run.tokens, run.models, run.guard, run.text, run.why, run.doing,
     ];
     const signature = parts.join("\u0000");
     if (node.signature === signature) return;
@@ -108,6 +108,7 @@ export class TreeView {
         run.guard ? el("span", { class: "told", text: run.guard }) : "",
         tone === "wait" ? el("button", { type: "button", class: "why", text: "why?", onclick: () => this.why(run) }) : ""),
       run.why ? el("div", { class: "reasons", role: "status", text: run.why }) : "",
+      run.doing ? el("div", { class: "live", text: run.doing }) : "",
       run.text ? el("div", { class: "live", text: run.text.slice(-160) }) : "",
     );
   }

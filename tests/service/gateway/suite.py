@@ -12,7 +12,10 @@ from typing import TYPE_CHECKING, Any
 import httpx
 from google.rpc import status_pb2
 
-from conveyor.acp.v1 import acp_service_pb2_grpc  # noqa: F401  (makes the service known)
+from conveyor.acp.v1 import (
+    acp_service_pb2,
+    acp_service_pb2_grpc,  # noqa: F401  (makes the service known)
+)
 from conveyor.agent.v1 import (
     agent_service_pb2,
     agent_service_pb2_grpc,  # noqa: F401
@@ -272,6 +275,7 @@ async def suite(
     log = base | {"CONVEYOR_STORE__URL": "memory:"}
     agents, acp = ScriptedServicer(AGENT), ScriptedServicer(ACP)
     agents.always("ListModels", agent_service_pb2.ListModelsResponse())
+    acp.always("ListSessions", acp_service_pb2.ListSessionsResponse())
     async with AsyncExitStack() as stack:
         address, _ = await stack.enter_async_context(scripted_server(agents, acp))
         scheduler = await stack.enter_async_context(
