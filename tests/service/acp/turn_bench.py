@@ -25,6 +25,7 @@ from conveyor.scheduler.v1 import lane_pb2, run_pb2
 from conveyor.scheduler.v1 import scheduler_service_pb2 as pb
 from conveyor.scheduler.v1 import scheduler_service_pb2_grpc as pb_grpc
 from scheduler_svc.app import build as build_scheduler
+from svckit.clock import SystemClock
 from svckit.grpc import client
 from svckit.grpc.status import from_proto
 from svckit.settings import load
@@ -51,6 +52,20 @@ def harness(*flags: str) -> str:
     return str([sys.executable, str(SCRIPTED), *flags])
 
 
+class SkippingClock(SystemClock):
+    """A clock that can go forward at once: nobody waits for what takes ten seconds at least."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._skipped = 0
+
+    def now_us(self) -> int:
+        return super().now_us() + self._skipped
+
+    def skip(self, seconds: float) -> None:
+        self._skipped += round(seconds * 1_000_000)
+
+
 @dataclass
 class TurnBench:
     """What a test does with it."""
@@ -59,6 +74,7 @@ class TurnBench:
     scheduler: Any
     log: Any
     acp: Any
+    clock: SkippingClock
     _ids: Any = field(default_factory=lambda: itertools.count(1))
 
     async def spawn(self, harness_id: str = "scripted", mode: str = "ask", **spec: Any) -> str:
@@ -249,7 +265,10 @@ async def turn_bench(
         """
     config = tmp_path / "conveyor.toml"
     config.write_text(text + more)
-    async with in_process(build_scheduler, load(config, {}), tracer=tracer) as scheduler:
+    clock = SkippingClock()
+    async with in_process(
+        build_scheduler, load(config, {}), tracer=tracer, clock=clock
+    ) as scheduler:
         config.write_text(f'[services]\nscheduler = "{scheduler.address}"\n{text}{more}')
         async with in_process(build_acp, load(config, {}), tracer=tracer) as service:
             yield TurnBench(
@@ -257,4 +276,5 @@ async def turn_bench(
                 scheduler=pb_grpc.SchedulerServiceStub(scheduler.channel),
                 log=ev_grpc.EventLogServiceStub(scheduler.channel),
                 acp=acp_grpc.AcpServiceStub(service.channel),
+                clock=clock,
             )

@@ -183,14 +183,14 @@ def test_ten_megabytes_in_a_tool_call_are_cut() -> None:
             ),
         ],
     )
-    patch = reading.patch(given, "/work")
+    patch = reading.patch(given, "/w")
     story = Story()
     story.take(patch)
     (shown,) = story.due()
     assert isinstance(shown, Shown)
     assert len(shown.call_id) == 128
     assert len(shown.title) == 256
-    assert shown.locations == ("/work/a.txt",)
+    assert shown.locations == ("/w/a.txt",)
     assert len(shown.output.encode()) <= 8192
     assert len(json.dumps(shown_arguments(story.call(patch)))) < 9000
 
