@@ -10,13 +10,12 @@ from __future__ import annotations
 
 from scheduler_svc.domain import reserving, settling, waiting
 from scheduler_svc.domain.kernel import Kernel, Timer
-from scheduler_svc.domain.records import Failure, Lease, Run, RunState
+from scheduler_svc.domain.records import Failure, Lease, Run, RunState, WaitKind
 
 
 def lose(k: Kernel, run: Run, now: int) -> None:
     """The lease is over without a word from the worker: the next attempt, or the end."""
-    if run.lease is None and run.state is RunState.QUEUED and not run.new_turn:
-        run.attempt += 1  # it was given back uncounted, to the lease that is lost now
+    count_again(run)
     if run.stopping:
         settling.stopped(k, run, now)
     elif run.attempts >= run.retry.max_attempts:
@@ -36,12 +35,25 @@ def give_back(k: Kernel, run: Run, cause: str, now: int, *, keeps: bool = False)
     elif run.stopping:
         k.free_slot(run, now, kept=kept)
     else:
-        if not run.new_turn:
-            run.attempt = max(0, run.attempt - 1)
+        if run.state is not RunState.QUEUED:
+            count_again(run)
+            run.attempt -= 1
         retry(k, run, 0, None, cause, now, counted=False, kept=kept)
     if kept is not None:
         kept.expire_time = now + k.config.lease_ttl
         k.at(kept.expire_time, Timer.LEASE, run, kept.token)
+
+
+def count_again(run: Run) -> None:
+    """Makes `Run.attempts` say how many there were when the lease that ends now was a kept one."""
+    if run.lease is not None:
+        return
+    if run.state is RunState.QUEUED and not run.new_turn:
+        run.attempt += 1  # it was given back uncounted, to the lease that was kept
+        return
+    wait = run.wait or (run.resumption.wait if run.resumption is not None else None)
+    if wait is not None and wait.kind is WaitKind.LIMIT:
+        run.tried -= run.attempt - 1  # counted already, for the turn that was to follow
 
 
 def exhausted(run: Run, last: Failure) -> Failure:

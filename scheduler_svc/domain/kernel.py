@@ -172,7 +172,8 @@ class Kernel:
                 run_id=run.run_id,
                 flow_id=run.flow_id,
                 turn=run.turn if by_worker else 0,
-                attempt=run.attempt if by_worker else 0,
+                # A lease that was given back to its kept one stands for the attempt to come.
+                attempt=max(1, run.attempt) if by_worker else 0,
                 time=now,
                 payload=payload,
             )

@@ -182,6 +182,7 @@ def fail(
         return repeated
     run = leasing.held_run(k, run_id, token)
     run.spent = SpentLease(token, digest)
+    attempts.count_again(run)
     if run.stopping:
         _take(k, run, taken, now)
         settling.stopped(k, run, now)

@@ -61,6 +61,8 @@ class _Life:
     turn: int = 0
     attempt: int = 0
     executing: bool = False
+    # Its worker keeps, or kept, a lease without a slot, and may write.
+    kept: bool = False
     # Certain as long as it did not stop at a time that the log does not show.
     executed: int | None = 0
     queued: int = 0
@@ -173,7 +175,10 @@ class _Pass:
 
     def _by_worker(self, event: event_pb2.Event, life: _Life) -> None:
         newest = (life.turn, life.attempt)
-        if (event.turn, event.attempt) != newest or life.state not in (RUNNING, CANCELLING):
+        writes = life.state in (RUNNING, CANCELLING) or (
+            life.kept and life.state in (SUSPENDED, QUEUED)
+        )
+        if (event.turn, event.attempt) != newest or not writes:
             self.say(
                 6,
                 life.row.run_id,
@@ -262,6 +267,7 @@ class _Pass:
                 f"limit is {most}",
             )
         life.turn, life.attempt, life.executing = change.turn, change.attempt, True
+        life.kept = False
         self.executing[row.session_key] = self.holder[row.session_key] = run_id
 
     def _stops(self, change: event_pb2.RunStateChanged, life: _Life) -> None:
@@ -282,7 +288,7 @@ class _Pass:
             del self.holder[row.session_key]
 
     def _suspends(self, change: event_pb2.RunStateChanged, life: _Life, where: str) -> None:
-        condition = change.suspension.condition
+        condition, life.kept = change.suspension.condition, bool(change.suspension.lease_worker)
         life.awaited, life.awaited_answers = [], []
         if condition.HasField("approval"):
             self._awaits_answers(list(condition.approval.question_ids), life, where)
@@ -406,6 +412,8 @@ class _Pass:
             self.say(0, life.row.run_id, f"{where}: {question.question_id} is asked twice")
         self.questions[question.question_id] = question_pb2.QUESTION_STATE_OPEN
         life.asked.add(question.question_id)
+        if life.state == SUSPENDED and life.awaited_answers:  # asked under a kept lease
+            life.awaited_answers.append(question.question_id)
 
     def _question_closed(self, event: event_pb2.Event, life: _Life) -> None:
         closed, where = event.question_closed, f"position {event.position}"

@@ -123,6 +123,8 @@ class Machine(RuleBasedStateMachine):
         self.ids = itertools.count(1)
         self.held: dict[str, Leased] = {}  # leases that a worker believes to hold
         self.old: list[tuple[str, int]] = []  # leases that were ended or lost
+        self.kept: dict[str, Leased] = {}  # leases that the worker keeps while their run waits
+        self.before: dict[str, Leased] = {}  # those that the turn under way went on from
         self.accepted: dict[str, str] = {}  # request id -> run id
         self.started: dict[str, list[int]] = {}  # session -> orders of first leases
         self.cancelled: set[str] = set()  # roots that were cancelled
@@ -205,6 +207,7 @@ class Machine(RuleBasedStateMachine):
             customer_key=session,
             queue="agent",
             lane=more.pop("lane", "main"),
+            preferred_worker=more.pop("preferred_worker", ""),
             retry=RetryPolicy(max_attempts=2, initial_backoff=2 * SECOND),
             delivers_later=True,
             lane_cap=more.pop("lane_cap", 6),
@@ -245,9 +248,13 @@ class Machine(RuleBasedStateMachine):
         steer=st.booleans(),
         timeout=st.booleans(),
         tokens=st.sampled_from([None, None, 15, 45]),
+        worker=st.sampled_from(["", "", "w", "x"]),
     )
-    def message(self, session: str, steer: bool, timeout: bool, tokens: int | None) -> None:
+    def message(
+        self, session: str, steer: bool, timeout: bool, tokens: int | None, worker: str = ""
+    ) -> None:
         more: dict[str, Any] = {"caps": Caps(max_tokens=tokens, reply_reserve=0.2)}
+        more["preferred_worker"] = worker
         if timeout:
             more |= {"wall_timeout": 60 * SECOND, "run_timeout": 30 * SECOND}
         mode = QueueMode.STEER if steer else QueueMode.FOLLOWUP
@@ -357,10 +364,10 @@ class Machine(RuleBasedStateMachine):
 
     # -- Workers ----------------------------------------------------------------------------------
 
-    @rule(most=st.integers(1, 4), compare=st.booleans(), lost=st.booleans())
+    @rule(most=st.integers(0, 4), compare=st.booleans(), lost=st.booleans())
     def lease(self, most: int, compare: bool = False, lost: bool = False) -> None:
         """A poll. `compare` says which leases are held, `lost` loses the answer."""
-        held = {(run_id, item.lease.token) for run_id, item in self.held.items()}
+        held = {(item.run.run_id, item.lease.token) for item in self.in_hand}
 
         async def work() -> list[Leased] | None:
             poll = _Poll("agent", "w", self.incarnation, most)
@@ -393,6 +400,7 @@ class Machine(RuleBasedStateMachine):
             assert run.state is RunState.RUNNING
             if not lost:
                 self.held[run.run_id] = item
+                self.goes_on_from(item)
             else:
                 self.held.pop(run.run_id, None)
             if (run.turn, run.attempt) == (1, 1) and not run.jumps:
@@ -410,9 +418,57 @@ class Machine(RuleBasedStateMachine):
                 wait = item.resumption.wait
                 if item.resumption.reason is ResumeReason.CHILDREN_SETTLED and wait.run_ids:  # type: ignore[union-attr]
                     assert told, "a wait is satisfied by what no earlier turn was told"
-        if len(leased) < most:  # work conserving: what is ready got a slot, or none was free
-            for lane in self.k.lanes.values():
-                assert lane.free == 0 or lane.waiting == 0
+        fresh = [item for item in leased if item.run.kept is None]
+        assert len(fresh) <= most
+        if len(leased) < most or not most:
+            # Work conserving: what is ready and may go to the worker got a slot, or none was free.
+            for session in self.k.sessions.values():
+                ready = self.k.runs.get(session.ready)
+                if ready is not None and (most or ready.kept) and self.takes(ready, "w"):
+                    assert self.k.lanes[ready.lane].free == 0
+
+    @property
+    def in_hand(self) -> list[Leased]:
+        """What the worker knows of: the leases under which it works, and those that it keeps."""
+        return [*self.held.values(), *self.kept.values()]
+
+    def takes(self, run: Run, worker: str) -> bool:
+        """The rule in other words than the kernel's."""
+        if run.kept is not None:
+            return run.kept.worker == worker
+        if run.preferred_worker in ("", worker):
+            return True
+        called = self.k.last_calls.get(("agent", run.preferred_worker), self.k.start_time)
+        return self.clock.now_us() - called >= 30 * SECOND
+
+    def goes_on_from(self, item: Leased) -> None:
+        """The kept lease is good for events until the turn ends; of another attempt it was lost."""
+        before = self.kept.pop(item.run.run_id, None)
+        if before is None:
+            return
+        if item.run.kept is None:
+            self.old.append((item.run.run_id, before.lease.token))
+        else:
+            assert (item.run.turn, item.run.attempt) == (before.run.turn + 1, 1)
+            assert item.run.kept.token == before.lease.token
+            self.before[item.run.run_id] = before
+
+    @rule(most=st.integers(0, 4))
+    def another_worker_asks(self, most: int) -> None:
+        """It gives back at once what it gets: never what somebody keeps or may still come for."""
+
+        def apply(k: Kernel, now: int) -> list[str]:
+            ready = {
+                s.ready: self.takes(k.runs[s.ready], "x") for s in k.sessions.values() if s.ready
+            }
+            leasing.greet(k, "agent", "x", 1, now)
+            got = [item.run.run_id for item in leasing.lease_ready(k, "agent", "x", 1, most, now)]
+            leasing.give_back_all_but(k, "agent", "x", set(), now)
+            assert all(ready[run_id] for run_id in got)
+            return got
+
+        found = self.quietly(apply)
+        assert found is None or len(found) <= most
 
     def resumed(self, item: Leased) -> None:
         """A turn but the first was leased: a subclass may look at what it starts with."""
@@ -431,8 +487,66 @@ class Machine(RuleBasedStateMachine):
         if not isinstance(found, ServiceError) or isinstance(found, LeaseLost):
             assert newest == (not isinstance(found, LeaseLost)), "only the newest lease writes"
             del self.held[run_id]
-            self.old.append((run_id, token))
+            before = self.before.pop(run_id, None)
+            if before is not None:
+                self.old.append((run_id, before.lease.token))
+            if isinstance(found, Run) and found.kept is not None:
+                self.kept[run_id] = item
+            else:
+                self.old.append((run_id, token))
         return found
+
+    @precondition(lambda self: self.kept)
+    @rule(data=st.data(), how=st.sampled_from(["append", "fail", "retry", "release", "complete"]))
+    def a_kept_lease_writes(self, data: st.DataObject, how: str) -> None:
+        self.write_under(self.kept[data.draw(st.sampled_from(sorted(self.kept)))], how)
+
+    def write_under(self, item: Leased, how: str) -> None:
+        run_id, token = item.run.run_id, item.lease.token
+        run = self.k.runs.get(run_id)
+        good = run is not None and run.kept is not None and run.kept.token == token
+        executes = run is not None and run.lease is not None
+
+        def apply(k: Kernel, now: int) -> Any:
+            if how == "append":
+                turns.append(k, run_id, token, [], now)
+                return True
+            if how == "release":
+                return leasing.copy(turns.release(k, run_id, token, "kr", now))
+            if how == "complete":
+                return self.completed(k, item, "kc", now)
+            return leasing.copy(
+                turns.fail(
+                    k, run_id, token, "kf", failure=Failure("TURN_FAILED", "no"),
+                    retryable=how == "retry", retry_after=0, taken=[], now=now,
+                )
+            )  # fmt: skip
+
+        found = self.quietly(apply, runs=[run_id])
+        if found is None:
+            return
+        lost = isinstance(found, LeaseLost)
+        assert lost == (not good or how == "complete")
+        if not good or (not lost and how != "append"):
+            del self.kept[run_id]
+            self.old.append((run_id, token))
+            assert not (good and executes) or found.lease is None, "it ends the turn on its way"
+
+    def completed(self, k: Kernel, item: Leased, digest: str, now: int) -> Run:
+        return leasing.copy(
+            turns.complete(
+                k,
+                item.run.run_id,
+                item.lease.token,
+                digest,
+                result=RESULT,
+                reply=MESSAGE,
+                mode=AnnounceMode.ALL,
+                taken=[],
+                steered_is_next_prompt=False,
+                now=now,
+            )
+        )
 
     @precondition(lambda self: self.held)
     @rule(data=st.data(), count=st.integers(1, 3))
@@ -545,9 +659,17 @@ class Machine(RuleBasedStateMachine):
         after=st.sampled_from([0, 5]),
         timeout=st.sampled_from([0, 20]),
         limit=st.booleans(),
+        keep=st.booleans(),
     )
     def suspend(
-        self, data: st.DataObject, hold: bool, each: bool, after: int, timeout: int, limit: bool
+        self,
+        data: st.DataObject,
+        hold: bool,
+        each: bool,
+        after: int,
+        timeout: int,
+        limit: bool,
+        keep: bool = False,
     ) -> None:
         item = self.pick(data)
 
@@ -572,6 +694,7 @@ class Machine(RuleBasedStateMachine):
                     interim=MESSAGE,
                     taken=[],
                     now=now,
+                    keep=keep,
                 )
             )
 
@@ -626,8 +749,10 @@ class Machine(RuleBasedStateMachine):
 
         while self.quietly(greet) is None:  # a worker calls until it is answered
             pass
-        self.old += [(i.run.run_id, i.lease.token) for i in self.held.values()]
-        self.held.clear()
+        gone = [*self.in_hand, *self.before.values()]
+        self.old += [(i.run.run_id, i.lease.token) for i in gone]
+        for leases in (self.held, self.kept, self.before):
+            leases.clear()
 
     # -- Fate -------------------------------------------------------------------------------------
 
@@ -635,7 +760,7 @@ class Machine(RuleBasedStateMachine):
     def time_passes(self, seconds: int, extend: bool) -> None:
         for _ in range(seconds):
             self.clock.advance(1)
-            leases = [(i.run.run_id, i.lease.token) for i in self.held.values()]
+            leases = [(i.run.run_id, i.lease.token) for i in self.in_hand]
 
             def apply(k: Kernel, now: int, leases: Any = leases) -> None:
                 if extend and leases:
@@ -663,7 +788,19 @@ class Machine(RuleBasedStateMachine):
         executing = [run for run in self.k.runs.values() if run.lease is not None]
         assert len(executing) == len({run.session_key for run in executing})
         leased = {run_id for run_ids in self.k.leased.values() for run_id in run_ids}
-        assert leased == {run.run_id for run in executing}
+        assert leased == {run.run_id for run in self.k.runs.values() if run.held is not None}
+
+    @invariant()
+    def a_kept_lease_holds_no_slot(self) -> None:
+        if not hasattr(self, "store"):
+            return
+        for run in self.k.runs.values():
+            if run.kept is not None and run.lease is None:
+                assert run.state in (RunState.SUSPENDED, RunState.QUEUED, RunState.CANCELLING)
+            if run.wait is not None:
+                assert run.wait.lease_worker == (run.kept.worker if run.kept else "")
+            if run.stopping and run.kept is not None:
+                assert run.state is RunState.CANCELLING
 
     @invariant()
     def lanes_keep_their_limits(self) -> None:
@@ -751,7 +888,7 @@ class Machine(RuleBasedStateMachine):
             for run in by_id.values():
                 if run.flow_id == run_id and not run.terminal:
                     assert run.state is RunState.CANCELLING, "nothing of a cancelled tree goes on"
-                    assert run.lease or run.live, "it waits for a worker or a descendant only"
+                    assert run.held or run.live, "it waits for a worker or a descendant only"
 
     @invariant()
     def memory_is_what_the_store_says(self) -> None:
@@ -846,20 +983,7 @@ class Machine(RuleBasedStateMachine):
             for item in list(self.held.values()):
                 self.end(
                     item,
-                    lambda k, now, item=item: leasing.copy(
-                        turns.complete(
-                            k,
-                            item.run.run_id,
-                            item.lease.token,
-                            f"e{item.lease.token}",
-                            result=RESULT,
-                            reply=MESSAGE,
-                            mode=AnnounceMode.ALL,
-                            taken=[],
-                            steered_is_next_prompt=False,
-                            now=now,
-                        )
-                    ),
+                    lambda k, now, item=item: self.completed(k, item, f"e{item.lease.token}", now),
                 )
             self.clock.advance(1)
             self.quietly(lambda k, now: None)
@@ -885,6 +1009,8 @@ def _comparable(run: Run) -> Any:
         # What a restart leaves out of the executing time is stored with the next commit.
         data["lease"].pop("lease_time")
         data.pop("executed", None)
+    if data.get("kept"):
+        data["kept"].pop("expire_time")
     return data
 
 
