@@ -30,6 +30,8 @@ from gateway_svc.domain.origin import origin_rules
 from gateway_svc.harness_runs import HarnessRuns
 from gateway_svc.harness_sessions import HarnessSessions
 from gateway_svc.harness_spawning import HarnessSpawning
+from gateway_svc.hook_settings import hooks_of
+from gateway_svc.hooks import Hooks, HookServices
 from gateway_svc.http.edge import Edge
 from gateway_svc.http.health import Readiness, build_health_router
 from gateway_svc.http.metrics import Metrics
@@ -90,6 +92,7 @@ async def _build(
     settings, draining, clock = context.settings, context.draining, context.clock
     refuse_unsupported(settings, served=channels)
     door, tls = Door(token_holders(settings), time.monotonic), load_tls(settings.gateway.tls)
+    hooks = hooks_of(settings)
     bound = bind_http(settings.gateway.http)
     stack.callback(bound.close)
     database = await Database.open(store_of(settings), migrations=MIGRATIONS, name="gateway")
@@ -147,6 +150,10 @@ async def _build(
         operations=operations,
         questions=questions,
         harness_sessions=harness_sessions,
+        hooks=Hooks(
+            hooks,
+            HookServices(inbox, operations, harness_sessions, database, rules, clock, door.count),
+        ),
     )
 
     styles = announce_styles(settings)

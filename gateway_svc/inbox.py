@@ -98,8 +98,12 @@ class Inbox:
         request_id: str,
         principal: Principal,
         address: ReplyAddress | None = None,
+        *,
+        commands: bool = True,
     ) -> Accepted:
         """Store a message as a run, idempotently per `request_id`; a command is done instead.
+
+        Without `commands` every text is an ordinary message.
 
         `address` says who wrote on which channel, and where replies are pushed to; left out, they
         wait in the event log for whoever watches. A channel that leaves the session key empty gets
@@ -109,7 +113,7 @@ class Inbox:
         principal.require(Scope.SEND)
         if inbound.customer_key and not principal.may_see(inbound.customer_key):
             principal.require(Scope.ADMIN)  # it would act as another, and never see what came of it
-        read = read_message(inbound.message)
+        read = read_message(inbound.message) if commands else None
 
         async def take(routed: Routed, to: ReplyAddress) -> Accepted:
             known_as = principal.request_id(request_id)

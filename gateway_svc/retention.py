@@ -1,15 +1,16 @@
-"""Forgets deliveries and commands that are over, and sessions of runs that are gone."""
+"""Forgets deliveries, commands, calls of hooks that are over, and sessions of gone runs."""
 
 from __future__ import annotations
 
 from functools import partial
 
-from gateway_svc.store import commands, outbox, sessions
+from gateway_svc.store import commands, hook_calls, outbox, sessions
 from svckit.database import Database
 from svckit.housekeeping import runs_kept_since
 from svckit.settings_model import RetentionSettings
 
 DELIVERIES_KEPT_SECONDS = 7 * 86_400
+HOOK_CALLS_KEPT_SECONDS = 30 * 86_400
 BATCH = 500
 
 
@@ -23,6 +24,8 @@ async def remove_old(database: Database, keep: RetentionSettings, now_us: int) -
     )
     known_us = now_us - round(keep.request_ids_hours * 3600 * 1_000_000)
     removed += await database.run(partial(commands.prune, before_us=known_us))
+    called_us = now_us - HOOK_CALLS_KEPT_SECONDS * 1_000_000
+    removed += await database.run(partial(hook_calls.prune, before_us=called_us))
     before_us = runs_kept_since(keep, now_us)
     while True:
         went = await database.run(partial(sessions.prune, before_us=before_us, limit=BATCH))

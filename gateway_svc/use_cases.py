@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from gateway_svc.conversations import Conversations
 from gateway_svc.harness_sessions import HarnessSessions
+from gateway_svc.hooks import Hooks
 from gateway_svc.inbox import Inbox
 from gateway_svc.operations import Operations
 from gateway_svc.questions import Questions
@@ -26,3 +27,4 @@ class UseCases:
     operations: Operations
     questions: Questions
     harness_sessions: HarnessSessions
+    hooks: Hooks

@@ -26,7 +26,7 @@ ENV_PREFIX = "CONVEYOR_"
 DEFAULT_FILE = Path("conveyor.toml")
 TOKEN_VARIABLE = "CONVEYOR_TOKEN"  # noqa: S105  (a name)
 """Where the command line looks for its bearer token; no key of the configuration."""
-_SECRET_KEYS = ("token", "key", "env", "url", "credential")
+_SECRET_KEYS = ("token", "key", "env", "url", "credential", "secret")
 
 
 class ConfigError(Exception):
@@ -59,6 +59,7 @@ class Settings(BaseSettings):
     acp: m.AcpSettings = m.AcpSettings()
     gateway: m.GatewaySettings = m.GatewaySettings()
     client: m.ClientSettings = m.ClientSettings()
+    hooks: dict[m.Name, m.HookSettings] = {}
     channels: dict[m.Name, m.ChannelSettings] = {}
     routes: tuple[m.RouteSettings, ...] = ()
     telemetry: m.TelemetrySettings = m.TelemetrySettings()
@@ -89,6 +90,7 @@ class Settings(BaseSettings):
         known = self.agents.ids()
         used = [(f"routes.{i}.agent", route.agent) for i, route in enumerate(self.routes)]
         used += [(f"channels.{c}.agent", ch.agent) for c, ch in self.channels.items() if ch.agent]
+        used += [(f"hooks.{h}.agent", hook.agent) for h, hook in self.hooks.items() if hook.agent]
         used += [
             (f"agents.list.{owner}.allow_agents", agent_id)
             for owner, agent in self.agents.list.items()

@@ -525,6 +525,62 @@ class ClientSettings(Table):
         return self
 
 
+class HookSettings(Table):
+    """`[hooks.<name>]`: signed calls to `/hooks/<name>` start or steer something.
+
+    `session_key`, `label`, `run_id`, `acp_session_id` and `text` may have places for values of the
+    body, for example `{repository.full_name}`.
+    """
+
+    secret_env: str = ""
+    secret_file: str = ""
+    signature: Literal["standard", "github"] = "standard"
+    tolerance_seconds: float = Field(default=300, ge=1, le=3600)
+    action: Literal["message", "spawn", "steer"] = "message"
+    scopes: Annotated[tuple[Scope, ...], BeforeValidator(_list_of_text)] = ("send",)
+    customer_key: str = Field(default="", max_length=128)
+    requests_per_minute: int | None = Field(default=None, ge=0, le=1_000_000)
+    only: dict[str, Texts] = {}
+    text: str = Field(min_length=1)
+    agent: str = ""
+    session_key: str = ""
+    queue_mode: QueueMode | None = None
+    harness: str = ""
+    cwd: str = ""
+    permission_mode: PermissionMode | None = None
+    label: str = ""
+    run_id: str = ""
+    acp_session_id: str = ""
+
+    @model_validator(mode="after")
+    def _one_secret(self) -> Self:
+        if bool(self.secret_env) == bool(self.secret_file):
+            raise ValueError("needs exactly one of secret_env and secret_file")
+        return self
+
+    @model_validator(mode="after")
+    def _what_goes_with_the_action(self) -> Self:
+        own = {
+            "message": {"agent", "session_key", "queue_mode"},
+            "spawn": {"harness", "cwd", "permission_mode", "label", "session_key"},
+            "steer": {"run_id", "acp_session_id"},
+        }
+        for name in sorted(set().union(*own.values()) - own[self.action]):
+            if getattr(self, name):
+                raise ValueError(f"{name} does not go with action = {self.action!r}")
+        if self.action == "steer" and bool(self.run_id) == bool(self.acp_session_id):
+            raise ValueError("needs exactly one of run_id and acp_session_id to steer")
+        return self
+
+    @model_validator(mode="after")
+    def _allowed_to(self) -> Self:
+        needed = "control" if self.action == "spawn" or self.run_id else "send"
+        enough = ("send", "control", "admin")
+        if not set(self.scopes).intersection(enough[enough.index(needed) :]):
+            raise ValueError(f"scopes must hold {needed!r}, which this action needs")
+        return self
+
+
 class ChannelSettings(BaseModel):
     """`[channels.<id>]`: where messages come from. Further keys name credentials, as `*_env`."""
 

@@ -127,7 +127,7 @@ class Edge:
         length = headers.get("content-length", "")
         if length.isdigit() and int(length) > self._max_body:
             return too_large("body", int(length), self._max_body)
-        if path.startswith("/v1/") and self._is_draining():
+        if path.startswith(("/v1/", "/hooks/")) and self._is_draining():
             return ShuttingDown("the gateway is shutting down; try again in a moment")
         return None
 
@@ -135,7 +135,7 @@ class Edge:
     def _is_traced(scope: Scope) -> bool:
         path: str = scope["path"]
         # A watch lasts as long as somebody looks, and the other paths are probes and files.
-        return path.startswith("/v1/") and not path.endswith("/events")
+        return path.startswith(("/v1/", "/hooks/")) and not path.endswith("/events")
 
 
 class _Answer:

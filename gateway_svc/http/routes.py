@@ -24,6 +24,7 @@ from gateway_svc.http.bodies import (
     steer_request,
     truth,
 )
+from gateway_svc.http.hook_routes import add_hook_routes
 from gateway_svc.http.metrics import Metrics
 from gateway_svc.http.sse import event_stream, probe_stream
 from gateway_svc.http.wire import parse_json, respond, to_message
@@ -37,7 +38,6 @@ _EVENT_PARAMETERS = frozenset({"include_descendants", "from_now", "payloads", "r
 # Paths of the contract that a later release fills, and what they belong to.
 _LATER = (
     ("POST", "/v1/chat/completions", "ChatCompletions", "OpenAI-compatible calls"),
-    ("POST", "/hooks/{name}", "Hooks", "inbound hooks"),
     ("POST", "/channels/{rest:path}", "Channels", "push channels"),
     ("GET", "/channels/{rest:path}", "Channels", "push channels"),
 )
@@ -203,6 +203,7 @@ def build_router(do: UseCases, metrics: Metrics) -> APIRouter:
         return respond(await do.operations.acp_doctor(asked, caller()))
 
     add_acp_routes(router, do.harness_sessions)
+    add_hook_routes(router, do.hooks)
     for method, path, feature, what in _LATER:
         router.add_api_route(path, _later(feature, what), methods=[method])
     return router

@@ -87,3 +87,17 @@ commands = sa.Table(
     sa.Column("create_us", sa.BigInteger, nullable=False),
     sa.Index("commands_by_age", "create_us"),
 )
+
+hook_calls = sa.Table(
+    "hook_calls",
+    metadata,
+    sa.Column("hook", sa.String(64), primary_key=True),
+    # Digest of what names the call: its id where that is signed, else its body.
+    sa.Column("call_id", sa.String(64), primary_key=True),
+    # SHA-256 of the body: another body with the same id is refused.
+    sa.Column("body_hash", sa.LargeBinary(32), nullable=False),
+    # JSON, as it was sent.
+    sa.Column("answer", sa.Text, nullable=False),
+    sa.Column("create_us", sa.BigInteger, nullable=False),
+    sa.Index("hook_calls_by_age", "create_us"),
+)

@@ -33,7 +33,10 @@ are in [call it from anything](../how-to/call-it-from-anything.md).
   `?from_now=1` leaves out what was, `?include_descendants=1` adds the sub-agents, `?payloads=` chooses.
 - **Errors** are `{"error": {"reason", "message", "metadata", "fields"}}` with the HTTP status and reason of the
   [table](errors.md), and `Retry-After` where repeating helps.
-- **Who may call.** A `Host` or `Origin` header of another site, or a `Sec-Fetch-Site` header without an `Origin` that
+- **Who calls.** `Authorization: Bearer <token>` on every path but `/`, `/healthz`, `/readyz` and `/hooks/…`, once
+  [tokens](../how-to/tokens-and-tls.md) are configured; without one 401, with too small a scope 403. A token is never
+  part of an address.
+- **From where.** A `Host` or `Origin` header of another site, or a `Sec-Fetch-Site` header without an `Origin` that
   names another one, is refused with `FOREIGN_ORIGIN`, so that a web page elsewhere cannot use your browser;
   `[gateway] allowed_origins` adds sites. Bodies are at most 2 MiB.
 
@@ -44,6 +47,9 @@ are in [call it from anything](../how-to/call-it-from-anything.md).
 | `GET` | `/readyz` | Can it do its work; 503 and the parts that are not well if not |
 | `GET` | `/metrics` | Counters in the Prometheus text format |
 """
+
+
+_BESIDE = {"/hooks/{name}": "Signed call of a [hook](../how-to/webhooks.md)"}
 
 
 def render() -> str:
@@ -60,6 +66,8 @@ def render() -> str:
             shown = route.path.replace("{rest:path}", "…").replace(":path}", "}")
             if (method, route.path) in later:
                 call = f"`{features[method, route.path]}`, not yet"
+            elif route.path in _BESIDE:
+                call = _BESIDE[route.path]
             else:
                 words = route.endpoint.__name__.split("_")
                 call = f"`{''.join(word.capitalize() for word in words)}`"

@@ -223,6 +223,7 @@ class Suite:
     acp: ScriptedServicer
     scheduler: InProcess
     channels: Sequence[Channel] = ()
+    config: Path | None = None
     gateway: InProcess = field(init=False)
     http: httpx.AsyncClient = field(init=False)
 
@@ -232,7 +233,7 @@ class Suite:
 
     @property
     def settings(self) -> Settings:
-        return load(None, self.environ)
+        return load(self.config, self.environ)
 
     @asynccontextmanager
     async def serve(self) -> AsyncIterator[None]:
