@@ -351,9 +351,11 @@ async def _tell(live: Live, step: settings.Step) -> None:
         await connection.set_model(step.model)
         live.wanted = replace(live.wanted, model=step.model)
     if step.permission_mode is not None:
-        await connection.set_permission_mode(step.permission_mode)
-        live.wanted = replace(live.wanted, permission_mode=step.permission_mode, harness_mode="")
-    if step.harness_mode:
+        await connection.set_permission_mode(step.permission_mode, step.harness_mode)
+        live.wanted = replace(
+            live.wanted, permission_mode=step.permission_mode, harness_mode=step.harness_mode
+        )
+    elif step.harness_mode:
         await connection.set_mode(step.harness_mode)
         live.wanted = replace(live.wanted, harness_mode=step.harness_mode)
 

@@ -417,12 +417,13 @@ class McpSettings(Table):
 class HarnessSettings(Table):
     """`[acp.harness.<id>]`: how a harness is started. `install` is shown when it is missing.
 
-    `env_names`: variables of the service that its process sees too.
+    `env_names`: variables of the service that its process sees too, in the place of those that the
+    registry names for its login; an empty list for none.
     """
 
     command: Texts = ()
     env: dict[str, str] = {}
-    env_names: Texts = ()
+    env_names: Texts | None = None
     install: str = ""
 
 

@@ -24,7 +24,8 @@ class Override:
     """Program and arguments, or one text that is split as a shell does."""
     env: Mapping[str, str] = field(default_factory=dict)
     install: str = ""
-    env_names: Sequence[str] = ()
+    env_names: Sequence[str] | None = None
+    """None leaves the registry's, and an empty list takes them away."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,8 +110,8 @@ def _apply(harness_id: str, override: Override, base: Harness | None) -> Harness
         base = replace(base, command=command)
     if override.install:
         base = replace(base, installer=Installer("text", override.install))
-    if override.env_names:
-        base = replace(base, env_names=(*base.env_names, *override.env_names))
+    if override.env_names is not None:
+        base = replace(base, env_names=tuple(override.env_names))
     if override.env:
         base = replace(base, env=MappingProxyType({**base.env, **override.env}))
     return base

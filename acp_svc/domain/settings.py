@@ -46,6 +46,7 @@ class Step:
     reopen: bool = False
     permission_mode: PermissionMode | None = None
     harness_mode: str = ""
+    """With a permission mode it is told together with that."""
     model: str = ""
     options: tuple[tuple[str, str], ...] = ()
 
@@ -83,7 +84,9 @@ def step(had: Wanted, want: Wanted, *, sandboxed: bool, sandbox_on: bool) -> Ste
         # Back to the mode that fits the permissions: they choose it.
         or (mode_changes and not want.harness_mode)
         else None,
-        harness_mode=want.harness_mode if mode_changes else "",
+        harness_mode=want.harness_mode
+        if mode_changes or want.permission_mode is not had.permission_mode
+        else "",
         model=want.model if want.model != had.model else "",
         options=tuple(
             (name, value) for name, value in want.options.items() if had.options.get(name) != value

@@ -192,18 +192,19 @@ class Connection:
                     raise NotSet("with that it would act without asking")
         return self.opened
 
-    async def set_permission_mode(self, mode: PermissionMode) -> Opened:
-        """Put the harness in its own mode that fits. Needs the same sandbox; see `needs_sandbox`.
+    async def set_permission_mode(self, mode: PermissionMode, own_mode: str = "") -> Opened:
+        """Put the harness in its own mode that fits, `own_mode` where somebody asks for it.
 
-        Raises `AcpSessionInitFailed` (`permission_mode`) when there is none.
+        Needs the same sandbox; see `needs_sandbox`. Raises `AcpSessionInitFailed`
+        (`permission_mode`) when there is none, or that one does not fit.
         """
         try:
             async with self._setting(""):
                 situation = self._opening.situation(mode)
-                self._mode = await fit(self._peer, situation, self._own_mode)
+                self._mode = await fit(self._peer, situation, own_mode)
         except InvalidField as refused:
             raise self._opening.error("permission_mode", refused.message) from None
-        self._permission = mode
+        self._permission, self._own_mode = mode, own_mode
         return self.opened
 
     async def stop(self) -> None:

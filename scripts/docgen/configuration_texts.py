@@ -124,7 +124,8 @@ MEANING = {
     "acp.permission_timeout_seconds": "How long a person has to answer *(not yet)*",
     "acp.harness.<id>.command": "Command and arguments, beside or instead of the built-in ones",
     "acp.harness.<id>.env": "Environment of its process *(not yet)*",
-    "acp.harness.<id>.env_names": "Variables of the service that its process sees too",
+    "acp.harness.<id>.env_names": "Variables of the service that its process sees too. Left out "
+    "means those that its vendor uses for logging in",
     "acp.harness.<id>.install": "Command that installs it, shown when it is missing",
     "gateway.http": "Address of HTTP and the console",
     "gateway.grpc": "Address of gRPC for clients",

@@ -83,8 +83,8 @@ class Held:
     async def set_option(self, name: str, value: str) -> Opened:
         return self._set(name, value, options={**self.opened.options, name: value})
 
-    async def set_permission_mode(self, mode: PermissionMode) -> Opened:
-        return self._set("permissions", mode.value, mode="ask")
+    async def set_permission_mode(self, mode: PermissionMode, own_mode: str = "") -> Opened:
+        return self._set("permissions", f"{mode.value} {own_mode}".strip(), mode=own_mode or "ask")
 
     def _set(self, name: str, value: str, **changed: Any) -> Opened:
         self.told.append((name, value))
