@@ -3,6 +3,7 @@ answers queue `acp`."""
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -47,6 +48,12 @@ finds none waits as for a limit and can say so, which it could not while it wait
 STOP_SECONDS = 5.0
 """What a harness that was told to stop and did not takes to be stopped, as `Program.stop` says."""
 LAST_REPORTS_SECONDS = 1.0
+DRAIN_GRACE_SECONDS = 1.5
+"""How long a turn may go on that began before the service was told to stop. Most would take much
+longer: they are cancelled, and not sent again."""
+DRAIN_TURNS_SECONDS = 2.5
+"""When the processes are stopped, whatever the turns do: that takes up to four seconds of the seven
+that a service has."""
 MIGRATIONS = Path(__file__).parent / "store" / "migrations"
 
 
@@ -140,14 +147,22 @@ async def build(context: Context) -> AsyncIterator[App]:
             name=WORKER_NAME,
             slots=SLOTS,
             handler=runner,
+            drain_grace=DRAIN_GRACE_SECONDS,
             stop_seconds=acp.cancel_seconds + STOP_SECONDS + LAST_WRITE_SECONDS,
             clock=clock,
             tracer=context.tracer,
         )
 
         async def drain() -> None:
-            await worker.drain()
-            await processes.drain()
+            turns = asyncio.create_task(worker.drain(), name="drain turns")
+            try:
+                # A harness that does not stop its turn must not cost the time to stop itself.
+                await asyncio.wait({turns}, timeout=DRAIN_TURNS_SECONDS)
+                await processes.drain()
+                await turns
+            finally:
+                turns.cancel()
+                await asyncio.gather(turns, return_exceptions=True)
             await usage.drain(LAST_REPORTS_SECONDS)
 
         yield App(
