@@ -16,7 +16,7 @@ MEANINGS = {
     acp.PERMISSION_MODE_APPROVE_READS: "it may read; what else it asks for is refused",
     acp.PERMISSION_MODE_APPROVE_ALL: "it may do everything and nobody is asked",
     acp.PERMISSION_MODE_DENY_ALL: "everything it asks for is refused",
-    acp.PERMISSION_MODE_ASK: "you are asked; without an answer in time it is refused",
+    acp.PERMISSION_MODE_ASK: "it may read; you are asked about the rest",
 }
 """What a permission mode comes to."""
 

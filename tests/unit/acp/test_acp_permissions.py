@@ -97,7 +97,10 @@ def test_each_mode_does_what_it_says(call: ToolCall, options: list[Option]) -> N
     by_reading = decide(PermissionMode.APPROVE_READS, call, options, {})
     assert by_reading is not None
     assert by_reading.allowed is (can and reads(call))
-    assert (decide(PermissionMode.ASK, call, options, {}) is None) is can
+    asked = decide(PermissionMode.ASK, call, options, {})
+    assert (asked is None) is (can and not reads(call))
+    if can and reads(call):
+        assert asked == by_reading
 
 
 @given(any_options)

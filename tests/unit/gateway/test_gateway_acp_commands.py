@@ -262,7 +262,7 @@ def test_what_is_said_of_a_spawn() -> None:
     starting = session(state=acp.ACP_SESSION_STATE_STARTING)
     assert spawned_text(starting, bound=True, task=True, thread="").splitlines() == [
         "Starting docs (claude) in /srv/site.",
-        "Permissions ask: you are asked; without an answer in time it is refused.",
+        "Permissions ask: it may read; you are asked about the rest.",
         "Your task comes next; docs says here when it is ready.",
         "What you write here goes to it, until `/acp close`.",
     ]

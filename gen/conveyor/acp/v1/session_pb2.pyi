@@ -61,7 +61,9 @@ class _PermissionModeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Permis
     PERMISSION_MODE_DENY_ALL: _PermissionMode.ValueType  # 3
     """Everything is rejected."""
     PERMISSION_MODE_ASK: _PermissionMode.ValueType  # 4
-    """People are asked; without an answer in time it is rejected."""
+    """Reading is allowed. People are asked about everything else; without an answer in time it is
+    rejected.
+    """
 
 class PermissionMode(_PermissionMode, metaclass=_PermissionModeEnumTypeWrapper):
     """What happens when the harness asks for permission."""
@@ -75,7 +77,9 @@ PERMISSION_MODE_APPROVE_ALL: PermissionMode.ValueType  # 2
 PERMISSION_MODE_DENY_ALL: PermissionMode.ValueType  # 3
 """Everything is rejected."""
 PERMISSION_MODE_ASK: PermissionMode.ValueType  # 4
-"""People are asked; without an answer in time it is rejected."""
+"""Reading is allowed. People are asked about everything else; without an answer in time it is
+rejected.
+"""
 Global___PermissionMode: _TypeAlias = PermissionMode  # noqa: Y015
 
 class _AcpSessionState:

@@ -887,9 +887,10 @@ class PermissionDecided(_message.Message):
     allowed: _builtins.bool
     """True when it was allowed."""
     rule: _builtins.str
-    """Which rule decided: `approve-all`, `approve-reads`, `deny-all`, `asked` (a person answered),
-    `remembered` (a person answered before, for the rest of the session), `expired` (nobody answered
-    in time), `cancelled` (the turn ended first) or `no_option` (the harness offered none that fits).
+    """Which rule decided: `approve-all`, `approve-reads` (in mode `ASK` reading too), `deny-all`,
+    `asked` (a person answered), `remembered` (a person answered before, for the rest of the
+    session), `expired` (nobody answered in time), `cancelled` (the turn ended first) or `no_option`
+    (the harness offered none that fits).
     """
     responder: _builtins.str
     """Who answered. Empty when a rule decided."""
