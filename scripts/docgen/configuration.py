@@ -66,7 +66,12 @@ def _tables(path: str, table: type[BaseModel]) -> Iterator[tuple[str, type[BaseM
 
 
 def _what(path: str) -> str:
-    return {"customers": "key", "gateway.tokens": "name", "mcp.<id>.tools": "name"}.get(path, "id")
+    return {
+        "customers": "key",
+        "gateway.tokens": "name",
+        "hooks": "name",
+        "mcp.<id>.tools": "name",
+    }.get(path, "id")
 
 
 def _table_of(annotation: Any) -> tuple[bool, type[BaseModel]] | None:
