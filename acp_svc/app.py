@@ -13,6 +13,7 @@ from secrets import token_hex
 from typing import TYPE_CHECKING
 
 from acp_svc.creating import Creator
+from acp_svc.doctor import Doctor
 from acp_svc.domain.catalog import Catalog, CatalogError, Override
 from acp_svc.opening import Opener
 from acp_svc.processes import Processes
@@ -124,8 +125,8 @@ async def build(context: Context) -> AsyncIterator[App]:
         servicer = AcpServicer(
             catalog,
             sessions,
+            Doctor(acp, owner),
             enabled=acp.enabled,
-            workspace_roots=acp.workspace_roots,
             clock=clock,
         )
         event_log: EventLogServiceAsyncStub = log_grpc.EventLogServiceStub(channel)

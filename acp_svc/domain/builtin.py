@@ -47,8 +47,23 @@ _BUILT_IN: tuple[Harness, ...] = (
         "Resumes sessions. Newer versions start in a mode that does not ask for permission; "
         "the mode is set explicitly. Reads in its directory are never asked for. A missing login "
         "shows only at the first prompt.",
-        env_names=(*_ANTHROPIC, "ANTHROPIC_MODEL", "CLAUDE_CODE_OAUTH_TOKEN", "CLAUDE_CONFIG_DIR"),
+        env_names=(
+            *_ANTHROPIC,
+            "ANTHROPIC_MODEL",
+            "CLAUDE_CODE_OAUTH_TOKEN",
+            "CLAUDE_CODE_USE_BEDROCK",
+            "CLAUDE_CODE_USE_VERTEX",
+            "CLAUDE_CONFIG_DIR",
+        ),
         login="run `claude` once and log in, or set ANTHROPIC_API_KEY",
+        login_env=(
+            "ANTHROPIC_API_KEY",
+            "ANTHROPIC_AUTH_TOKEN",
+            "CLAUDE_CODE_OAUTH_TOKEN",
+            "CLAUDE_CODE_USE_BEDROCK",
+            "CLAUDE_CODE_USE_VERTEX",
+        ),
+        login_files=(".claude/.credentials.json",),
         modes=Modes(
             asks=("default",), skips=frozenset({"auto", "acceptEdits", "bypassPermissions"})
         ),

@@ -83,6 +83,11 @@ class Catalog:
             return (self.harnesses[self.default_id],)
         return tuple(h for h in self if h.harness_id in self.allowed_ids)
 
+    def wanted(self) -> tuple[str, ...]:
+        """Return the ids that the configuration names: those have to be installed."""
+        named = self.allowed_ids if self.allowed_ids != frozenset(self.harnesses) else frozenset()
+        return (*sorted(named), *([self.default_id] if self.default_id else []))
+
 
 def _apply(harness_id: str, override: Override, base: Harness | None) -> Harness:
     command = tuple(override.command)

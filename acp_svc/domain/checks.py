@@ -1,13 +1,12 @@
-"""The order of the doctor's checks and what one failure means for the next.
+"""The order of the doctor's checks, what one failure means for the next, and for the whole.
 
-The rules say which check comes next and how a report is judged; looking at the machine is done by
-a `Look` that the caller gives, so every path through the order can be tried without a machine.
+Looking at the machine is done elsewhere, so every path through the order can be tried without one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from enum import Enum
 
 
@@ -22,6 +21,7 @@ class Check(Enum):
     AUTHENTICATION = "authentication"
     PERMISSION_MODE = "permission mode"
     WORKSPACE_ROOTS = "workspace roots"
+    SANDBOX = "sandbox"
 
 
 class Status(Enum):
@@ -45,6 +45,16 @@ class Finding:
     """What to do about it. Empty when nothing."""
 
 
+@dataclass(frozen=True, slots=True)
+class Made:
+    """One line of the report. `harness_id` is empty for checks of the whole service."""
+
+    check: Check
+    harness_id: str
+    finding: Finding
+    seconds: float = 0.0
+
+
 HARNESS_CHECKS = (
     Check.COMMAND_FOUND,
     Check.VERSION,
@@ -53,18 +63,8 @@ HARNESS_CHECKS = (
     Check.AUTHENTICATION,
     Check.PERMISSION_MODE,
 )
-"""Checks made for each harness; `ENABLED` before and `WORKSPACE_ROOTS` after are of the service."""
-
-LATER = frozenset(
-    {Check.STARTS, Check.INITIALIZE, Check.AUTHENTICATION, Check.PERMISSION_MODE},
-)
-"""Checks that this release does not make. They are reported as skipped, so that nobody takes a
-report for more than it is."""
-
-
-def not_in_this_release(check: Check) -> Finding:
-    """Return the finding for a check that does not exist yet."""
-    return Finding(Status.SKIPPED, f"not in this release: {check.value}")
+"""Checks made for each harness; `ENABLED` before, the others after them are of the service."""
+MISSING = "ACP_BACKEND_MISSING"
 
 
 def blocked(by: Check) -> Finding:
@@ -72,19 +72,47 @@ def blocked(by: Check) -> Finding:
     return Finding(Status.SKIPPED, f"not checked, because the check before failed: {by.value}")
 
 
-def skipped(check: Check, failed: Check | None) -> Finding | None:
-    """Return why `check` is not made, or None when it is to be made.
+def completed(harness_id: str, made: Sequence[Made], blocker: Check | None = None) -> list[Made]:
+    """Return all lines of a harness, given those made up to the first failure.
 
-    `failed` is the first failed check that `check` depends on. A check that does not exist yet says
-    so even when an earlier one failed: repairing that one would not bring it.
+    `blocker` is a check of the service that failed before.
     """
-    if check in LATER:
-        return not_in_this_release(check)
-    if failed is not None:
-        return blocked(failed)
-    return None
+    known = {one.check: one for one in made}
+    lines = []
+    for check in HARNESS_CHECKS:
+        line = known.get(check)
+        if blocker is not None and line is None:
+            line = Made(check, harness_id, blocked(blocker))
+        assert line is not None, f"{check} was neither made nor blocked"
+        if line.finding.status is Status.FAILED and blocker is None:
+            blocker = check
+        lines.append(line)
+    return lines
 
 
-def healthy(statuses: Sequence[Status]) -> bool:
-    """Return whether a report is good: something was checked, nothing failed or was skipped."""
-    return bool(statuses) and not any(s in (Status.FAILED, Status.SKIPPED) for s in statuses)
+def excused(made: Sequence[Made], wanted: Iterable[str]) -> list[Made]:
+    """Return the report with missing harnesses as a warning, where one may do without them.
+
+    That is so for those that nobody named, while another one is good: the registry holds many
+    harnesses, and nobody has all of them.
+    """
+    missing = {one.harness_id for one in made if one.finding.code == MISSING}
+    fails = {one.harness_id for one in made if one.finding.status is Status.FAILED}
+    some_good = any(one.harness_id and one.harness_id not in fails for one in made)
+    optional = missing - set(wanted) if some_good else set()
+    return [
+        replace(one, finding=replace(one.finding, status=Status.WARNING))
+        if one.harness_id in optional and one.finding.status is Status.FAILED
+        else one
+        for one in made
+    ]
+
+
+def healthy(made: Sequence[Made]) -> bool:
+    """Return whether a report is good: nothing failed, and nothing was left out for a failure."""
+    excuses = {one.harness_id for one in made if one.finding.code == MISSING}
+    return bool(made) and not any(
+        one.finding.status is Status.FAILED
+        or (one.finding.status is Status.SKIPPED and one.harness_id not in excuses)
+        for one in made
+    )

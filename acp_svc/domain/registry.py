@@ -46,6 +46,10 @@ class Harness:
     """Names of the service's own variables that its process sees as well, because it needs them."""
     login: str = ""
     """What to do when it says that nobody is logged in, for people."""
+    login_env: tuple[str, ...] = ()
+    """Variables that log in, of a harness that does not say when nobody is logged in."""
+    login_files: tuple[str, ...] = ()
+    """Files below its home directory that it writes when somebody logs in. Likewise."""
     modes: Modes = UNKNOWN
     state: tuple[str, ...] = ()
     """What it writes of its own, below its home directory."""

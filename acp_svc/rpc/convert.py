@@ -7,8 +7,7 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
 from acp_svc import machine
-from acp_svc.doctor import Made
-from acp_svc.domain.checks import Check, Status, healthy
+from acp_svc.domain.checks import Check, Made, Status, healthy
 from acp_svc.domain.install import System, install_command
 from acp_svc.domain.registry import Harness
 from conveyor.acp.v1 import acp_service_pb2 as acp_pb
@@ -24,6 +23,7 @@ CHECKS: Mapping[Check, doctor_pb.DoctorCheckKind.ValueType] = MappingProxyType(
         Check.AUTHENTICATION: doctor_pb.DOCTOR_CHECK_KIND_AUTHENTICATION,
         Check.PERMISSION_MODE: doctor_pb.DOCTOR_CHECK_KIND_PERMISSION_MODE,
         Check.WORKSPACE_ROOTS: doctor_pb.DOCTOR_CHECK_KIND_WORKSPACE_ROOTS,
+        Check.SANDBOX: doctor_pb.DOCTOR_CHECK_KIND_SANDBOX,
     }
 )
 STATUSES: Mapping[Status, doctor_pb.DoctorStatus.ValueType] = MappingProxyType(
@@ -38,7 +38,7 @@ STATUSES: Mapping[Status, doctor_pb.DoctorStatus.ValueType] = MappingProxyType(
 
 def report(made: Sequence[Made], now_us: int) -> doctor_pb.DoctorReport:
     """Return the report for what was found."""
-    answer = doctor_pb.DoctorReport(healthy=healthy([one.finding.status for one in made]))
+    answer = doctor_pb.DoctorReport(healthy=healthy(made))
     for one in made:
         check = answer.checks.add(
             kind=CHECKS[one.check],

@@ -7,7 +7,7 @@ from typing import Any
 
 from acp_svc import machine
 from acp_svc.convert import changes_from_proto, session_to_proto, states
-from acp_svc.doctor import examine
+from acp_svc.doctor import Doctor
 from acp_svc.domain import preflight
 from acp_svc.domain.catalog import Catalog
 from acp_svc.domain.registry import Harness
@@ -33,20 +33,22 @@ class AcpServicer(acp_grpc.AcpServiceServicer):
         self,
         catalog: Catalog,
         sessions: Sessions,
+        doctor: Doctor,
         *,
         enabled: bool,
-        workspace_roots: Sequence[str],
         clock: Clock,
     ) -> None:
         self._catalog = catalog
         self._sessions = sessions
+        self._doctor = doctor
         self._enabled = enabled
-        self._roots = tuple(workspace_roots)
         self._clock = clock
 
     async def Doctor(self, request: acp_pb.DoctorRequest, context: Any) -> acp_pb.DoctorResponse:
         """Examine one harness, or the default one, or all that are allowed."""
-        made = await examine(self._enabled, self._chosen(request.harness_id), self._roots)
+        chosen = self._chosen(request.harness_id)
+        wanted = (request.harness_id,) if request.harness_id else self._catalog.wanted()
+        made = await self._doctor.examine(chosen, wanted)
         return acp_pb.DoctorResponse(report=convert.report(made, self._clock.now_us()))
 
     def _chosen(self, harness_id: str) -> Sequence[Harness]:

@@ -26,7 +26,7 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x63onveyor/acp/v1/doctor.proto\x12\x0f\x63onveyor.acp.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xda\x01\n\x0b\x44octorCheck\x12.\n\x04kind\x18\x01 \x01(\x0e\x32 .conveyor.acp.v1.DoctorCheckKind\x12\x12\n\nharness_id\x18\x02 \x01(\t\x12-\n\x06status\x18\x03 \x01(\x0e\x32\x1d.conveyor.acp.v1.DoctorStatus\x12\x0c\n\x04\x63ode\x18\x04 \x01(\t\x12\x0f\n\x07message\x18\x05 \x01(\t\x12\x0c\n\x04hint\x18\x06 \x01(\t\x12+\n\x08\x64uration\x18\x07 \x01(\x0b\x32\x19.google.protobuf.Duration\"}\n\x0c\x44octorReport\x12\x0f\n\x07healthy\x18\x01 \x01(\x08\x12,\n\x06\x63hecks\x18\x02 \x03(\x0b\x32\x1c.conveyor.acp.v1.DoctorCheck\x12.\n\ncheck_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp*\xcb\x02\n\x0f\x44octorCheckKind\x12!\n\x1d\x44OCTOR_CHECK_KIND_UNSPECIFIED\x10\x00\x12\x1d\n\x19\x44OCTOR_CHECK_KIND_ENABLED\x10\x01\x12#\n\x1f\x44OCTOR_CHECK_KIND_COMMAND_FOUND\x10\x02\x12\x1d\n\x19\x44OCTOR_CHECK_KIND_VERSION\x10\x03\x12\x1c\n\x18\x44OCTOR_CHECK_KIND_STARTS\x10\x04\x12 \n\x1c\x44OCTOR_CHECK_KIND_INITIALIZE\x10\x05\x12$\n DOCTOR_CHECK_KIND_AUTHENTICATION\x10\x06\x12%\n!DOCTOR_CHECK_KIND_PERMISSION_MODE\x10\x07\x12%\n!DOCTOR_CHECK_KIND_WORKSPACE_ROOTS\x10\x08*\x93\x01\n\x0c\x44octorStatus\x12\x1d\n\x19\x44OCTOR_STATUS_UNSPECIFIED\x10\x00\x12\x14\n\x10\x44OCTOR_STATUS_OK\x10\x01\x12\x19\n\x15\x44OCTOR_STATUS_WARNING\x10\x02\x12\x18\n\x14\x44OCTOR_STATUS_FAILED\x10\x03\x12\x19\n\x15\x44OCTOR_STATUS_SKIPPED\x10\x04\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x63onveyor/acp/v1/doctor.proto\x12\x0f\x63onveyor.acp.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xda\x01\n\x0b\x44octorCheck\x12.\n\x04kind\x18\x01 \x01(\x0e\x32 .conveyor.acp.v1.DoctorCheckKind\x12\x12\n\nharness_id\x18\x02 \x01(\t\x12-\n\x06status\x18\x03 \x01(\x0e\x32\x1d.conveyor.acp.v1.DoctorStatus\x12\x0c\n\x04\x63ode\x18\x04 \x01(\t\x12\x0f\n\x07message\x18\x05 \x01(\t\x12\x0c\n\x04hint\x18\x06 \x01(\t\x12+\n\x08\x64uration\x18\x07 \x01(\x0b\x32\x19.google.protobuf.Duration\"}\n\x0c\x44octorReport\x12\x0f\n\x07healthy\x18\x01 \x01(\x08\x12,\n\x06\x63hecks\x18\x02 \x03(\x0b\x32\x1c.conveyor.acp.v1.DoctorCheck\x12.\n\ncheck_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp*\xea\x02\n\x0f\x44octorCheckKind\x12!\n\x1d\x44OCTOR_CHECK_KIND_UNSPECIFIED\x10\x00\x12\x1d\n\x19\x44OCTOR_CHECK_KIND_ENABLED\x10\x01\x12#\n\x1f\x44OCTOR_CHECK_KIND_COMMAND_FOUND\x10\x02\x12\x1d\n\x19\x44OCTOR_CHECK_KIND_VERSION\x10\x03\x12\x1c\n\x18\x44OCTOR_CHECK_KIND_STARTS\x10\x04\x12 \n\x1c\x44OCTOR_CHECK_KIND_INITIALIZE\x10\x05\x12$\n DOCTOR_CHECK_KIND_AUTHENTICATION\x10\x06\x12%\n!DOCTOR_CHECK_KIND_PERMISSION_MODE\x10\x07\x12%\n!DOCTOR_CHECK_KIND_WORKSPACE_ROOTS\x10\x08\x12\x1d\n\x19\x44OCTOR_CHECK_KIND_SANDBOX\x10\t*\x93\x01\n\x0c\x44octorStatus\x12\x1d\n\x19\x44OCTOR_STATUS_UNSPECIFIED\x10\x00\x12\x14\n\x10\x44OCTOR_STATUS_OK\x10\x01\x12\x19\n\x15\x44OCTOR_STATUS_WARNING\x10\x02\x12\x18\n\x14\x44OCTOR_STATUS_FAILED\x10\x03\x12\x19\n\x15\x44OCTOR_STATUS_SKIPPED\x10\x04\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,9 +34,9 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'conveyor.acp.v1.doctor_pb2'
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_DOCTORCHECKKIND']._serialized_start=463
-  _globals['_DOCTORCHECKKIND']._serialized_end=794
-  _globals['_DOCTORSTATUS']._serialized_start=797
-  _globals['_DOCTORSTATUS']._serialized_end=944
+  _globals['_DOCTORCHECKKIND']._serialized_end=825
+  _globals['_DOCTORSTATUS']._serialized_start=828
+  _globals['_DOCTORSTATUS']._serialized_end=975
   _globals['_DOCTORCHECK']._serialized_start=115
   _globals['_DOCTORCHECK']._serialized_end=333
   _globals['_DOCTORREPORT']._serialized_start=335

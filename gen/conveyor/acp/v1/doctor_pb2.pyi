@@ -45,6 +45,8 @@ class _DoctorCheckKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Docto
     """The permission mode lets work be done, and somebody can answer in mode `ASK`."""
     DOCTOR_CHECK_KIND_WORKSPACE_ROOTS: _DoctorCheckKind.ValueType  # 8
     """The allowed roots exist and can be written."""
+    DOCTOR_CHECK_KIND_SANDBOX: _DoctorCheckKind.ValueType  # 9
+    """A sandbox can enforce reading only from outside a harness."""
 
 class DoctorCheckKind(_DoctorCheckKind, metaclass=_DoctorCheckKindEnumTypeWrapper):
     """What a check looks at, in the order of checking."""
@@ -67,6 +69,8 @@ DOCTOR_CHECK_KIND_PERMISSION_MODE: DoctorCheckKind.ValueType  # 7
 """The permission mode lets work be done, and somebody can answer in mode `ASK`."""
 DOCTOR_CHECK_KIND_WORKSPACE_ROOTS: DoctorCheckKind.ValueType  # 8
 """The allowed roots exist and can be written."""
+DOCTOR_CHECK_KIND_SANDBOX: DoctorCheckKind.ValueType  # 9
+"""A sandbox can enforce reading only from outside a harness."""
 Global___DoctorCheckKind: _TypeAlias = DoctorCheckKind  # noqa: Y015
 
 class _DoctorStatus:
@@ -159,7 +163,10 @@ class DoctorReport(_message.Message):
     CHECKS_FIELD_NUMBER: _builtins.int
     CHECK_TIME_FIELD_NUMBER: _builtins.int
     healthy: _builtins.bool
-    """True only when no check failed or was skipped."""
+    """True only when no check failed, and none was skipped but those of harnesses that need not be
+    there. A harness that is not installed is a warning when the configuration does not name it and
+    another one is good.
+    """
     @_builtins.property
     def checks(self) -> _containers.RepeatedCompositeFieldContainer[Global___DoctorCheck]:
         """In the order of checking, harness by harness."""
