@@ -271,14 +271,17 @@ class Connection:
     async def _end_or_give_up(self, prompt: Prompt) -> bool:
         """Cancel a prompt; returns whether it came to an end in time."""
         peer = self._peer
-        prompt.cancel()
+        prompt.cancelled = True
         with suppress(Gone, TimeoutError):
             async with asyncio.timeout(prompt.deadlines.cancel):
                 # Never before the prompt: it would be of no effect.
                 await peer.ask(_first(peer.wire.sent, prompt.over))
                 if not prompt.over.is_set():
                     await peer.ask(peer.conn.cancel(session_id=peer.session_id))
-                    await peer.ask(prompt.over.wait())
+                # After that, or it would take it for a refusal and go on.
+                prompt.drop_questions()
+                await peer.ask(prompt.over.wait())
+        prompt.drop_questions()
         if prompt.over.is_set():
             return True
         if peer.alive:

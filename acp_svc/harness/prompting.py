@@ -22,6 +22,7 @@ class Prompt:
         self.patience = Patience(deadlines.turn, deadlines.quiet)
         self.begun = False
         self.cancelled = False
+        """True once it is to end. What it asks for then is answered with `cancelled`."""
         self.deaf = False
         """True when it was cancelled and did not end."""
         self.over = asyncio.Event()
@@ -77,17 +78,13 @@ class Prompt:
             return None
         return chosen
 
-    def cancel(self) -> None:
-        """Answer its questions with `cancelled`, those that are still to come too."""
-        self.cancelled = True
-        self._drop_questions()
-
     def end(self) -> None:
         """Hand on nothing more."""
         self.over.set()
-        self._drop_questions()
+        self.drop_questions()
 
-    def _drop_questions(self) -> None:
+    def drop_questions(self) -> None:
+        """Answer its open questions with `cancelled`."""
         for task in list(self._asked):
             task.cancel()
 

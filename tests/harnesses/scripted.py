@@ -173,9 +173,9 @@ class Agent:
         with self.lock:
             self.number += 1
             number = f"r{self.number}"
-            self.waiting[number] = [threading.Event(), None]
+            waiting = self.waiting[number] = [threading.Event(), None]
         self.send({"id": number, "method": method, "params": params})
-        return self.waiting[number]
+        return waiting
 
     def run(self):
         for line in sys.stdin:

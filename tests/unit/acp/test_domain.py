@@ -6,7 +6,7 @@ import pytest
 
 from acp_svc.domain.builtin import BUILT_IN
 from acp_svc.domain.catalog import Catalog, CatalogError, Override
-from acp_svc.domain.checks import LATER, Check, Status, healthy, skipped
+from acp_svc.domain.checks import Check
 from acp_svc.domain.install import Installer, System, install_command
 from acp_svc.domain.preflight import Refusal, choose_harness, directory_refusal
 from acp_svc.domain.registry import Harness
@@ -114,34 +114,6 @@ def test_an_impossible_catalog_names_its_key(
 ) -> None:
     with pytest.raises(CatalogError, match=key.replace(".", r"\.")):
         Catalog.build(overrides, allowed=allowed, default=default)
-
-
-def test_a_check_is_skipped_for_one_honest_reason() -> None:
-    assert skipped(Check.VERSION, None) is None
-    blocked = skipped(Check.VERSION, Check.COMMAND_FOUND)
-    assert blocked is not None
-    assert "command found" in blocked.message
-    for check in LATER:
-        later = skipped(check, Check.COMMAND_FOUND)
-        assert later is not None
-        assert later.status is Status.SKIPPED
-        assert later.message.startswith("not in this release")
-
-
-@pytest.mark.parametrize(
-    ("statuses", "verdict"),
-    [
-        ([], False),
-        ([Status.OK], True),
-        ([Status.OK, Status.WARNING], True),
-        ([Status.OK, Status.SKIPPED], False),
-        ([Status.OK, Status.FAILED], False),
-    ],
-)
-def test_only_a_complete_and_clean_examination_is_healthy(
-    statuses: list[Status], verdict: bool
-) -> None:
-    assert healthy(statuses) is verdict
 
 
 def test_every_check_and_status_of_the_contract_has_a_word() -> None:

@@ -1,0 +1,87 @@
+"""What is inside the walls of a sandbox, and in which order it is put there."""
+
+from __future__ import annotations
+
+from pathlib import PurePosixPath as P
+
+import pytest
+
+from acp_svc.domain.permissions import PermissionMode
+from acp_svc.domain.sandboxing import Walls, needs_sandbox, probe, shut_in
+
+
+@pytest.mark.parametrize(
+    ("mode", "needed"),
+    [
+        (PermissionMode.APPROVE_READS, True),
+        (PermissionMode.DENY_ALL, True),
+        (PermissionMode.ASK, False),
+        (PermissionMode.APPROVE_ALL, False),
+    ],
+)
+def test_those_who_may_only_read_are_shut_in(mode: PermissionMode, needed: bool) -> None:
+    assert needs_sandbox(mode) is needed
+
+
+def mounts(walls: Walls) -> list[tuple[str, ...]]:
+    """Return the mounts in their order, as (how, ..., where)."""
+    words = shut_in(["harness", "--acp"], walls)
+    assert words[0] == walls.bwrap
+    assert words[-3:] == ["--", "harness", "--acp"]
+    assert words[-5:-3] == ["--chdir", str(walls.cwd)]
+    found, rest = [], words[1:-5]
+    while rest:
+        size = {"--ro-bind": 3, "--bind": 3, "--tmpfs": 2, "--dev": 2, "--proc": 2}.get(rest[0], 1)
+        found.append(tuple(rest[:size]))
+        rest = rest[size:]
+    return found
+
+
+def test_everything_can_be_read_and_its_own_written() -> None:
+    made = mounts(Walls("/usr/bin/bwrap", P("/home/me/work"), state=(P("/home/me/.claude"),)))
+    assert made == [
+        ("--die-with-parent",),
+        ("--unshare-pid",),
+        ("--ro-bind", "/", "/"),
+        ("--dev", "/dev"),
+        ("--proc", "/proc"),
+        ("--tmpfs", "/tmp"),
+        ("--bind", "/home/me/.claude", "/home/me/.claude"),
+    ]
+
+
+def test_the_directory_cannot_be_written_even_within_what_is_its_own() -> None:
+    made = mounts(Walls("bwrap", P("/h/.x/work"), state=(P("/h/.x"),)))
+    assert made[-2:] == [("--bind", "/h/.x", "/h/.x"), ("--ro-bind", "/h/.x/work", "/h/.x/work")]
+    # And what is its own can be written within the directory.
+    made = mounts(Walls("bwrap", P("/h"), state=(P("/h/.x"),)))
+    assert made[-1] == ("--bind", "/h/.x", "/h/.x")
+    same = mounts(Walls("bwrap", P("/h/.x"), state=(P("/h/.x"),)))
+    assert same[-1] == ("--ro-bind", "/h/.x", "/h/.x")
+
+
+def test_what_it_needs_among_temporary_files_is_shown_before_what_lies_deeper() -> None:
+    made = mounts(
+        Walls(
+            "bwrap",
+            P("/tmp/job/work"),
+            state=(P("/tmp/job/home/.x"),),
+            needed=(P("/tmp/job/bin/harness"), P("/usr/bin/python")),
+        )
+    )
+    assert made[-3:] == [
+        ("--tmpfs", "/tmp"),
+        ("--ro-bind", "/tmp/job", "/tmp/job"),
+        ("--bind", "/tmp/job/home/.x", "/tmp/job/home/.x"),
+    ]
+
+
+def test_sockets_that_could_do_anything_are_covered() -> None:
+    made = mounts(Walls("bwrap", P("/w"), hidden=(P("/run/docker.sock"),)))
+    assert made[-1] == ("--ro-bind", "/dev/null", "/run/docker.sock")
+
+
+def test_the_probe_asks_for_what_is_used_later() -> None:
+    words = shut_in(["x"], Walls("bwrap", P("/w")))
+    tried = probe("bwrap")
+    assert tried[: tried.index("--tmpfs")] == words[: words.index("--tmpfs")]
