@@ -353,7 +353,6 @@ async def test_a_forecast_asks_the_scheduler(gateway: Suite) -> None:
 async def test_what_comes_later_says_so(gateway: Suite) -> None:
     for method, path, feature in (
         ("POST", "/v1/chat/completions", "ChatCompletions"),
-        ("POST", "/hooks/github", "Hooks"),
         ("POST", "/channels/slack/events", "Channels"),
     ):
         response = await gateway.http.request(method, path)
