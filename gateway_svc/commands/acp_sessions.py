@@ -26,6 +26,7 @@ from gateway_svc.domain.commands.acp_texts import (
     work_of,
 )
 from gateway_svc.domain.commands.acp_words import live, name_of
+from gateway_svc.domain.commands.form import Form
 from gateway_svc.domain.commands.problem import Problem
 from gateway_svc.domain.commands.words import at_us
 from gateway_svc.domain.deliveries import message_text
@@ -114,7 +115,7 @@ class AcpSessions:
         first = message.split(maxsplit=1)[0]
         by_number = first.removeprefix("#").isdigit()
         listed, shown, bound_id = await self._known(asked, named or (first if by_number else ""))
-        example = asked.command.form.example
+        example = _with_target(asked.command.form)
         if named:
             found = pick(named, listed, shown, bound_id, example)
             told = found if isinstance(found, Problem) else (found, message)
@@ -131,7 +132,7 @@ class AcpSessions:
         if not typed and listed and not any(live(session) for session in listed):
             chosen: acp.AcpSession | Problem = listed[-1]
         else:
-            chosen = pick(typed, listed, shown, bound_id, asked.command.form.example)
+            chosen = pick(typed, listed, shown, bound_id, _with_target(asked.command.form))
         if isinstance(chosen, Problem):
             raise Refused(chosen.text)
         found = await self._do.harness_sessions.get(
@@ -140,7 +141,7 @@ class AcpSessions:
         session = found.session
         questions = [
             question
-            for question in await self._answering.questions(asked)
+            for question in await self._do.questions.open_of(asked.session_key, asked.principal)
             if question.acp_session_id == session.acp_session_id
         ]
         text = status_text(
@@ -210,7 +211,7 @@ class AcpSessions:
 
     async def _find(self, asked: Asked, typed: str) -> acp.AcpSession:
         listed, shown, bound_id = await self._known(asked, typed)
-        found = pick(typed, listed, shown, bound_id, asked.command.form.example)
+        found = pick(typed, listed, shown, bound_id, _with_target(asked.command.form))
         if isinstance(found, Problem):
             raise Refused(found.text)
         return _open(found)
@@ -262,6 +263,13 @@ class AcpSessions:
         except EventsCompacted:
             events = ev.ListEventsResponse().events
         return work_of(events, session.run_id, at_us(found.run.timing.start_time))
+
+
+def _with_target(form: Form) -> str:
+    """Return a command that says whom it is for."""
+    if form.name == "acp steer":
+        return "/acp steer 1 now run the tests"
+    return f"{form.example} --session 1" if form.options else f"/{form.name} 1"
 
 
 def _belongs(session: acp.AcpSession, session_key: str) -> bool:

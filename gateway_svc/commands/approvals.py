@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from conveyor.gateway.v1 import gateway_service_pb2 as gw
-from gateway_svc.commands.answering import Answering
 from gateway_svc.commands.asked import Answer, Asked, Handler, Refused, Services
 from gateway_svc.domain.commands.approvals import answered_text, choose_option, choose_question
 from gateway_svc.domain.commands.problem import Problem
@@ -15,23 +14,20 @@ from svckit.errors import QuestionClosed
 class Approvals:
     """Handlers of the commands that answer questions."""
 
-    def __init__(self, services: Services, answering: Answering) -> None:
+    def __init__(self, services: Services) -> None:
         self._do = services
-        self._answering = answering
 
     def handlers(self) -> Mapping[str, Handler]:
         """Return the handlers by the names of the grammar."""
         return {"approve": self.answer, "deny": self.answer}
 
     async def answer(self, asked: Asked) -> Answer:
-        """Answer one open question: of a run in the conversation's trees, or of a coding agent."""
+        """Answer one open question of the conversation, of any run in its trees."""
         allow, always = asked.command.name == "approve", bool(asked.get("always"))
-        askers = await self._answering.askers(asked)
-        questions = [question for question, _ in askers]
+        questions = await self._do.questions.open_of(asked.session_key, asked.principal)
 
         async def meant() -> Sequence[str]:
-            names = {question.question_id: name for question, name in askers}
-            question = choose_question(asked.get("question"), questions, asked.command.name, names)
+            question = choose_question(asked.get("question"), questions, asked.command.name)
             if isinstance(question, Problem):
                 raise Refused(question.text)
             option = choose_option(question, allow=allow, always=always)

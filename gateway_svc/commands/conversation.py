@@ -85,7 +85,10 @@ class Conversation:
             estimate=await self._estimate(waiting[0], asked)
             if waiting
             else lane_pb2.QueueEstimate(),
-            questions=[question.number for question in await self._answering.questions(asked)],
+            questions=[
+                question.number
+                for question in await self._do.questions.open_of(asked.session_key, asked.principal)
+            ],
             answering=await self._answering.answering(asked),
         )
         return Answer(status_text(standing, self._trees.now_us), await self._session(asked))

@@ -65,7 +65,7 @@ class Commands:
             **Subagents(services, trees, steer_seconds=steer_seconds).handlers(),
             **Spawning(services).handlers(),
             **Requests(services, trees).handlers(),
-            **Approvals(services, answering).handlers(),
+            **Approvals(services).handlers(),
             **AcpSessions(services, trees, answering).handlers(),
             **AcpHealth(services).handlers(),
         }

@@ -9,7 +9,7 @@ from conveyor.acp.v1 import doctor_pb2 as doctor
 from gateway_svc.domain.commands.problem import Problem, cut
 from svckit.words import joined, shorten
 
-_LINE, _HINT, _VERSION = 160, 200, 40
+_LINE, _HINT, _VERSION, _NOTES = 160, 200, 40, 320
 _KINDS = {
     doctor.DOCTOR_CHECK_KIND_ENABLED: "switched on",
     doctor.DOCTOR_CHECK_KIND_COMMAND_FOUND: "installed",
@@ -91,7 +91,7 @@ def install_text(harnesses: Sequence[service.Harness], harness_id: str) -> str |
 
 
 def _how(harness: service.Harness) -> str:
-    notes = f"\n{shorten(harness.notes, _HINT)}" if harness.notes else ""
+    notes = f"\n{shorten(harness.notes, _NOTES)}" if harness.notes else ""
     if harness.installed:
         return (
             f"{harness.display_name} is installed.{notes}\n"

@@ -107,7 +107,8 @@ def status_text(
         f"In {shorten(session.spec.cwd, _PATH)}"
         + (" · reading only, also by a sandbox" if session.sandboxed else ""),
         work.plan,
-        work.doing,
+        # What it asks for says the same.
+        "" if any(question.title in work.doing for question in questions) else work.doing,
         *(_question(question) for question in questions[:2]),
         "It answers this conversation" if bound else "",
     ]

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from types import MappingProxyType
+from collections.abc import Sequence
 
 from conveyor.common.v1 import question_pb2
 from gateway_svc.domain.commands.problem import Problem
@@ -19,42 +18,21 @@ _KINDS = {
 }
 
 
-_NOBODY: Mapping[str, str] = MappingProxyType({})
-
-
 def choose_question(
-    typed: str,
-    questions: Sequence[question_pb2.Question],
-    verb: str,
-    askers: Mapping[str, str] = _NOBODY,
+    typed: str, questions: Sequence[question_pb2.Question], verb: str
 ) -> question_pb2.Question | Problem:
     """Return the open question that `typed` names, by number or id; the oldest without one.
 
-    `questions` are open, oldest first. Each lane numbers its own: `askers` holds a short name of
-    who asks by question id, and `name.number` is understood where two have the same number.
+    `questions` are open, oldest first.
     """
     if not questions:
         return Problem("nothing waits for your answer here")
     if not typed:
         return questions[0]
-    name, _, number = typed.removeprefix("#").rpartition(".")
+    number = typed.removeprefix("#")
     for question in questions:
-        if question.question_id == typed:
+        if question.question_id == typed or str(question.number) == number:
             return question
-    fitting = [
-        question
-        for question in questions
-        if str(question.number) == number
-        and name.casefold() in ("", askers.get(question.question_id, "").casefold())
-    ]
-    if len(fitting) == 1:
-        return fitting[0]
-    if fitting:
-        ways = [
-            f"`/{verb} {askers.get(question.question_id, '')}.{number}` {_title(question)}"
-            for question in fitting[:_NAMED]
-        ]
-        return Problem(f"#{number} is asked {len(fitting)} times: say {joined(ways, 'or')}")
     there = joined([_named(question) for question in questions[:_NAMED]])
     example = f"/{verb} {questions[0].number}"
     return Problem(
@@ -86,8 +64,4 @@ def answered_text(question: question_pb2.Question, *, allow: bool, always: bool,
 
 
 def _named(question: question_pb2.Question) -> str:
-    return f"#{question.number} {_title(question)}"
-
-
-def _title(question: question_pb2.Question) -> str:
-    return shorten(question.title, _TITLE)
+    return f"#{question.number} {shorten(question.title, _TITLE)}"

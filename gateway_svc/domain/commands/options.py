@@ -83,7 +83,9 @@ def _all(form: Form, rest: str, found: dict[str, str]) -> dict[str, str] | Probl
             mine[option.name], rest = "", _word(rest[begun.end() :])[1]
         else:
             mine[option.name], rest = taken
-    return problem or mine
+    if problem is not None:
+        return Problem(f"{problem.text}. In quotation marks it stays in the text")
+    return mine
 
 
 def _named(form: Form, begun: re.Match[str]) -> Option | None:

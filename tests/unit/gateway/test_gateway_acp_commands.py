@@ -28,7 +28,6 @@ from gateway_svc.domain.commands.acp_texts import (
     thread_problem,
     work_of,
 )
-from gateway_svc.domain.commands.approvals import choose_question
 from gateway_svc.domain.commands.guide import help_text
 from gateway_svc.domain.commands.problem import Problem
 from gateway_svc.domain.commands.queueing import queue_answer
@@ -415,25 +414,6 @@ def test_help_names_every_command_once() -> None:
     )
     for second in named:
         assert f"`/acp {second}`" in str(help_text("acp"))
-
-
-def test_questions_of_several_lanes_with_one_number_are_told_apart() -> None:
-    mine = question_pb2.Question(question_id="q1", number=1, title="Delete b")
-    its = question_pb2.Question(question_id="q2", number=1, title="Write a")
-    other = question_pb2.Question(question_id="q3", number=2, title="Run c")
-    questions, names = [mine, its, other], {"q1": "main", "q2": "docs", "q3": "docs"}
-
-    def chosen(typed: str) -> str:
-        found = choose_question(typed, questions, "approve", names)
-        return found.text if isinstance(found, Problem) else found.question_id
-
-    assert chosen("1") == (
-        "#1 is asked 2 times: say `/approve main.1` Delete b or `/approve docs.1` Write a"
-    )
-    assert [chosen(typed) for typed in ("docs.1", "#Main.1", "2", "", "q2")] == [
-        *("q2", "q1", "q3", "q1", "q2")
-    ]
-    assert "no open question is “docs.7”" in chosen("docs.7")
 
 
 def asks(**arguments: str) -> question_pb2.Question:

@@ -237,7 +237,10 @@ def test_a_slip_gets_a_hint(text: str, meant: str) -> None:
         ("/acp spawn", ("needs a harness", "<harness>")),
         ("/acp spawn claude --bind", ("`--bind` needs here or off", "/acp spawn claude")),
         ("/acp spawn claude --bind there fix", ("“there” is no binding: say here or off",)),
-        ("/acp spawn claude fix --mode fast", ("“fast” is no mode: say persistent or oneshot",)),
+        (
+            "/acp spawn claude fix --mode fast",
+            ("“fast” is no mode: say persistent or oneshot", "In quot"),
+        ),
         ("/acp spawn claude --bind here fix --bind off", ("`--bind` is there twice",)),
         ("/acp spawn claude --yolo fix", ("knows no “--yolo”: there is `--bind`", "`--cwd`")),
         ("/acp spwan claude", ("“spwan” is nothing that `/acp` does", "/acp spawn claude")),
