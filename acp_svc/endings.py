@@ -91,19 +91,17 @@ def nobody_to_ask(session: Session) -> str:
     )
 
 
-def failed(session: Session, name: str, failure: PromptFailed) -> AcpTurnFailed:
+def failed(session: Session, failure: PromptFailed) -> AcpTurnFailed:
     """A prompt failed, and the session stays as it is."""
-    return _failed(session, f"{name}: {failure.message}", failure)
+    return _failed(session, f"{failure.message}.", failure)
 
 
-def crashed(
-    session: Session, name: str, failure: PromptFailed, reopened: Opening | None
-) -> AcpTurnFailed:
+def crashed(session: Session, failure: PromptFailed, reopened: Opening | None) -> AcpTurnFailed:
     """The harness ended while it worked. `reopened`: how the session was opened again."""
     how = _HOW[reopened] if reopened else "the session is opened again with the next message"
     return _failed(
         session,
-        f"{name}: {failure.message}; {how}. What it did until then stays done.",
+        f"{failure.message}; {how}. What it did until then stays done.",
         failure,
         {"reopened": reopened.value if reopened else "no"},
     )

@@ -27,6 +27,9 @@ from svckit.eventwriter import EventWriter
 
 MOST_OPEN = 32
 """Questions that a run may have open at a time."""
+MOST_REQUESTS = 2000
+"""Permissions that one prompt may ask for. Each is decided and told; a harness that asks for more
+goes round in circles."""
 
 
 @dataclass(eq=False)
@@ -69,7 +72,7 @@ class Follower:
         # Text to show; None where a message is complete and another begins.
         self._live: list[str | None] = []
         self._due: list[event_pb2.Event] = []
-        self._number = 0
+        self._number = self._requests = 0
         self._places = asyncio.Semaphore(MOST_OPEN)
         self.open: dict[str, Asked] = {}
         self.news = asyncio.Event()
@@ -102,7 +105,11 @@ class Follower:
         self.news.set()
 
     async def permission(self, request: PermissionRequest) -> str | None:
-        """Decide by rule, or have people asked."""
+        """Decide by rule, or have people asked. Nothing more once it asked too often."""
+        self._requests += 1
+        if self.runaway:
+            self.news.set()
+            return None
         patch = reading.patch(request.tool_call, self._session.spec.cwd)
         self._story.take(patch)
         call = self._story.call(patch)
@@ -157,6 +164,11 @@ class Follower:
             asked = self.open.get(answer.question_id)
             if asked is not None and not asked.answer.done():
                 asked.answer.set_result(answer)
+
+    @property
+    def runaway(self) -> bool:
+        """Whether it asked for so many permissions that it never will be done."""
+        return self._requests > MOST_REQUESTS
 
     @property
     def waiting(self) -> Mapping[str, Asked]:

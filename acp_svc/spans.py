@@ -54,8 +54,11 @@ def decided(span: trace.Span, decision: Decision) -> None:
     span.end()
 
 
+MOST_TOOL_SPANS = 200
+
+
 class ToolSpans:
-    """Spans of the tool calls of one prompt, from when they are first told until they are over."""
+    """Spans of the first tool calls of a prompt, from when they are told until they are over."""
 
     def __init__(self, tracer: trace.Tracer, within: context.Context) -> None:
         self._tracer = tracer
@@ -69,6 +72,8 @@ class ToolSpans:
             return
         span = self._open.get(call.call_id)
         if span is None:
+            if len(self._open) + len(self._over) >= MOST_TOOL_SPANS:
+                return
             span = self._open[call.call_id] = self._tracer.start_span(
                 f"execute_tool {call.shown_kind}",
                 context=self._within,

@@ -27,7 +27,7 @@ from acp_svc.domain.metering import Meter, Spent
 from acp_svc.domain.permissions import PermissionMode
 from acp_svc.domain.session import Mode, Opening, Session, State
 from acp_svc.domain.updates import closing_words
-from acp_svc.following import Follower
+from acp_svc.following import MOST_REQUESTS, Follower
 from acp_svc.harness.connection import Connection
 from acp_svc.harness.types import Cause, Ended, PromptFailed
 from acp_svc.opening import deadlines_of
@@ -323,18 +323,19 @@ class TurnRunner:
                 await self._note(work)
                 if work.over_budget is not None:
                     raise work.over_budget
+                if follower.runaway:
+                    why = f"{work.name} asked for more than {MOST_REQUESTS} permissions in one turn"
+                    raise PromptFailed(Cause.PROTOCOL, why)
                 if follower.waiting:
                     await self._wait_for_people(work, prompting)
                 elif not prompting.done():
                     await _first(prompting, seconds=WRITE_SECONDS)
                     await _first(prompting, follower.news)
-            return await prompting
-        except PromptFailed:
-            raise
         except BaseException:
             # In a task of its own: a second cancellation must not leave it half done.
             await asyncio.shield(asyncio.create_task(self._break_off(work, prompting)))
             raise
+        return await prompting
 
     async def _note(self, work: _Work) -> None:
         """Write and report what came since."""
@@ -427,11 +428,11 @@ class TurnRunner:
         if not work.live.connection.alive:
             await work.live.connection.stop()
         if failure.cause is not Cause.CRASHED:
-            return Fail(endings.failed(session, work.name, failure), retryable=False, taken=taken)
+            return Fail(endings.failed(session, failure), retryable=False, taken=taken)
         reopened = None
         if session.spec.mode is not Mode.ONESHOT:
             reopened = await self._reopened_within(session)
-        error = endings.crashed(session, work.name, failure, reopened)
+        error = endings.crashed(session, failure, reopened)
         return Fail(error, retryable=False, taken=taken)
 
     async def _reopened_within(self, session: Session) -> Opening | None:

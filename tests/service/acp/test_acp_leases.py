@@ -133,3 +133,22 @@ async def test_a_lease_lost_before_the_prompt_was_sent_is_worked_on(
     async with service(scheduler, tmp_path):
         done = await scheduler.answer(leased(scheduler, "count", attempt=2))
         assert reply_text(done) == "prompts: 1"
+
+
+@pytest.mark.parametrize(("route", "heard"), [("here", True), ("", False)])
+async def test_a_child_asks_only_where_the_root_of_its_tree_is_heard(
+    scheduler: FakeScheduler, tmp_path: Path, route: str, heard: bool
+) -> None:
+    task = task_pb2.AcpTask()
+    task.CopyFrom(TASK)
+    task.new_session.permission_mode = s.PERMISSION_MODE_ASK
+    scheduler.leased("root", run_id="ROOT")
+    scheduler.runs["ROOT"].spec.reply_route.address = route
+    child = scheduler.leased("count", task=task, session="s", depth=1, parent="ROOT")
+    child.run.spawn.flow_id = "ROOT"
+    async with service(scheduler, tmp_path):
+        end = await scheduler.answer(child)
+        if heard:
+            assert reply_text(end) == "prompts: 1"
+        else:
+            assert from_proto(end.error).metadata["cause"] == "permission_mode"

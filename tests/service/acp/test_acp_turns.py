@@ -7,6 +7,8 @@ import os
 import time
 from pathlib import Path
 
+import pytest
+
 from conveyor.acp.v1 import session_pb2 as s
 from conveyor.acp.v1 import task_pb2
 from conveyor.events.v1 import event_pb2
@@ -415,3 +417,17 @@ async def test_a_permission_that_nobody_answers_is_denied(tmp_path: Path) -> Non
         assert await b.decisions(run_id) == [(False, "expired", "")]
         assert not (b.root / "d.txt").exists()
         assert (await b.session(session_id)).state == s.ACP_SESSION_STATE_READY
+
+
+async def test_a_harness_that_asks_without_end_is_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("acp_svc.following.MOST_REQUESTS", 5)
+    async with turn_bench(tmp_path) as b:
+        session_id = await b.spawn(mode="deny-all")
+        run = await b.ended(await b.send(session_id, "asks 5 ;; asks 3 ;; hang"))
+        reason, metadata = failure_of(run)
+        assert (reason, metadata["cause"]) == ("ACP_TURN_FAILED", "protocol")
+        assert len(await b.decisions(run.run_id)) == 5
+        assert (await b.session(session_id)).state == s.ACP_SESSION_STATE_READY
+        assert await b.prompt(session_id, "count") == "prompts: 2"

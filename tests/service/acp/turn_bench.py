@@ -221,6 +221,7 @@ class TurnBench:
 
 
 def reply_of(run: run_pb2.Run) -> str:
+    assert run.state == run_pb2.RUN_STATE_SUCCEEDED, run.error
     return "".join(part.text for part in run.result.reply.parts)
 
 
