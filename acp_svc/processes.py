@@ -62,6 +62,11 @@ class Processes:
         """Return a session's place."""
         return self._places.setdefault(session_id, Place(session_id))
 
+    def live(self, session_id: str) -> Live | None:
+        """Return a session's process as it is, or None when it has none."""
+        place = self._places.get(session_id)
+        return None if place is None else place.live
+
     def leave(self, place: Place) -> None:
         """Forget the place of a session that ended or has no process, when nobody uses it."""
         if place.live is None and place.quiet:
@@ -199,17 +204,18 @@ class Processes:
 
     # Settings
 
-    async def adapt(self, place: Place) -> None:
+    async def adapt(self, session_id: str) -> None:
         """Tell the harness now what was configured, if it has a process and nobody uses it.
 
         Raises `InvalidField` and `AcpSessionInitFailed` when it refuses.
         """
-        if place.turn.used:
+        place = self._places.get(session_id)
+        if place is None or place.turn.used:
             return
         async with place.door:
             live = place.live
             if live is not None and live.connection.alive:
-                live.session = await self._store.change(place.session_id, lambda stored: stored)
+                live.session = await self._store.change(session_id, lambda stored: stored)
                 await self._adapt(live)
 
     async def _adapt(self, live: Live) -> bool:
@@ -272,12 +278,21 @@ class Processes:
 
     async def park(self, place: Place, why: str) -> None:
         """Stop the process of a session; its next prompt opens it again."""
-        async with place.turn, place.door:
-            if place.live is None:
-                return
-            _log.info("parked", acp_session_id=place.session_id, why=why)
-            await self.stop(place)
+        try:
+            async with place.turn, place.door:
+                if place.live is not None:
+                    _log.info("parked", acp_session_id=place.session_id, why=why)
+                    await self._park(place)
+        finally:
+            self.leave(place)
+
+    async def _park(self, place: Place) -> None:
+        await self.stop(place)
+        try:
             await self._store.change(place.session_id, rules.parked)
+        except ServiceError as error:
+            # The reaper says it again, and after a restart the next start does.
+            _log.warning("not stored as parked", reason=error.reason)
 
     async def stop(self, place: Place) -> None:
         """Stop the process and all that it started. The caller holds the door."""
@@ -328,14 +343,9 @@ class Processes:
     async def _drain(self, place: Place) -> None:
         # Not the turn: whoever is at work had its time to end.
         async with place.door:
-            if place.live is None:
-                return
-            await self.stop(place)
-            try:
-                await self._store.change(place.session_id, rules.parked)
-            except ServiceError as error:
-                # The next start says the same of every session that this one held.
-                _log.warning("not stored as parked", reason=error.reason)
+            if place.live is not None:
+                await self._park(place)
+        self.leave(place)
 
 
 async def _tell(live: Live, step: settings.Step) -> None:

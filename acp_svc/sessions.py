@@ -137,19 +137,21 @@ class Sessions:
         """
         session_id = live.session.session_id
         place = self._processes.place(session_id)
-        async with place.turn:
-            live = await self._processes.ensure(session_id, mine=True)
-            now_us = self._clock.now_us()
-            live.session = await self._change(
-                place, lambda stored: rules.at_work(stored, run_id, now_us)
-            )
-            if not live.session.state.open:
-                raise not_found(session_id, "the ACP session is closed")
-            try:
-                yield live
-            finally:
-                await self._rest(place)
-        self._processes.leave(place)
+        try:
+            async with place.turn:
+                live = await self._processes.ensure(session_id, mine=True)
+                now_us = self._clock.now_us()
+                live.session = await self._change(
+                    session_id, lambda stored: rules.at_work(stored, run_id, now_us)
+                )
+                if not live.session.state.open:
+                    raise not_found(session_id, "the ACP session is closed")
+                try:
+                    yield live
+                finally:
+                    await self._rest(place)
+        finally:
+            self._processes.leave(place)
 
     async def _rest(self, place: Place) -> None:
         live = place.live
@@ -159,7 +161,8 @@ class Sessions:
         now_us = self._clock.now_us()
         try:
             session = await self._change(
-                place, lambda stored: rules.rested(stored, has_process=has_process, now_us=now_us)
+                place.session_id,
+                lambda stored: rules.rested(stored, has_process=has_process, now_us=now_us),
             )
         except ServiceError as error:
             _log.warning("end of a turn not stored", reason=error.reason)
@@ -171,19 +174,18 @@ class Sessions:
         """Note how many questions of the run at work wait for people; 0 for none any more."""
         now_us = self._clock.now_us()
         live.session = await self._change(
-            self._processes.place(live.session.session_id),
+            live.session.session_id,
             lambda stored: rules.asking(stored, open_questions, now_us),
         )
 
     async def remember(self, session_id: str, said: Mapping[str, bool]) -> None:
         """Keep what people allowed or denied for the rest of the session."""
-        place = self._processes.place(session_id)
-        await self._change(place, lambda stored: rules.remembering(stored, said))
+        await self._change(session_id, lambda stored: rules.remembering(stored, said))
 
     async def mark_sent(self, session_id: str, run_id: str, key: str) -> None:
         """Note that a prompt is about to be sent, before it is. `key` names it within its run."""
         session = await self._prompts.mark(session_id, run_id, key, self._clock.now_us())
-        live = self._processes.place(session_id).live
+        live = self._processes.live(session_id)
         if live is not None:
             live.session = session
 
@@ -202,9 +204,7 @@ class Sessions:
     async def troubled(self, session_id: str, error: ServiceError) -> None:
         """Note why the last turn of a session failed. The session lives on."""
         trouble = trouble_of(error)
-        await self._change(
-            self._processes.place(session_id), lambda stored: rules.troubled(stored, trouble)
-        )
+        await self._change(session_id, lambda stored: rules.troubled(stored, trouble))
 
     # For people and other services
 
@@ -226,12 +226,11 @@ class Sessions:
         if wrong := settings.problem(before, changes):
             raise invalid_field(*wrong)
         now_us = self._clock.now_us()
-        place = self._processes.place(session_id)
-        await self._change(place, lambda stored: settings.configured(stored, changes, now_us))
+        await self._change(session_id, lambda stored: settings.configured(stored, changes, now_us))
         try:
-            await self._processes.adapt(place)
+            await self._processes.adapt(session_id)
         except (InvalidField, AcpSessionInitFailed):
-            await self._change(place, lambda stored: settings.restored(stored, before))
+            await self._change(session_id, lambda stored: settings.restored(stored, before))
             raise
         except ServiceError as error:
             # The process is in trouble, not the settings: the next turn starts another with them.
@@ -252,6 +251,12 @@ class Sessions:
         """
         await self.find(session_id)
         return await self._closed(self._processes.place(session_id), rules.closing)
+
+    def give_up(self, session_id: str) -> None:
+        """Begin to end a session whose only run was cancelled, and do not wait for it."""
+        place = self._processes.place(session_id)
+        if place.closing is None:
+            self._begin_closing(place, rules.closing)
 
     async def close_if_idle(self, session_id: str, idle_us: int) -> Session:
         """End a session, unless it did something within so long."""
@@ -284,7 +289,7 @@ class Sessions:
         return closing
 
     async def _close(self, place: Place, rule: Callable[[Session], Session]) -> Session:
-        session = await self._change(place, rule)
+        session = await self._change(place.session_id, rule)
         if session.state is not State.CLOSING:
             return session
         if place.opening is not None:
@@ -300,7 +305,7 @@ class Sessions:
         async with place.door:
             await self._processes.stop(place)
         now_us = self._clock.now_us()
-        return await self._change(place, lambda stored: rules.closed(stored, now_us))
+        return await self._change(place.session_id, lambda stored: rules.closed(stored, now_us))
 
     async def _turn_over(self, place: Place) -> None:
         """Give the turn at work the time that a cancelled one has, no more."""
@@ -321,10 +326,11 @@ class Sessions:
             return False
         return True
 
-    async def _change(self, place: Place, rule: Callable[[Session], Session]) -> Session:
-        session = await self._store.change(place.session_id, rule)
-        if place.live is not None:
-            place.live.session = session
+    async def _change(self, session_id: str, rule: Callable[[Session], Session]) -> Session:
+        session = await self._store.change(session_id, rule)
+        live = self._processes.live(session_id)
+        if live is not None:
+            live.session = session
         return session
 
 

@@ -148,6 +148,16 @@ class TurnRunner:
             # Its end never reached the scheduler.
             return endings.again(sent.outcome)
         session = await self._session_of(turn, task)
+        try:
+            return await self._work(turn, task, session, sent)
+        except asyncio.CancelledError:
+            if turn.cancelled.is_set() and not session.worked and _is_for(task, session):
+                self._sessions.give_up(session.session_id)
+            raise
+
+    async def _work(
+        self, turn: LeasedTurn, task: task_pb2.AcpTask, session: Session, sent: Sent | None
+    ) -> Outcome:
         await self._check_people(turn.run, session)
         try:
             with spans.opening(self._tracer, session):
@@ -474,6 +484,13 @@ class TurnRunner:
         except ServiceError as over:
             work.over_budget = over
             work.follower.news.set()
+
+
+def _is_for(task: task_pb2.AcpTask, session: Session) -> bool:
+    """Whether a session that was never open is there for this run alone."""
+    return task.WhichOneof("target") == "new_session" or (
+        task.open_only and session.opening is None
+    )
 
 
 def _task_of(run: run_pb2.Run) -> task_pb2.AcpTask:

@@ -228,6 +228,7 @@ async def bench(
         await processes.drain()
         await database.close()
     assert not house.running, "processes were left behind"
+    assert not processes._places, "nobody uses them any more"
 
 
 def refusal(field: str) -> ServiceError:

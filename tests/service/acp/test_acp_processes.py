@@ -26,6 +26,7 @@ from svckit.grpc import client
 from svckit.grpc.channel import make_channel
 from svckit.settings import load
 from svckit.testing import eventually, free_port, in_process
+from tests.service.acp.turn_bench import turn_bench
 
 SCRIPTED = Path(__file__).parents[2] / "harnesses" / "scripted.py"
 
@@ -284,3 +285,45 @@ async def test_nothing_of_a_killed_service_is_left_after_its_next_start(tmp_path
         await eventually(lambda: not any(map(lives, pids.values())))
         h = House(acp_grpc.AcpServiceStub(service.channel), tmp_path)
         assert (await h.get(session.acp_session_id)).state == pb.ACP_SESSION_STATE_PARKED
+
+
+async def test_a_run_that_is_cancelled_while_its_session_opens_leaves_nothing(
+    tmp_path: Path,
+) -> None:
+    pids = tmp_path / "pids"
+    hangs = ("--hang-at", "new", "--pids", str(pids))
+    async with turn_bench(tmp_path, {"scripted": hangs}) as b:
+        stored = await b.spawn()
+        child = pb.AcpSessionSpec(mode=pb.ACP_SESSION_MODE_ONESHOT)
+        runs = [
+            await b.send(stored, "", open_only=True),
+            await b.send("", "say:hello", new=child, key="child"),
+        ]
+        await eventually(lambda: pids.exists() and pids.read_text().count("\n") == 2)
+        started = [int(pid) for pid in pids.read_text().split()[1::2]]
+        for run_id in runs:
+            await b.cancel(run_id)
+
+        async def over() -> bool:
+            states = [pb.ACP_SESSION_STATE_CLOSED]
+            request = acp_pb.ListSessionsRequest(filter=pb.AcpSessionFilter(states=states))
+            return len((await client.call(b.acp.ListSessions(request))).sessions) == 2
+
+        await eventually(over)
+        assert not any(map(lives, started))
+
+
+async def test_a_harness_that_ends_for_nobody_does_not_outlive_the_service(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("acp_svc.app.DRAIN_GRACE_SECONDS", 0.1)
+    monkeypatch.setattr("acp_svc.app.DRAIN_TURNS_SECONDS", 0.2)
+    pids = tmp_path / "pids"
+    deaf = ("--deaf", "--ignore-cancel", "--child", "--pids", str(pids))
+    async with turn_bench(tmp_path, {"scripted": deaf}) as b:
+        session_id = await b.spawn()
+        await b.said(await b.send(session_id, "say:begun ;; never-end"), "begun")
+        started = [int(pid) for pid in pids.read_text().split()[1::2]]
+        assert len(started) == 2
+    assert not any(map(lives, started))
+    assert "drain took too long" not in caplog.text
