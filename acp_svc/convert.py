@@ -159,6 +159,7 @@ def changes_from_proto(given: pb.AcpSessionSettings) -> Changes:
         options=dict(given.options),
         cwd=given.cwd if given.HasField("cwd") else None,
         turn_timeout_seconds=seconds(given, "turn_timeout", "settings", 1.0),
+        fresh=given.fresh,
     )
 
 

@@ -226,6 +226,7 @@ class Processes:
             want,
             sandboxed=live.session.sandboxed,
             sandbox_on=self._opener.sandbox_on,
+            left_behind=live.session.upstream_id != live.connection.opened.upstream_id,
         )
         if step.reopen:
             return False

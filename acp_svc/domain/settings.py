@@ -37,6 +37,8 @@ class Changes:
     cwd: str | None = None
     """Resolved, and allowed."""
     turn_timeout_seconds: float | None = None
+    fresh: bool = False
+    """Forget what was said."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,13 +66,15 @@ def wanted(session: Session) -> Wanted:
     )
 
 
-def step(had: Wanted, want: Wanted, *, sandboxed: bool, sandbox_on: bool) -> Step:
+def step(
+    had: Wanted, want: Wanted, *, sandboxed: bool, sandbox_on: bool, left_behind: bool = False
+) -> Step:
     """Return what leads a process that was opened as `had` to `want`.
 
     `sandboxed`: whether it runs in a sandbox; a process cannot enter or leave one. `sandbox_on`:
-    whether the configuration wants them.
+    whether the configuration wants them. `left_behind`: the session inside it is to be forgotten.
     """
-    if had.cwd != want.cwd:
+    if left_behind or had.cwd != want.cwd:
         return Step(reopen=True)
     if (had.model and not want.model) or had.options.keys() - want.options.keys():
         return Step(reopen=True)  # what it was before it was told, nobody knows
@@ -112,10 +116,12 @@ def configured(session: Session, changes: Changes, now_us: int) -> Session:
     """Return the session with its new settings.
 
     With another directory the harness's session of before is left behind: it belongs to the old
-    one. With another permission mode so is the harness's mode that was asked for: it may not fit.
+    one. So it is when what was said is to be forgotten. With another permission mode the harness's
+    mode that was asked for is left behind: it may not fit.
     """
     spec = session.spec
     moved = changes.cwd is not None and changes.cwd != spec.cwd
+    moved = moved or (changes.fresh and (session.prompted or bool(spec.resume_id)))
     other = changes.permission_mode not in (None, spec.permission_mode)
     mode = "" if other else session.wanted_mode
     if changes.harness_mode is not None:

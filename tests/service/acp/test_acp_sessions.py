@@ -447,6 +447,21 @@ async def test_another_directory_opens_a_new_conversation(tmp_path: Path) -> Non
         assert b.house.orders[-1].cwd == b.root / "other"
 
 
+async def test_a_session_that_is_to_be_fresh_forgets_with_its_next_turn(tmp_path: Path) -> None:
+    async with bench(tmp_path) as b:
+        session_id = await b.spawned()
+        await b.sessions.configure(session_id, Changes(fresh=True))
+        assert (await b.sessions.open(session_id)).reopened is None, "nothing was said yet"
+        live = await b.sessions.open(session_id)
+        async with b.sessions.busy(live, "r"):
+            await b.sessions.mark_sent(session_id, "r", "k")
+            await b.sessions.configure(session_id, Changes(fresh=True))
+            assert b.held(session_id) is live.connection, "the turn at work keeps what it knows"
+        live = await b.sessions.open(session_id)
+        assert (live.reopened, b.house.orders[-1].upstream_id) == (Opening.NEW, "")
+        assert (await b.sessions.open(session_id)) is live
+
+
 async def test_before_it_opened_nothing_is_known_of_what_it_offers(tmp_path: Path) -> None:
     async with bench(tmp_path) as b:
         made = await b.sessions.create(b.spec(), request_id="q")
