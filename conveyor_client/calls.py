@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from conveyor.acp.v1 import acp_service_pb2 as acp_pb
-from conveyor.acp.v1 import doctor_pb2 as doctor_pb
-from conveyor.acp.v1 import session_pb2 as acp_session_pb
 from conveyor.agent.v1 import agent_service_pb2 as agent_pb
 from conveyor.common.v1 import content_pb2 as content_pb
 from conveyor.gateway.v1 import gateway_service_pb2 as gateway_pb
@@ -16,18 +13,16 @@ from conveyor.scheduler.v1 import forecast_pb2 as forecast_pb
 from conveyor.scheduler.v1 import lane_pb2 as lane_pb
 from conveyor.scheduler.v1 import run_pb2 as run_pb
 from conveyor.scheduler.v1 import scheduler_service_pb2 as scheduler_pb
-from conveyor_client.connection import Connection
+from conveyor_client.acp_calls import AcpCalls
+from conveyor_client.messages import as_inbound, as_message
 from svckit.ids import new_ulid
 
 
-class Calls:
+class Calls(AcpCalls):
     """Every call that answers once. `ConveyorClient` adds the streams and the connection's life.
 
     Lists return one page with `next_page_token`; pass it as `page_token` for the next one.
     """
-
-    def __init__(self, to: Connection) -> None:
-        self._to = to
 
     # Talking
 
@@ -247,7 +242,7 @@ class Calls:
             gateway_pb.AnswerQuestionRequest(question_id=question_id, option_id=option_id),
         )
 
-    # Agents, models, harnesses
+    # Agents, models
 
     async def agents(
         self, *, page_size: int = 0, page_token: str = ""
@@ -266,109 +261,3 @@ class Calls:
             lambda stub: stub.ListModels,
             agent_pb.ListModelsRequest(page_size=page_size, page_token=page_token),
         )
-
-    async def harnesses(
-        self, *, page_size: int = 0, page_token: str = ""
-    ) -> acp_pb.ListHarnessesResponse:
-        """List the harnesses of the registry and the configuration."""
-        return await self._to.call(
-            lambda stub: stub.ListHarnesses,
-            acp_pb.ListHarnessesRequest(page_size=page_size, page_token=page_token),
-        )
-
-    async def doctor(self, harness_id: str = "") -> doctor_pb.DoctorReport:
-        """Examine a harness, or the default one, or all that are allowed."""
-        answer = await self._to.call(
-            lambda stub: stub.AcpDoctor,
-            gateway_pb.AcpDoctorRequest(harness_id=harness_id),
-            repeat=False,
-        )
-        return answer.report
-
-    # ACP sessions
-
-    async def acp_sessions(
-        self,
-        filter: acp_session_pb.AcpSessionFilter | None = None,
-        *,
-        page_size: int = 0,
-        page_token: str = "",
-    ) -> gateway_pb.ListAcpSessionsResponse:
-        """List ACP sessions, newest first."""
-        return await self._to.call(
-            lambda stub: stub.ListAcpSessions,
-            gateway_pb.ListAcpSessionsRequest(
-                filter=filter, page_size=page_size, page_token=page_token
-            ),
-        )
-
-    async def acp_spawn(
-        self,
-        spec: acp_session_pb.AcpSessionSpec,
-        *,
-        bind_session_key: str = "",
-        request_id: str | None = None,
-    ) -> gateway_pb.SpawnAcpSessionResponse:
-        """Open an ACP session and, if named, point a conversation at it."""
-        return await self._to.call(
-            lambda stub: stub.SpawnAcpSession,
-            gateway_pb.SpawnAcpSessionRequest(
-                spec=spec, bind_session_key=bind_session_key, request_id=request_id or new_ulid()
-            ),
-        )
-
-    async def acp_prompt(
-        self,
-        acp_session_id: str,
-        message: str | content_pb.Message,
-        *,
-        request_id: str | None = None,
-    ) -> gateway_pb.PromptAcpSessionResponse:
-        """Queue a prompt for an ACP session."""
-        return await self._to.call(
-            lambda stub: stub.PromptAcpSession,
-            gateway_pb.PromptAcpSessionRequest(
-                acp_session_id=acp_session_id,
-                message=as_message(message),
-                request_id=request_id or new_ulid(),
-            ),
-        )
-
-    async def acp_close(self, acp_session_id: str) -> gateway_pb.CloseAcpSessionResponse:
-        """Close an ACP session with its process."""
-        return await self._to.call(
-            lambda stub: stub.CloseAcpSession,
-            gateway_pb.CloseAcpSessionRequest(acp_session_id=acp_session_id),
-        )
-
-
-def as_message(message: str | content_pb.Message) -> content_pb.Message:
-    """Return a message, made from a text if need be."""
-    if isinstance(message, content_pb.Message):
-        return message
-    return content_pb.Message(
-        role=content_pb.ROLE_USER, parts=[content_pb.ContentPart(text=message)]
-    )
-
-
-def as_inbound(
-    message: str | content_pb.Message,
-    session_key: str,
-    agent_id: str,
-    customer_key: str,
-    queue_mode: lane_pb.QueueMode.ValueType,
-    budget: run_pb.Budget | None,
-    priority: int,
-    labels: Mapping[str, str] | None,
-) -> gateway_pb.InboundMessage:
-    """Return what a sender says about a message."""
-    return gateway_pb.InboundMessage(
-        session_key=session_key,
-        agent_id=agent_id,
-        customer_key=customer_key,
-        message=as_message(message),
-        queue_mode=queue_mode,
-        budget=budget,
-        priority=priority,
-        labels=labels,
-    )

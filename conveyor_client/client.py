@@ -13,9 +13,12 @@ from conveyor.common.v1 import content_pb2 as content_pb
 from conveyor.gateway.v1 import gateway_service_pb2 as gateway_pb
 from conveyor.scheduler.v1 import lane_pb2 as lane_pb
 from conveyor.scheduler.v1 import run_pb2 as run_pb
-from conveyor_client.calls import Calls, as_inbound
+from conveyor.scheduler.v1 import scheduler_service_pb2 as scheduler_pb
+from conveyor_client.calls import Calls
 from conveyor_client.connection import Connection, Patience
 from conveyor_client.credentials import Tls
+from conveyor_client.messages import as_inbound
+from conveyor_client.work import Work
 from svckit.ids import new_ulid
 
 DEFAULT_ADDRESS = "127.0.0.1:50050"
@@ -157,6 +160,49 @@ class ConveyorClient(Calls):
                 ):
                     continue
                 yield item
+
+    async def acp_work(
+        self,
+        acp_session_id: str,
+        message: str | content_pb.Message,
+        *,
+        queue_mode: lane_pb.QueueMode.ValueType = lane_pb.QUEUE_MODE_UNSPECIFIED,
+        request_id: str | None = None,
+    ) -> AsyncGenerator[gateway_pb.ChatResponse, None]:
+        """Queue a prompt for an ACP session and yield what happens until its turn has ended.
+
+        As `chat`: first `accepted`, then events with live pieces between them, among them what the
+        harness does (`harness_updated`) and asks (`question_asked`), last `ended`. Leaving early
+        does not stop the turn, `acp_cancel` does; leave with `aclosing`.
+        """
+        key = request_id or new_ulid()
+        prompted = await self.acp_prompt(
+            acp_session_id, message, queue_mode=queue_mode, request_id=key
+        )
+        async with aclosing(self.run_work(prompted.accepted, prompted.resume_token, key)) as stream:
+            async for item in stream:
+                yield item
+
+    async def run_work(
+        self, accepted: scheduler_pb.AcceptedRun, resume_token: str, request_id: str
+    ) -> AsyncGenerator[gateway_pb.ChatResponse, None]:
+        """Yield what happens in an accepted run until it ended, as `chat` does, for ever resumed.
+
+        `resume_token` is a position before the run in its session, `request_id` the one under which
+        it was accepted.
+        """
+        work = Work(accepted, request_id)
+        yield gateway_pb.ChatResponse(accepted=accepted)
+        session = accepted.run.spec.session_key
+        async with aclosing(self.watch_session(session, resume_token=resume_token)) as stream:
+            async for item in stream:
+                told = work.take(item)
+                if told is not None:
+                    yield told
+                if work.ended:
+                    break
+        found = await self.run(work.run_id)
+        yield gateway_pb.ChatResponse(ended=found.run)
 
     async def watch_announcements(
         self,

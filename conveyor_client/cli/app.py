@@ -8,11 +8,12 @@ from typing import Annotated
 import typer
 
 from conveyor_client.cli import (
+    acp,
     command,
     flows,
     forecast,
+    harnesses,
     lanes,
-    later,
     lists,
     local,
     models,
@@ -96,8 +97,8 @@ app.command("why")(why.why)
 app.command("forecast")(forecast.forecast)
 app.command("agents")(lists.agents)
 app.add_typer(models.model_app, name="model")
-app.add_typer(local.acp_app, name="acp")
+acp.acp_app.command("doctor")(harnesses.acp_doctor)
+acp.acp_app.command("harnesses")(harnesses.acp_harnesses)
+app.add_typer(acp.acp_app, name="acp")
 app.command("doctor")(local.doctor)
 app.add_typer(local.config_app, name="config")
-
-later.add_to(acp=local.acp_app)

@@ -31,14 +31,30 @@ def options_line(question: question_pb.Question) -> str:
     )
 
 
-def ways(question: question_pb.Question, *, commands: bool) -> str:
-    """Return how to answer: with slash commands in a chat, else with the command line."""
+def ways(question: question_pb.Question, *, commands: bool, typed: bool = False) -> str:
+    """Return how to answer: with slash commands in a chat, else with the command line.
+
+    `typed`: whoever reads this is asked right there.
+    """
+    if typed:
+        numbered = (f"{n} {option.name}" for n, option in enumerate(question.options, 1))
+        return f"type {' · '.join(numbered)}"
     if commands:
         texts = answering_commands(question)
         if texts:
             return joined(texts, "or")
     options = "|".join(option.option_id for option in question.options)
     return f"conveyor questions answer {question.question_id} {options}"
+
+
+def typed_option(question: question_pb.Question, typed: str) -> str | None:
+    """Return the id of the option that was typed: by its place, its id or its name."""
+    chosen = choose_option(question, typed)
+    if any(option.option_id == chosen for option in question.options):
+        return chosen
+    if typed.isdecimal() and 1 <= int(typed) <= len(question.options):
+        return question.options[int(typed) - 1].option_id
+    return None
 
 
 def option_name(question: question_pb.Question, option_id: str) -> str:

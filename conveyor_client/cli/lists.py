@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from conveyor_client.cli.arguments import Json, Limit, Page, more
 from conveyor_client.cli.context import CannotRun, connect, run
+
+if TYPE_CHECKING:
+    from conveyor.gateway.v1 import session_pb2 as session_pb
 
 
 def sessions(
@@ -66,7 +69,7 @@ def sessions(
                 (
                     (
                         out.plain(s.session_key),
-                        out.plain(s.agent_id),
+                        out.plain(_answers(s)),
                         out.plain(s.customer_key),
                         out.plain(s.run_id) or "-",
                         str(s.waiting),
@@ -111,3 +114,10 @@ def agents(context: typer.Context, json: Json = False) -> None:
             )
 
     run(work())
+
+
+def _answers(session: session_pb.Session) -> str:
+    """Return who answers a session: its agent, or the ACP session that it is bound to."""
+    if session.bound_acp_session_id:
+        return f"acp {session.bound_acp_session_id}"
+    return session.agent_id

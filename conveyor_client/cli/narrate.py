@@ -17,6 +17,7 @@ from conveyor.scheduler.v1 import announcement_pb2 as announcement_pb
 from conveyor.scheduler.v1 import lane_pb2 as lane_pb
 from conveyor.scheduler.v1 import run_pb2 as run_pb
 from conveyor.scheduler.v1 import scheduler_service_pb2 as scheduler_pb
+from conveyor_client.cli.acp_words import HarnessTeller, decided_line
 from conveyor_client.cli.asking import ways
 from conveyor_client.cli.output import seconds, state_word, text_of, tokens
 from conveyor_client.cli.places import fate, place
@@ -57,15 +58,25 @@ class Narrator:
 
     `live` shows the pieces of messages as they come. `thorough` also tells state changes, tool
     calls and what others wrote into the session, for people who watch rather than converse.
-    `commands`: who reads this may type slash commands right there.
+    `commands`: who reads this may type slash commands right there. `work` tells what a harness
+    does: tool calls, plans, permissions. `typed`: who reads this types answers right there.
     """
 
     def __init__(
-        self, *, live: bool = False, thorough: bool = False, commands: bool = False
+        self,
+        *,
+        live: bool = False,
+        thorough: bool = False,
+        commands: bool = False,
+        work: bool = False,
+        typed: bool = False,
     ) -> None:
         self._live = live
         self._thorough = thorough
         self._commands = commands
+        self._work = work or thorough
+        self._typed = typed
+        self._harness = HarnessTeller()
         self._shown: dict[str, str] = {}
         self._complete: set[str] = set()
         self._open: str | None = None
@@ -183,6 +194,12 @@ class Narrator:
             yield from self._line("the running turn took the message")
         elif kind == "guard_intervened":
             yield from self._line(_guard_line(event.guard_intervened))
+        elif kind == "harness_updated" and self._work:
+            told = self._harness.tell(event.harness_updated, thoughts=self._thorough)
+            if told is not None:
+                yield from self._line(told[0], Voice.NEWS if told[1] else Voice.BAD)
+        elif kind == "permission_decided":
+            yield from self._decided(event.permission_decided)
         elif self._thorough:
             yield from self._detail(event, kind)
 
@@ -220,7 +237,9 @@ class Narrator:
         yield from self._line(f"question {question.number} ({time} to answer): {question.title}")
         for line in asked_for(question):
             yield from self._line(f"  {line}")
-        yield from self._line(f"answer: {ways(question, commands=self._commands)}")
+        yield from self._line(
+            f"answer: {ways(question, commands=self._commands, typed=self._typed)}"
+        )
 
     def _answer(self, closed: event_pb.QuestionClosed) -> Iterator[Utterance]:
         which = f"question {closed.number} ({shorten(closed.title, 60)})"
@@ -231,6 +250,12 @@ class Narrator:
             yield from self._line(f"{which}: nobody answered in time: {taken}", Voice.BAD)
         elif self._thorough:
             yield from self._line(f"{which} needs no answer any more")
+
+    def _decided(self, decided: event_pb.PermissionDecided) -> Iterator[Utterance]:
+        # What people answered is told as their answer.
+        if self._work or not (decided.allowed or decided.rule in _TOLD_AS_ANSWER):
+            voice = Voice.NEWS if decided.allowed else Voice.BAD
+            yield from self._line(decided_line(decided), voice)
 
     def _detail(self, event: event_pb.Event, kind: str | None) -> Iterator[Utterance]:
         who = self._labels.get(event.run_id, event.run_id)
@@ -247,6 +272,9 @@ class Narrator:
             yield from self._line(
                 f"{who}: a tool failed: {event.tool_call_ended.error.message}", Voice.BAD
             )
+
+
+_TOLD_AS_ANSWER = frozenset({"asked", "expired", "cancelled"})
 
 
 def _ended_word(state: run_pb.RunState.ValueType) -> str:

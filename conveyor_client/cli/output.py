@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     from conveyor.scheduler.v1 import scheduler_service_pb2 as scheduler_pb
 
     Listed = (
-        gateway_pb.ListQuestionsResponse
+        gateway_pb.ListAcpSessionsResponse
+        | gateway_pb.ListQuestionsResponse
         | gateway_pb.ListSessionsResponse
         | flow_pb.ListFlowsResponse
         | scheduler_pb.ListLanesResponse

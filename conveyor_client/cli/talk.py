@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import sys
-import threading
 from contextlib import aclosing
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
@@ -67,7 +66,7 @@ def send(
                     session_key=session,
                     agent_id=agent,
                     customer_key=customer,
-                    queue_mode=_mode(queue_mode),
+                    queue_mode=mode_of(queue_mode),
                     priority=priority,
                     request_id=request_id,
                 )
@@ -77,7 +76,7 @@ def send(
                 session_key=session,
                 agent_id=agent,
                 customer_key=customer,
-                queue_mode=_mode(queue_mode),
+                queue_mode=mode_of(queue_mode),
                 priority=priority,
                 request_id=request_id,
             )
@@ -132,9 +131,10 @@ def chat(
 
 async def _converse(context: typer.Context, session: str, agent: str) -> None:
     from conveyor_client.cli.printer import printer
+    from conveyor_client.cli.reading import read_lines
 
     shown = printer()
-    lines = _read_lines()
+    lines = read_lines()
     at_work: set[asyncio.Task[None]] = set()
     interactive = sys.stdin.isatty()
     async with connect(context) as client:
@@ -198,27 +198,6 @@ async def _exchange(
         shown.show(Utterance(Voice.BAD, error.message))
     finally:
         accepted.set()
-
-
-def _read_lines() -> asyncio.Queue[str | None]:
-    """Return a queue of lines of standard input, None at its end.
-
-    Read by a daemon thread: it works for terminals, pipes and files alike, leaves the terminal in
-    its own mode, and does not hold up the exit.
-    """
-    lines: asyncio.Queue[str | None] = asyncio.Queue()
-    loop = asyncio.get_running_loop()
-
-    def read() -> None:
-        try:
-            for line in sys.stdin:
-                loop.call_soon_threadsafe(lines.put_nowait, line)
-            loop.call_soon_threadsafe(lines.put_nowait, None)
-        except (RuntimeError, ValueError):
-            pass  # the loop was closed, or standard input was: nobody waits for lines
-
-    threading.Thread(target=read, name="standard input", daemon=True).start()
-    return lines
 
 
 def watch(
@@ -286,7 +265,8 @@ async def _watch_announcements(
                     shown.show(utterance)
 
 
-def _mode(name: QueueModeName | None) -> lane_pb.QueueMode.ValueType:
+def mode_of(name: QueueModeName | None) -> lane_pb.QueueMode.ValueType:
+    """Return the queue mode that was named, unspecified for none."""
     from conveyor.scheduler.v1 import lane_pb2
 
     if name is None:

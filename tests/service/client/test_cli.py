@@ -20,7 +20,7 @@ from conveyor.gateway.v1 import session_pb2
 from conveyor.scheduler.v1 import flow_service_pb2, lane_pb2, run_pb2
 from conveyor.scheduler.v1 import scheduler_service_pb2 as scheduler_pb
 from conveyor_client.cli import main
-from svckit.errors import FlowNotFound, NotImplementedYet
+from svckit.errors import FlowNotFound
 
 from .conftest import Gateway
 from .items import SESSION, accepted, announced, ended, replied
@@ -381,25 +381,6 @@ async def test_send_says_where_the_message_stands(
     gateway.script.always("SendMessage", answer)
     assert await conveyor("--address", gateway.address, "send", "hello") == 0
     assert capsys.readouterr().out.splitlines()[-1] == "2nd in line, about 4.0 s"
-
-
-@pytest.mark.parametrize(
-    ("method", "verb"),
-    [
-        ("SpawnAcpSession", ["acp", "spawn", "codex"]),
-        ("PromptAcpSession", ["acp", "prompt", "S", "text"]),
-        ("ListAcpSessions", ["acp", "sessions"]),
-        ("CloseAcpSession", ["acp", "close", "S"]),
-    ],
-)
-async def test_verbs_of_later_releases_say_so(
-    gateway: Gateway, method: str, verb: list[str], capsys: pytest.CaptureFixture[str]
-) -> None:
-    gateway.script.always(method, NotImplementedYet(f"{method} is not in this release"))
-    assert await conveyor("--address", gateway.address, *verb) == 1
-    assert capsys.readouterr().err == (
-        f"error: {method} is not in this release (NOT_IMPLEMENTED)\n"
-    )
 
 
 async def test_errors_are_one_line(gateway: Gateway, capsys: pytest.CaptureFixture[str]) -> None:
