@@ -39,20 +39,17 @@ async def test_a_session_is_opened_prompted_asked_about_and_keeps_its_context(
         assert (await b.session(session_id)).state == s.ACP_SESSION_STATE_READY
 
         assert await b.prompt(session_id, "count") == "prompts: 1"
-        # A reading is asked about too, in this mode.
+        # Reading needs nobody; the rest does, in this mode.
         (b.root / "a.txt").write_text("hello")
         run_id = await b.send(session_id, "say:I look. ;; read a.txt ;; write b.txt new ;; count")
-        [read] = await b.questions()
-        assert (read.title, read.tool_kind) == ("Read a.txt", "read")
-        assert read.acp_session_id == session_id
+        [write] = await b.questions()
+        assert (write.title, write.tool_kind) == ("Write b.txt", "edit")
+        assert write.acp_session_id == session_id
         assert (await b.session(session_id)).state == s.ACP_SESSION_STATE_ASKING
         assert (await b.session(session_id)).open_questions == 1
         waits = await b.run(run_id)
         assert waits.state == run_pb2.RUN_STATE_SUSPENDED
         assert waits.suspension.lease_worker == "acp-0"
-        await b.answer(read, "allow")
-        [write] = await b.questions()
-        assert write.title == "Write b.txt"
         assert write.locations == [f"{b.root}/b.txt"]
         assert "+new" in dict(write.arguments)["diff"]
         assert [o.option_id for o in write.options] == ["allow", "allow-always", "deny"]
@@ -65,7 +62,7 @@ async def test_a_session_is_opened_prompted_asked_about_and_keeps_its_context(
             rejected_permissions=1,
         )
         assert not (b.root / "b.txt").exists()
-        assert await b.decisions(run_id) == [(True, "asked", "ann"), (False, "asked", "ann")]
+        assert await b.decisions(run_id) == [(True, "approve-reads", ""), (False, "asked", "ann")]
         # Said once for the rest of the session, also after the process was another.
         run_id = await b.send(session_id, "write b.txt new")
         await b.answer((await b.questions())[0], "allow-always")
