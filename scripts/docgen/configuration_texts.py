@@ -120,7 +120,7 @@ MEANING = {
     "acp.quiet_seconds": "How long a harness may work without a word",
     "acp.cancel_seconds": "How long a cancelled turn has before its process is stopped",
     "acp.sandbox": "Whether reading only is enforced from outside: `auto` (where the machine can), "
-    "`off` or `require` *(not yet)*",
+    "`off` or `require`",
     "acp.permission_timeout_seconds": "How long a person has to answer",
     "acp.harness.<id>.command": "Command and arguments, beside or instead of the built-in ones",
     "acp.harness.<id>.env": "Environment of its process",
