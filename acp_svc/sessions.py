@@ -206,6 +206,14 @@ class Sessions:
         trouble = trouble_of(error)
         await self._change(session_id, lambda stored: rules.troubled(stored, trouble))
 
+    async def refused(self, session_id: str, error: ServiceError) -> None:
+        """Note why a session was not even tried to be opened: the end of one that never was."""
+        trouble, now_us = trouble_of(error), self._clock.now_us()
+        await self._change(
+            self._processes.place(session_id),
+            lambda stored: rules.not_opened(stored, trouble, now_us),
+        )
+
     # For people and other services
 
     async def configure(self, session_id: str, changes: Changes) -> Session:

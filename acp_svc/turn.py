@@ -195,11 +195,15 @@ class TurnRunner:
         """Where people may be asked, somebody must be there to see it."""
         if session.spec.permission_mode is not PermissionMode.ASK:
             return
-        if not await self._is_heard(run):
-            raise AcpSessionInitFailed(
-                endings.nobody_to_ask(session),
-                metadata={"harnessId": session.spec.harness_id, "cause": "permission_mode"},
-            )
+        if await self._is_heard(run):
+            return
+        error = AcpSessionInitFailed(
+            endings.nobody_to_ask(session),
+            metadata={"harnessId": session.spec.harness_id, "cause": "permission_mode"},
+        )
+        if session.state is State.STARTING:
+            await self._sessions.refused(session.session_id, error)
+        raise error
 
     async def _is_heard(self, run: run_pb2.Run) -> bool:
         """Whether questions of the run reach anybody: the root's replies go somewhere."""

@@ -35,7 +35,9 @@ async def scheduler() -> AsyncIterator[FakeScheduler]:
 
 
 @asynccontextmanager
-async def service(scheduler: FakeScheduler, tmp_path: Path, *flags: str) -> AsyncIterator[None]:
+async def service(
+    scheduler: FakeScheduler, tmp_path: Path, *flags: str, acp: str = ""
+) -> AsyncIterator[None]:
     (tmp_path / "work").mkdir(exist_ok=True)
     config = tmp_path / "conveyor.toml"
     config.write_text(
@@ -48,6 +50,7 @@ async def service(scheduler: FakeScheduler, tmp_path: Path, *flags: str) -> Asyn
         workspace_roots = ["{tmp_path}/work"]
         sandbox = "off"
         cancel_seconds = 1
+        {acp}
         [acp.harness.scripted]
         command = {harness(*flags)}
         env = {{HOME = "{tmp_path}"}}
@@ -101,9 +104,7 @@ async def test_a_prompt_that_was_cut_off_fails_and_is_not_sent_again(
         assert not again.retryable
 
 
-@pytest.mark.parametrize(
-    ("flag", "how"), [("--load", "loaded"), ("--resume", "resumed"), ("--noise", "new")]
-)
+@pytest.mark.parametrize(("flag", "how"), [("--resume", "resumed"), ("--noise", "new")])
 async def test_after_a_restart_the_session_of_a_cut_off_prompt_is_opened_as_the_harness_can(
     scheduler: FakeScheduler, tmp_path: Path, flag: str, how: str
 ) -> None:
@@ -152,3 +153,21 @@ async def test_a_child_asks_only_where_the_root_of_its_tree_is_heard(
             assert reply_text(end) == "prompts: 1"
         else:
             assert from_proto(end.error).metadata["cause"] == "permission_mode"
+
+
+async def test_where_spawns_do_not_wait_a_prompt_that_finds_no_room_is_refused(
+    scheduler: FakeScheduler, tmp_path: Path
+) -> None:
+    full = 'max_sessions = 1\nwhen_full = "reject"'
+    async with service(scheduler, tmp_path, "--resume", acp=full):
+        result = task_pb2.AcpResult()
+        (await scheduler.answer(leased(scheduler, "count"))).result.details.Unpack(result)
+        parked = task_pb2.AcpTask(acp_session_id=result.acp_session_id)
+        at_work = scheduler.lease(leased(scheduler, "say:I begin. ;; hang", run_id="R2"))
+        await eventually(lambda: any("begin" in d.text for d in scheduler.deltas), timeout=20)
+        end = await scheduler.answer(scheduler.leased("count", run_id="R3", task=parked))
+        assert from_proto(end.error).reason == "ACP_LIMIT_REACHED"
+        assert not end.retryable
+        scheduler.cancelled.add(at_work)
+        cancelled = await scheduler.ended(at_work)
+        assert from_proto(cancelled.error).reason == "RUN_CANCELLED"

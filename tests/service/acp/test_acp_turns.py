@@ -165,6 +165,7 @@ async def test_a_hopeless_prompt_is_refused_before_any_process_starts(tmp_path: 
         reason, metadata = failure_of(run)
         assert (reason, metadata["cause"]) == ("ACP_SESSION_INIT_FAILED", "permission_mode")
         assert "choose another mode" in run.error.message
+        assert (await b.session(session_id)).state == s.ACP_SESSION_STATE_FAILED
         for spec, expected in (
             (s.AcpSessionSpec(harness_id="nobody"), "ACP_HARNESS_NOT_FOUND"),
             (s.AcpSessionSpec(harness_id="told", cwd="/"), "ACP_CWD_NOT_ALLOWED"),
@@ -380,7 +381,10 @@ async def test_one_trace_from_the_run_to_the_tools_of_the_harness(tmp_path: Path
     assert "a.txt" not in tree
 
 
-async def test_more_sessions_than_allowed_wait_without_a_slot(tmp_path: Path) -> None:
+async def test_more_sessions_than_allowed_wait_without_a_slot(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("acp_svc.processes.ROOM_AGAIN_SECONDS", 0.3)
     async with turn_bench(tmp_path, {"resumes": ["--resume"]}, "max_sessions = 1") as b:
         first, second = await b.spawn("resumes"), await b.spawn("resumes")
         assert await b.prompt(first, "count") == "prompts: 1"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from acp_svc.domain.permissions import (
@@ -67,8 +67,10 @@ any_call = st.builds(
     arguments=st.sampled_from([None, {"command": "ls"}, {"file": "a"}, "text"]),
 )
 any_mode = st.sampled_from(PermissionMode)
+FEW = settings(max_examples=40)
 
 
+@FEW
 @given(any_mode, any_call, any_options, st.booleans())
 def test_nothing_is_allowed_but_by_an_option_that_allows(
     mode: PermissionMode, call: ToolCall, options: list[Option], said: bool
@@ -85,6 +87,7 @@ def test_nothing_is_allowed_but_by_an_option_that_allows(
         assert not decision.allowed
 
 
+@FEW
 @given(any_call, any_options)
 def test_each_mode_does_what_it_says(call: ToolCall, options: list[Option]) -> None:
     denied = decide(PermissionMode.DENY_ALL, call, options, {})
@@ -103,6 +106,7 @@ def test_each_mode_does_what_it_says(call: ToolCall, options: list[Option]) -> N
         assert asked == by_reading
 
 
+@FEW
 @given(any_options)
 def test_what_holds_once_goes_before_what_holds_for_good(options: list[Option]) -> None:
     for allow, kinds in ((True, ALLOWING), (False, REJECTING)):
@@ -139,6 +143,7 @@ def test_without_options_nobody_is_asked_and_the_harness_is_told_cancelled() -> 
     assert (decision.allowed, decision.rule, decision.option) == (False, Rule.NO_OPTION, None)
 
 
+@FEW
 @given(any_call, any_options)
 def test_a_question_fits_the_contract_and_its_default_denies(
     call: ToolCall, options: list[Option]
@@ -161,6 +166,7 @@ def test_a_question_fits_the_contract_and_its_default_denies(
         assert not answered(asked, unknown, "ann").allowed
 
 
+@FEW
 @given(any_call, any_options)
 def test_an_answer_is_the_option_that_the_harness_offered_under_it(
     call: ToolCall, options: list[Option]

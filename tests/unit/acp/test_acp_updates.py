@@ -7,7 +7,7 @@ import time
 
 import pytest
 from acp import schema
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from acp_svc import reading
@@ -38,6 +38,7 @@ from acp_svc.domain.updates import (
 )
 from svckit.content import arguments_struct
 
+FEW = settings(max_examples=40)
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
     lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
@@ -45,6 +46,7 @@ json_values = st.recursive(
 )
 
 
+@FEW
 @given(st.text(st.characters(exclude_categories=[])), st.integers(0, 50))
 def test_a_cut_text_is_whole_characters_within_the_limit(text: str, limit: int) -> None:
     cut = clean(text, limit)
@@ -53,6 +55,7 @@ def test_a_cut_text_is_whole_characters_within_the_limit(text: str, limit: int) 
     assert len(line(text, 20)) <= 20
 
 
+@FEW
 @given(json_values, st.integers(0, 500))
 def test_a_bounded_value_is_one_that_an_event_can_hold(value: object, limit: int) -> None:
     cut = bounded(value, limit)
@@ -125,6 +128,7 @@ def test_a_plan_is_told_once_per_change() -> None:
     assert story.due() == []
 
 
+@FEW
 @given(st.lists(st.tuples(st.integers(0, 400), st.sampled_from(["pending", "in_progress"]))))
 def test_updates_between_two_looks_are_told_together(pieces: list[tuple[int, str]]) -> None:
     story = Story()
