@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -317,12 +318,19 @@ async def test_a_refused_message_says_why(tmp_path: Path, browser: Browser) -> N
 
 
 def browser_expects_a_429(browser: Browser) -> None:
-    class Forgiving(list[str]):
-        def append(self, text: str) -> None:
-            if "429" not in text:
-                super().append(text)
+    browser.problems = Forgiving("429", browser.problems)
 
-    browser.problems = Forgiving(text for text in browser.problems if "429" not in text)
+
+class Forgiving(list[str]):
+    """Problems of a page, without those that hold a text."""
+
+    def __init__(self, expected: str, problems: Iterable[str] = ()) -> None:
+        self._expected = expected
+        super().__init__(text for text in problems if expected not in text)
+
+    def append(self, text: str) -> None:
+        if self._expected not in text:
+            super().append(text)
 
 
 @pytest.mark.parametrize("width", [360, 768, 1360])
@@ -352,3 +360,45 @@ async def test_it_fits_every_width_and_the_keyboard(
         await page.keyboard.press("Tab")
         order = await page.evaluate("document.activeElement.id")
         assert order in ("composer-text", "mode")
+
+
+async def test_a_gateway_with_tokens_asks_for_one(tmp_path: Path, browser: Browser) -> None:
+    tokens = {}
+    for name in ("ann", "bob"):
+        file = tmp_path / name
+        file.write_text(f"the-token-of-{name}-0123456789")
+        tokens[f"CONVEYOR_GATEWAY__TOKENS__{name.upper()}__TOKEN_FILE"] = str(file)
+    async with suite(tmp_path, **tokens) as around, around.serve():
+        around.agents.always("ListAgents", ag.ListAgentsResponse())
+        browser.problems = Forgiving("401")
+        page = await browser.open(address(around))
+        await page.fill("#sign-in-token", "a-token-of-nobody-0123456789")
+        await page.keyboard.press("Enter")
+        await seen(page, "#sign-in-problem", "not known")
+        await page.keyboard.press("Escape")
+        assert await page.locator("#sign-in").is_visible()
+        await page.fill("#sign-in-token", "the-token-of-ann-0123456789")
+        await page.keyboard.press("Enter")
+        await page.locator("#sign-in").wait_for(state="hidden")
+        await seen(page, "#link-text", "ready")
+        await write(page, "hello of ann")
+        await seen(page, ".row.agent .bubble", "echo: hello of ann")
+
+        # In this tab only, and in no address.
+        assert not any("token-of" in asked for asked in browser.asked)
+        kept = "JSON.stringify([{...localStorage}, document.cookie])"
+        assert "token" not in await page.evaluate(kept)
+        await page.reload()
+        await seen(page, ".row.agent .bubble", "echo: hello of ann")
+
+        # After it nothing of hers is left, and Bob sees nothing of hers.
+        await page.click("#sign-out")
+        await page.locator("#sign-in").wait_for()
+        assert "hello of ann" not in await page.content()
+        assert await page.evaluate("sessionStorage.length") == 0
+        await page.fill("#sign-in-token", "the-token-of-bob-0123456789")
+        await page.keyboard.press("Enter")
+        await page.locator("#sign-in").wait_for(state="hidden")
+        await write(page, "hello of bob")
+        await seen(page, ".row.agent .bubble", "echo: hello of bob")
+        assert "hello of ann" not in await page.content()

@@ -1,4 +1,5 @@
 // Calls of the gateway's HTTP interface. Failures are `ApiError`s with the reason of the contract.
+import { fetchAs } from "./token.js";
 
 export class ApiError extends Error {
   constructor(status, body) {
@@ -15,7 +16,7 @@ export function newId() {
 }
 
 async function request(method, path, { body, headers = {}, signal } = {}) {
-  const response = await fetch(path, {
+  const response = await fetchAs(path, {
     method,
     signal,
     headers: body === undefined ? headers : { "Content-Type": "application/json", ...headers },

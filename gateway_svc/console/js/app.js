@@ -10,6 +10,7 @@ import { drawLanes } from "./lanes.js";
 import { drawModels } from "./models.js";
 import { SessionModel } from "./model.js";
 import { SessionStream } from "./stream.js";
+import { hasToken, onSignIn } from "./token.js";
 import { TreeView } from "./tree.js";
 
 const HOME = "agent:main:http:direct:local";
@@ -22,6 +23,7 @@ let current = "";
 let sessions = [];
 let asking = new Set(); // session keys in which somebody is asked something
 let drawing = false;
+let chosen = Promise.resolve(); // which session is shown first, with a token
 
 const chat = new ChatView((example) => { textbox.value = example; grow(); textbox.focus(); }, answer);
 const tree = new TreeView((flowId) => attempt(api.cancelFlow(flowId)), (runId) => attempt(api.explain(runId)));
@@ -49,7 +51,15 @@ function follow(key) {
       if (shown.model.live && (response.event?.run_state_changed || response.event?.question_asked)) agents.soon();
       redraw();
     },
-    state: (state) => { shown.state = state; redraw(); },
+    state: (state) => {
+      shown.state = state;
+      // It was asked for before its first message, and answered after it.
+      if (state === "none" && shown.begun && key === current) {
+        shown.begun = false;
+        follow(key);
+      }
+      redraw();
+    },
     compacted: () => loadOld(key),
   }, shown.stream?.token || "");
 }
@@ -90,6 +100,7 @@ function redraw() {
 }
 
 function draw() {
+  if (!current) return; // not chosen yet
   const { model, state } = view(current);
   chat.show(model);
   tree.show(model);
@@ -144,6 +155,7 @@ function isBusy(session) {
 }
 
 async function send(text) {
+  await chosen;
   const key = current;
   const { model } = view(key);
   const id = newId();
@@ -155,6 +167,7 @@ async function send(text) {
     const body = mode ? { text, queue_mode: mode } : { text };
     const answer = await (isOwnLane(key) ? prompt(key, id, body) : api.send(key, id, body));
     model.accepted(messageId, answer);
+    view(key).begun = true;
     if (view(key).state === "none" && key === current) follow(key);
     loadSessions();
   } catch (error) {
@@ -250,10 +263,14 @@ textbox.addEventListener("keydown", (event) => {
     byId("composer").requestSubmit();
   }
 });
-byId("new-session").addEventListener("click", async () => {
+async function newKey() {
   const known = (await api.agents().catch(() => ({}))).agents || [];
   const agent = known.some((found) => found.agent_id === "main") ? "main" : known[0]?.agent_id || "main";
-  open(`agent:${agent}:http:direct:${newId().slice(0, 8)}`);
+  return `agent:${agent}:http:direct:${newId().slice(0, 8)}`;
+}
+
+byId("new-session").addEventListener("click", async () => {
+  open(await newKey());
   textbox.focus();
 });
 byId("reset").addEventListener("click", async () => {
@@ -269,7 +286,16 @@ window.addEventListener("hashchange", () => {
   if (key && key !== current) open(key);
 });
 
-open(decodeURIComponent(location.hash.slice(1)) || HOME);
+// Without tokens everybody here shares one session to begin with; who has one begins with its own.
+async function openOwn() {
+  await loadSessions();
+  open(sessions[0]?.session_key || (await newKey()));
+}
+
+const asked = decodeURIComponent(location.hash.slice(1));
+if (asked || !hasToken()) open(asked || HOME);
+else chosen = openOwn();
+onSignIn(() => { if (!asked && current === HOME) chosen = openOwn(); });
 every(LANES_EVERY, loadLanes);
 every(SESSIONS_EVERY, loadSessions);
 agents.start(every);

@@ -1,5 +1,6 @@
 // Follows the events of one session for as long as it is shown, across every kind of interruption.
 import { api, ApiError } from "./api.js";
+import { fetchAs } from "./token.js";
 
 const SILENCE = 40_000; // the gateway says something every 15 s
 
@@ -56,7 +57,7 @@ export class SessionStream {
     };
     try {
       const headers = this.token ? { "Last-Event-ID": this.token } : {};
-      const response = await fetch(api.eventsPath(this.key, this.parameters), {
+      const response = await fetchAs(api.eventsPath(this.key, this.parameters), {
         headers, signal: this.abort.signal, cache: "no-store",
       });
       if (!response.ok) throw new ApiError(response.status, await response.json().catch(() => null));
