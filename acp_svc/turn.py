@@ -422,9 +422,12 @@ class TurnRunner:
         if work.over_budget is not None:
             return Fail(work.over_budget, retryable=False, taken=taken)
         text = closing_words(work.name, ended.stop_reason, said, follower.rejected)
+        more = work.turn.steered_waits
         if ended.stop_reason == "cancelled" and follower.rejected:
             # Nobody here cancelled it: some harnesses end the turn when they are told no.
             return Fail(endings.denied(session, text), retryable=False, taken=taken)
+        if more and session.spec.mode is Mode.ONESHOT:
+            await self._sessions.prompted_again(session.session_id)
         return endings.replied(
             session,
             work.message_id,
@@ -432,7 +435,7 @@ class TurnRunner:
             stop_reason=ended.stop_reason,
             rejected=len(follower.rejected),
             reopened=work.live.reopened,
-            next_prompts=session.spec.mode is not Mode.ONESHOT,
+            next_prompts=more or session.spec.mode is not Mode.ONESHOT,
             taken=taken,
         )
 

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from agent_svc.domain import harnesses
 from agent_svc.domain.tools import SESSION_TOOLS, ToolRules, within
 from svckit.errors import AgentNotFound, StartError
 from svckit.settings import Settings
@@ -48,6 +49,8 @@ class Agent:
     prompt: str = ""
     # Absolute. Its tools and harnesses work there; None leaves it to each of them.
     workspace: Path | None = None
+    # What its model is told of external coding agents. Empty where none may be started.
+    coding_agents: str = ""
 
     def system_prompt(self, *, depth: int, may_delegate: bool) -> str:
         """What the model is told before anything else."""
@@ -65,6 +68,7 @@ class Agent:
             ceiling=ceiling,
             spawnable=self.spawnable,
             wait_default=self.settings.subagents.wait,
+            coding_agents=self.coding_agents,
         )
 
     def tools(self, offered: Sequence[str] = ()) -> list[str]:
@@ -93,7 +97,9 @@ class Agents:
     """
 
     def __init__(self, settings: Settings) -> None:
-        ids = settings.agents.ids()
+        ids, acp = settings.agents.ids(), settings.acp
+        named = acp.allowed_harnesses or tuple(acp.harness)
+        coding_agents = harnesses.described(named, acp.default_harness) if acp.enabled else ""
         self._agents: dict[str, Agent] = {}
         for agent_id in ids:
             own = settings.agents.get(agent_id)
@@ -109,6 +115,7 @@ class Agents:
                     spawnable,
                     _prompt(agent_id, own),
                     _workspace(agent_id, own),
+                    coding_agents,
                 )
 
     def all(self) -> list[Agent]:

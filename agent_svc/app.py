@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from agent_svc.agents import Agent, Agents
+from agent_svc.harnesses import HarnessList
 from agent_svc.mcp.toolset import McpTools
 from agent_svc.models.catalog import Catalog
 from agent_svc.outside import Outside
@@ -25,6 +26,7 @@ from agent_svc.store.transcripts import Transcripts
 from agent_svc.toolsets import Toolset
 from agent_svc.turn import TurnRunner
 from agent_svc.windows import Windows
+from conveyor.acp.v1 import acp_service_pb2_grpc as acp_grpc
 from conveyor.agent.v1 import agent_service_pb2_grpc as agent_grpc
 from conveyor.events.v1 import event_log_service_pb2_grpc as log_grpc
 from conveyor.scheduler.v1 import flow_service_pb2_grpc as flow_grpc
@@ -40,6 +42,7 @@ from svckit.usage import UsageReporter
 from svckit.worker import Worker
 
 if TYPE_CHECKING:
+    from conveyor.acp.v1.acp_service_pb2_grpc import AcpServiceAsyncStub
     from conveyor.events.v1.event_log_service_pb2_grpc import EventLogServiceAsyncStub
     from conveyor.scheduler.v1.flow_service_pb2_grpc import FlowServiceAsyncStub
     from conveyor.scheduler.v1.limit_service_pb2_grpc import LimitServiceAsyncStub
@@ -66,6 +69,7 @@ async def build(context: Context) -> AsyncIterator[App]:
     tool_servers = McpTools(settings, clock)
     database = await Database.open(_database_of(settings), migrations=MIGRATIONS, name="agent")
     channel = make_channel(settings.services.scheduler, tracer=context.tracer)
+    acp_channel = make_channel(settings.services.acp, tracer=context.tracer)
     try:
         await tool_servers.clear_up()
         store = Transcripts(database)
@@ -78,12 +82,14 @@ async def build(context: Context) -> AsyncIterator[App]:
             SessionTools(scheduler, flows, event_log, store, clock),
             tool_servers,
         ]
+        acp: AcpServiceAsyncStub = acp_grpc.AcpServiceStub(acp_channel)
+        harnesses = HarnessList(acp, settings.acp, clock)
         prices, windows = Prices(settings.providers), Windows(settings.providers)
         runner = TurnRunner(
             store=store,
             agents=agents,
             catalog=catalog,
-            spawner=Spawner(scheduler, agents, catalog, windows),
+            spawner=Spawner(scheduler, agents, catalog, windows, harnesses),
             usage=usage,
             reserver=Reserver(limits, usage, prices, settings, clock),
             windows=windows,
@@ -137,6 +143,7 @@ async def build(context: Context) -> AsyncIterator[App]:
     finally:
         await tool_servers.close()
         await catalog.close()
+        await acp_channel.close()
         await channel.close()
         await database.close()
 

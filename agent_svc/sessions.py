@@ -209,6 +209,8 @@ class SessionTools:
             return f"{name} has ended: nothing was said. Start another with sessions_spawn."
         except NotSteerable:
             return f"{name} has not begun, or is being stopped: nothing was said."
+        if member.queue == "acp":
+            return f"Said to {name}. It gets it as its next prompt, after the one it works on."
         return f"Said to {name}. It takes it at its next step, if it has not finished by then."
 
     # What they see

@@ -47,6 +47,8 @@ def member(run: run_pb2.Run) -> Member:
     own, tree = run.usage, run.tree_usage
     # What is compared when times are estimated: agent and model, as whoever enqueued it wrote them.
     agent_id, _, model = run.spec.estimate_key.partition("/")
+    if run.spec.queue == "acp":  # a harness brings its own model
+        agent_id, model = model, ""
     condition = run.suspension.condition.WhichOneof("condition")
     return Member(
         run_id=run.run_id,

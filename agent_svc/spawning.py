@@ -19,6 +19,7 @@ from agent_svc.domain import steps as s
 from agent_svc.domain import tools as t
 from agent_svc.domain.prompt import runtime_line
 from agent_svc.domain.render import Exchange
+from agent_svc.harnesses import HarnessList
 from agent_svc.models.catalog import Catalog
 from agent_svc.windows import Windows
 from conveyor.acp.v1 import session_pb2
@@ -31,6 +32,9 @@ from svckit import tracecontext
 from svckit.caps import caps_of
 from svckit.content import spoken
 from svckit.errors import (
+    AcpBackendMissing,
+    AcpDisabled,
+    AcpHarnessNotFound,
     AgentNotFound,
     LeaseLost,
     ModelNotFound,
@@ -45,6 +49,9 @@ if TYPE_CHECKING:
     from conveyor.scheduler.v1.scheduler_service_pb2_grpc import SchedulerServiceAsyncStub
 
 NO_LIMIT_SECONDS = 366 * 86_400
+MARGIN_SECONDS = 60
+"""What a coding agent's run may take beyond starting it and its turn: it says itself what went
+wrong, before the scheduler only says that it took too long."""
 MAX_ESTIMATE_KEY = 128
 MOST_AT_ONCE = 100
 """Children of one reply. More is a model that repeats itself, and more than one request holds."""
@@ -89,11 +96,13 @@ class Spawner:
         agents: Agents,
         catalog: Catalog,
         windows: Windows,
+        harnesses: HarnessList,
     ) -> None:
         self._stub = stub
         self._agents = agents
         self._catalog = catalog
         self._windows = windows
+        self.harnesses = harnesses
 
     async def spawn(self, parent: Parent, calls: Sequence[s.ToolCall]) -> list[SpawnOutcome]:
         """Start a child per call. A refusal is the result of its call; `LeaseLost` is raised."""
@@ -106,6 +115,8 @@ class Spawner:
                 continue
             try:
                 args = t.read_spawn(tool_call.arguments)
+                if args.runtime == "acp":
+                    await self._check_harness(args.agent_id)
                 note = await self._not_forked(parent, args) if args.context == "fork" else ""
                 item = self._item(parent, tool_call, args, note)
                 items.append(_Asked(tool_call, args, note, item))
@@ -115,7 +126,7 @@ class Spawner:
                 known = self._catalog.known_to(self._agents)
                 why = f"{err.message}. Known models: {known}"
                 outcomes[tool_call.id] = _refused(tool_call, why, to_proto(err))
-            except AgentNotFound as err:
+            except (AgentNotFound, AcpDisabled, AcpHarnessNotFound, AcpBackendMissing) as err:
                 outcomes[tool_call.id] = _refused(tool_call, err.message, to_proto(err))
         if items:
             request = sched.EnqueueRunsRequest(items=[asked.item for asked in items])
@@ -160,7 +171,7 @@ class Spawner:
             estimate_key=key[:MAX_ESTIMATE_KEY],
             budget=caps,
         )
-        limit = parent.agent.settings.subagents.run_timeout_seconds or NO_LIMIT_SECONDS
+        limit = self._time_limit(parent, args)
         spec.run_timeout.FromMilliseconds(round(limit * 1000))
         if args.timeout_seconds is not None:
             spec.wall_timeout.FromMilliseconds(round(args.timeout_seconds * 1000))
@@ -178,6 +189,34 @@ class Spawner:
             parent_lease_id=parent.lease_id,
             tool_call_id=tool_call.id,
             trace=tracecontext.current(),
+        )
+
+    def _time_limit(self, parent: Parent, args: t.SpawnArgs) -> float:
+        """Seconds of work. Waiting, for people too, does not count."""
+        own = parent.agent.settings.subagents
+        if args.runtime == "acp" and "run_timeout_seconds" not in own.model_fields_set:
+            acp = self.harnesses.settings
+            return acp.handshake_seconds + acp.turn_seconds + MARGIN_SECONDS
+        return own.run_timeout_seconds or NO_LIMIT_SECONDS
+
+    async def _check_harness(self, harness_id: str) -> None:
+        """Refuse what has no hope before a run is made of it."""
+        refusal = (await self.harnesses.known()).refusal(harness_id)
+        if refusal is None:
+            return
+        if refusal.why == "unnamed":
+            raise t.BadArguments(refusal.text)
+        if refusal.why == "disabled":
+            raise AcpDisabled(refusal.text)
+        if refusal.harness is None:
+            raise AcpHarnessNotFound(refusal.text, metadata={"harnessId": harness_id})
+        raise AcpBackendMissing(
+            refusal.text,
+            metadata={
+                "harnessId": refusal.harness.harness_id,
+                "command": refusal.harness.command,
+                "install": refusal.harness.install,
+            },
         )
 
     def _caps(self, parent: Parent, args: t.SpawnArgs) -> run_pb2.Budget:
@@ -256,7 +295,7 @@ class Spawner:
         )
         packed = any_pb2.Any()
         packed.Pack(task)
-        return packed, f"{args.agent_id}/{args.model}"
+        return packed, f"acp/{args.agent_id or self.harnesses.settings.default_harness}"
 
 
 _Counted = Literal["max_depth", "max_tokens", "max_cost_micros_usd"]

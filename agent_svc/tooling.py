@@ -94,7 +94,7 @@ class Tooling:
             return s.Returned(call.id, _absent(work, call.name), failed=True)
         owner = work.owners.get(call.name)
         if owner is None:
-            return self._result_of(work, call)
+            return await self._result_of(work, call)
         if not tool.policy.idempotent:
             await work.add(s.Calling(call.id))
             failpoint("agent.tool.calling")
@@ -102,9 +102,10 @@ class Tooling:
         failpoint("agent.tool.returned")
         return returned
 
-    def _result_of(self, work: Work, call: s.ToolCall) -> s.Returned | s.Yielded:
+    async def _result_of(self, work: Work, call: s.ToolCall) -> s.Returned | s.Yielded:
         if call.name == t.AGENTS:
-            return s.Returned(call.id, self._list_agents(work))
+            coding = (await self._spawner.harnesses.known()).lines()
+            return s.Returned(call.id, self._list_agents(work, coding))
         try:
             args = t.read_yield(call.arguments)
         except t.BadArguments as err:
@@ -127,13 +128,16 @@ class Tooling:
             )
         return s.Yielded(call.id, args.message)
 
-    def _list_agents(self, work: Work) -> str:
+    def _list_agents(self, work: Work, coding: Sequence[str]) -> str:
         lines = []
         for agent_id, about in work.rules.spawnable.items():
             agent = self._agents.get(agent_id)
             line = f"{agent_id}: {about}" if about else agent_id
             lines.append(f"{line} (model {agent.settings.model})")
-        return "\n".join(lines) or "No agent may be spawned."
+        lines = lines or ["No agent may be spawned."]
+        if coding:
+            lines += ["External coding agents, for `runtime` acp:", *coding]
+        return "\n".join(lines)
 
     async def spawn(self, work: Work, calls: tuple[s.ToolCall, ...]) -> None:
         """Start the children that calls of one reply ask for, all at once."""

@@ -27,7 +27,6 @@ class LeasedTurn:
 
     def __init__(self, leased: ws.LeasedRun, keeper: Keeper | None = None) -> None:
         self._keeper = keeper
-        self.begin(leased)
         self.cancelled = asyncio.Event()
         self.cancel_reason = ""
         self.lost = asyncio.Event()
@@ -35,7 +34,7 @@ class LeasedTurn:
         self._steered: dict[str, run_pb2.RunInput] = {}
         self._given: set[str] = set()
         self._arrived = asyncio.Event()
-        self.offer(leased.steered)
+        self.begin(leased)
 
     def begin(self, leased: ws.LeasedRun) -> None:
         """Become this turn. For the worker; handlers call `wait_kept`."""
@@ -44,6 +43,7 @@ class LeasedTurn:
         self.lease_id: str = leased.lease.lease_id
         self.turn: int = leased.lease.turn
         self.attempt: int = leased.lease.attempt
+        self.offer(leased.steered)
 
     async def wait_kept(self, request: ws.SuspendRunRequest) -> LeasedTurn:
         """End this turn with a wait, and go on in the next one: for a handler that has something in
@@ -84,6 +84,11 @@ class LeasedTurn:
         self._given.update(item.request_id for item in fresh)
         self._arrived.clear()
         return fresh
+
+    @property
+    def steered_waits(self) -> bool:
+        """True while there is steered input that no call of `new_steered` returned."""
+        return self._arrived.is_set()
 
     async def wait_steered(self) -> list[run_pb2.RunInput]:
         """Wait until there is new steered input and return it, as `new_steered` does."""

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from acp_svc.domain.session import Session, State
+from acp_svc.domain.session import Mode, Session, State
 
 ABANDONED_US = 300 * 1_000_000
 """How long a spawn that waits for its answer is kept when the service that opened it is gone."""
+
+FORSAKEN_US = 60 * 1_000_000
+"""How long a session for one turn waits for what its run was told meanwhile. The run is next in its
+lane, and waits at most for a slot, unless it was cancelled."""
 
 _IDLE = (State.STARTING, State.READY, State.PARKED)
 
@@ -14,6 +18,8 @@ def idle_too_long(session: Session, idle_us: int, now_us: int) -> bool:
     """Whether it did nothing for so long that it is closed. Never true while a run is at work."""
     if session.state not in _IDLE or session.run_id:
         return False
+    if session.spec.mode is Mode.ONESHOT and session.prompted:
+        idle_us = min(idle_us, FORSAKEN_US)
     return now_us - session.active_us >= idle_us
 
 

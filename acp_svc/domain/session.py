@@ -202,6 +202,11 @@ def sending(session: Session, now_us: int) -> Session:
     return msgspec.structs.replace(session, prompted=True, worked=True, active_us=now_us)
 
 
+def prompted_again(session: Session) -> Session:
+    """Its run has another prompt for it: a session for one turn does not close after this one."""
+    return msgspec.structs.replace(session, worked=False)
+
+
 def asking(session: Session, open_questions: int, now_us: int) -> Session:
     """So many questions of the run at work wait for people."""
     if session.state not in (State.BUSY, State.ASKING):

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 from agent_svc.domain import compaction, results
 from agent_svc.domain.content import excerpt
-from agent_svc.domain.directives import Directive, directives, seconds, things
+from agent_svc.domain.directives import SPAWNING, Directive, directives, seconds, things
 from agent_svc.domain.guard.asks import asks_to_delegate
 from agent_svc.domain.prompt import Answered, Prompt, PromptMessage, Said, ToolAnswer
 from agent_svc.domain.tools import SPAWN, YIELD
@@ -137,9 +137,9 @@ def _calls(
         if order.verb in ("spawn", "spawn-background") and order.text:
             other = {"agent_id": order.arg} if order.arg else {}
             calls.append((SPAWN, _spawn(order.text, wait=order.verb == "spawn", **other)))
-        elif order.verb == "acp" and order.text:
+        elif order.verb in ("acp", "acp-background") and order.text:
             extra = {"runtime": "acp", **({"agent_id": order.arg} if order.arg else {})}
-            calls.append((SPAWN, _spawn(order.text, wait=True, **extra)))
+            calls.append((SPAWN, _spawn(order.text, wait=order.verb == "acp", **extra)))
         elif order.verb == "tool" and order.arg:
             calls.append((order.arg, order.text or "{}"))
     calls.extend(
@@ -214,7 +214,7 @@ def _from_tools(called: Sequence[ToolAnswer], answers: Sequence[ToolAnswer]) -> 
 def _own_answer(text: str, orders: Sequence[Directive], before: Sequence[PromptMessage]) -> str:
     if (said := _told_to_reply(orders)) is not None:
         return said
-    tasks = [order.text for order in orders if order.verb in ("spawn", "spawn-background", "acp")]
+    tasks = [order.text for order in orders if order.verb in SPAWNING]
     if tasks:
         return "Done without sub-agents, which I may not start here: " + "; ".join(tasks)
     pauses = [order.text for order in orders if order.verb == "sleep"]

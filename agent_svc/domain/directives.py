@@ -4,6 +4,7 @@
     [[spawn-background: task]]  one sub-agent in the background
     [[spawn writer: task]]      another agent does it, also in the background
     [[acp harness: task]]       an external coding agent, waited for
+    [[acp-background harness: task]]  the same in the background
     [[tool name: {"a": 1}]]     call this tool with these arguments
     [[yield: text]]             end the turn with this text while sub-agents work
     [[sleep: 2s]]               take this long (ms, s or m)
@@ -22,7 +23,21 @@ from dataclasses import dataclass
 _HEAD = re.compile(r"\s*(?P<verb>[a-z][a-z-]*)(?:\s+(?P<arg>[^\s:\]]+))?\s*:", re.IGNORECASE)
 _DURATION = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*(ms|s|m)?\s*$")
 _ITEM = re.compile(r"^\s*(?:\d{1,3}[.)]|[-*•])\s+(?P<item>\S.*)$", re.MULTILINE)
-_VERBS = frozenset({"spawn", "spawn-background", "acp", "tool", "yield", "sleep", "reply", "fail"})
+_VERBS = frozenset(
+    {
+        "spawn",
+        "spawn-background",
+        "acp",
+        "acp-background",
+        "tool",
+        "yield",
+        "sleep",
+        "reply",
+        "fail",
+    }
+)
+SPAWNING = frozenset({"spawn", "spawn-background", "acp", "acp-background"})
+"""Those that start somebody else."""
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0}
 LONGEST_SLEEP = 3600.0
 

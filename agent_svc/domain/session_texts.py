@@ -176,7 +176,7 @@ def _figures(member: Member, now_us: int) -> list[str]:
 
 
 def _kind(member: Member) -> str:
-    runtime = "acp" if member.queue == "acp" else member.agent_id
+    runtime = f"acp {member.agent_id}".strip() if member.queue == "acp" else member.agent_id
     return ", ".join(part for part in (runtime, member.model) if part)
 
 

@@ -11,6 +11,7 @@ from typing import Literal, TypeVar
 
 import msgspec
 
+from agent_svc.domain import harnesses
 from agent_svc.domain.content import excerpt
 from agent_svc.domain.prompt import ToolSchema
 
@@ -73,6 +74,8 @@ class ToolRules:
     # Agents that may be spawned, and what each is good for.
     spawnable: Mapping[str, str] = field(default_factory=dict)
     wait_default: bool = True
+    # What is said of external coding agents; empty where none may be started.
+    coding_agents: str = harnesses.described((), "")
 
     @property
     def may_delegate(self) -> bool:
@@ -201,13 +204,9 @@ def _spawn_schema(rules: ToolRules) -> ToolSchema:
                 },
                 "agent_id": {
                     "type": "string",
-                    "description": _agents_text(rules.spawnable),
+                    "description": _agents_text(rules.spawnable, rules.coding_agents),
                 },
-                "runtime": {
-                    "type": "string",
-                    "enum": ["subagent", "acp"],
-                    "description": "subagent (default), or acp for an external coding agent.",
-                },
+                **(_RUNTIME if rules.coding_agents else {}),
                 "model": {"type": "string", "description": "Another model, as provider:model."},
                 "context": {
                     "type": "string",
@@ -215,7 +214,7 @@ def _spawn_schema(rules: ToolRules) -> ToolSchema:
                     "description": "isolated (default), or fork to hand over this conversation, "
                     "to the same agent and if it is not too long.",
                 },
-                "cwd": {"type": "string", "description": "Working directory, for runtime acp."},
+                **(_CWD if rules.coding_agents else {}),
                 "timeout_seconds": {
                     "type": "number",
                     "description": "Give up on it after this long, waiting included.",
@@ -234,9 +233,25 @@ def _spawn_schema(rules: ToolRules) -> ToolSchema:
     )
 
 
-def _agents_text(spawnable: Mapping[str, str]) -> str:
+_RUNTIME = {
+    "runtime": {
+        "type": "string",
+        "enum": ["subagent", "acp"],
+        "description": "subagent (default), or acp for an external coding agent, which reads and "
+        "changes files and runs commands in its working directory.",
+    }
+}
+_CWD = {
+    "cwd": {
+        "type": "string",
+        "description": "For runtime acp: absolute working directory. Left out, the workspace.",
+    }
+}
+
+
+def _agents_text(spawnable: Mapping[str, str], coding_agents: str) -> str:
     """Say which agents there are: a model that must ask for them first seldom does."""
-    text = "Agent to use (see agents_list); for runtime acp, the harness."
+    text = f"Agent to use (see agents_list){f'; {coding_agents}' if coding_agents else ''}."
     if len(spawnable) < 2 and not any(spawnable.values()):
         return text
     known = "; ".join(f"{name}: {about}" if about else name for name, about in spawnable.items())
@@ -261,6 +276,6 @@ _YIELD_SCHEMA = ToolSchema(
 
 _AGENTS_SCHEMA = ToolSchema(
     AGENTS,
-    "List the agents that sessions_spawn can use.",
+    "List the agents and the external coding agents that sessions_spawn can use.",
     {"type": "object", "properties": {}},
 )

@@ -156,6 +156,32 @@ async def test_what_is_steered_is_the_next_prompt(tmp_path: Path) -> None:
         assert replies == ["wrote a.txtprompts: 1", "And then.prompts: 2"]
 
 
+async def test_a_session_for_one_turn_stays_for_what_its_run_was_told_meanwhile(
+    tmp_path: Path,
+) -> None:
+    async with turn_bench(tmp_path) as b:
+        spec = s.AcpSessionSpec(
+            harness_id="scripted",
+            mode=s.ACP_SESSION_MODE_ONESHOT,
+            permission_mode=s.PERMISSION_MODE_ASK,
+        )
+        run_id = await b.send("", "write a.txt x ;; count", new=spec, key="one")
+        [question] = await b.questions()
+        steered = await b.send(
+            "", "say:And then. ;; count", key="one", queue_mode=lane_pb2.QUEUE_MODE_STEER
+        )
+        assert steered == run_id
+        await b.answer(question, "allow")
+        run = await b.ended(run_id)
+        assert reply_of(run) == "And then.prompts: 2", "the same session, with its memory"
+        session_id = result_of(run).acp_session_id
+
+        async def closed() -> bool:
+            return (await b.session(session_id)).state == s.ACP_SESSION_STATE_CLOSED
+
+        await eventually(closed)
+
+
 async def test_a_hopeless_prompt_is_refused_before_any_process_starts(tmp_path: Path) -> None:
     pids = tmp_path / "pids"
     async with turn_bench(tmp_path, {"told": ["--pids", str(pids)]}) as b:

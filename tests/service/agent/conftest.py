@@ -43,6 +43,7 @@ def start_agent(scheduler: FakeScheduler, tmp_path: Path) -> StartAgent:
         config = tmp_path / "conveyor.toml"
         config.write_text(
             f'[services]\nscheduler = "{scheduler.address}"\n'  # type: ignore[attr-defined]
+            f'acp = "{scheduler.address}"\n'  # type: ignore[attr-defined]
             f'[store]\nurl = "sqlite:///{tmp_path}/data"\n{toml}'
         )
         async with in_process(build, load(config, {}), tracer=tracer) as service:

@@ -64,7 +64,9 @@ class FakeScheduler:
         limits.always("Report", self._report)
         limits.always("Reserve", self._reserve)
         self.worker, self.scheduler, self.log, self.limits = worker, scheduler, log, limits
-        self.servicers = (worker, scheduler, log, limits)
+        # Not the scheduler's, but asked by the agent as well; not there unless it is scripted.
+        self.acp = ScriptedServicer("conveyor.acp.v1.AcpService")
+        self.servicers = (worker, scheduler, log, limits, self.acp)
 
     # What a test does
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from conveyor.acp.v1 import task_pb2 as acp_task_pb
 from conveyor.agent.v1 import task_pb2 as task_pb
 from conveyor.common.v1 import content_pb2
 from conveyor.scheduler.v1 import announcement_pb2 as ann
@@ -212,19 +211,6 @@ async def test_a_message_steered_to_a_waiting_run(
     end = await scheduler.answer(scheduler.leased("[[spawn: dig]]", turn=3, resumption=resumption))
     assert "gold" in reply_text(end)
     assert not end.taken_request_ids
-
-
-async def test_acp_children_go_to_their_own_queue(
-    scheduler: FakeScheduler, agent: InProcess
-) -> None:
-    await scheduler.answer(scheduler.leased("[[acp claude: fix the bug]]"))
-    (item,) = scheduler.children.values()
-    assert item.spec.queue == "acp"
-    task = acp_task_pb.AcpTask()
-    assert item.spec.task.Unpack(task)
-    assert task.new_session.harness_id == "claude"
-    assert task.new_session.session_key == ""
-    assert item.message.parts[0].text == "fix the bug"
 
 
 async def test_refused_children_are_told_to_the_model(

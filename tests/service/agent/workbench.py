@@ -12,6 +12,7 @@ from opentelemetry import trace
 from agent_svc.agents import Agents
 from agent_svc.app import MIGRATIONS
 from agent_svc.domain import steps as s
+from agent_svc.harnesses import HarnessList
 from agent_svc.models.catalog import Catalog
 from agent_svc.prices import Prices
 from agent_svc.reserving import Reserver
@@ -20,6 +21,7 @@ from agent_svc.store.transcripts import Transcripts
 from agent_svc.toolsets import Toolset
 from agent_svc.turn import TurnRunner
 from agent_svc.windows import Windows
+from conveyor.acp.v1 import acp_service_pb2_grpc as acp_grpc
 from conveyor.events.v1 import event_log_service_pb2_grpc as log_grpc
 from conveyor.scheduler.v1 import limit_service_pb2_grpc as limit_grpc
 from conveyor.scheduler.v1 import scheduler_service_pb2_grpc as sched_grpc
@@ -85,7 +87,13 @@ async def a_bench(
         store=store,
         agents=agents,
         catalog=catalog,
-        spawner=Spawner(sched_grpc.SchedulerServiceStub(channel), agents, catalog, Windows({})),
+        spawner=Spawner(
+            sched_grpc.SchedulerServiceStub(channel),
+            agents,
+            catalog,
+            Windows({}),
+            HarnessList(acp_grpc.AcpServiceStub(channel), settings.acp, clock),
+        ),
         usage=usage,
         reserver=Reserver(limits, usage, Prices(settings.providers), settings, clock),
         windows=Windows(settings.providers),

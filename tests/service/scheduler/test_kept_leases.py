@@ -283,6 +283,7 @@ class Asks:
         self.turns: list[tuple[str, int, int]] = []
         self.stopped: list[str] = []
         self.answers: list[str] = []
+        self.steered: list[str] = []
         self.waiting = 0
 
     async def __call__(self, turn: LeasedTurn) -> Outcome:
@@ -304,6 +305,7 @@ class Asks:
         assert next_turn is turn
         self.turns.append((session, turn.turn, turn.attempt))
         self.answers += [a.option_id for a in turn.leased.resumption.answers]
+        self.steered += [said.request_id for said in turn.new_steered()]
         return Complete(None)
 
 
@@ -340,6 +342,18 @@ async def test_a_handler_goes_on_in_place_while_its_slot_serves_others(s: Driver
         await ended(s, asking, "SUCCEEDED")
     assert [turn for turn in handler.turns if turn[0] == "ask"] == [("ask", 1, 1), ("ask", 2, 1)]
     assert handler.answers == ["yes"]
+
+
+async def test_what_was_said_during_a_wait_comes_with_the_next_turn(s: Driver) -> None:
+    """Found with a harness that was steered while it asked: it learned it with an extension."""
+    handler = Asks(s)
+    async with working(s, handler):
+        asking = (await s.send("ask")).run.run_id
+        await waits(s, asking)
+        await s.send("ask", "and hurry", mode=lane_pb2.QUEUE_MODE_STEER, request_id="hurry")
+        await answer(s, named(asking))
+        await ended(s, asking, "SUCCEEDED")
+    assert handler.steered == ["hurry"]
 
 
 async def test_a_kept_turn_goes_on_although_no_slot_is_free(s: Driver) -> None:

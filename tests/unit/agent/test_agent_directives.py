@@ -6,10 +6,12 @@ from agent_svc.domain.directives import Directive, directives, seconds, things
 
 
 def test_all_directives_in_order() -> None:
-    text = "a [[spawn: x]] [[acp claude: fix it]] [[ sleep : 2s ]] [[reply: done]]"
+    text = "a [[spawn: x]] [[acp claude: fix it]] [[acp-background codex: test]]"
+    text += " [[ sleep : 2s ]] [[reply: done]]"
     assert directives(text) == [
         Directive("spawn", "", "x"),
         Directive("acp", "claude", "fix it"),
+        Directive("acp-background", "codex", "test"),
         Directive("sleep", "", "2s"),
         Directive("reply", "", "done"),
     ]
