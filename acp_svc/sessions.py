@@ -213,10 +213,7 @@ class Sessions:
     async def refused(self, session_id: str, error: ServiceError) -> None:
         """Note why a session was not even tried to be opened: the end of one that never was."""
         trouble, now_us = trouble_of(error), self._clock.now_us()
-        await self._change(
-            self._processes.place(session_id),
-            lambda stored: rules.not_opened(stored, trouble, now_us),
-        )
+        await self._change(session_id, lambda stored: rules.not_opened(stored, trouble, now_us))
 
     # For people and other services
 
