@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import re
 import signal
 from asyncio.subprocess import PIPE, Process
 from collections import deque
@@ -34,6 +35,7 @@ DRAINED_SECONDS = 0.3
 MARK = "STARTED_BY_CONVEYOR"
 """Holds the owner, the life of the owner's process, and one start."""
 _LIFE = token_hex(8)
+_COLOURS = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 _LOOK_SECONDS = 0.01
 _ROUNDS = 3
 """How often what it started is looked for at its end: what is killed may just have started more."""
@@ -261,7 +263,7 @@ class Program:
                 continue  # a line without an end: what is too much of it was dropped
             if not line:
                 return
-            text = self.blotted(line.decode(errors="replace"))
+            text = self.blotted(_COLOURS.sub("", line.decode(errors="replace")))
             text = "".join(c if c.isprintable() else " " for c in text).strip()
             if text:
                 self._ring.append(text[:RING_CHARS])

@@ -30,6 +30,8 @@ class Opening:
         self._harness = harness
         self._stage: Literal["initialize", "session"] = "initialize"
         self._capabilities = schema.AgentCapabilities()
+        self._keys: list[str] = []
+        """Ways to log in with variables that it was given."""
         self.agent_name = ""
         self.agent_version = ""
         self.how: How = "new"
@@ -70,10 +72,28 @@ class Opening:
         if answer.agent_info is not None:
             self.agent_name = _short(answer.agent_info.name)
             self.agent_version = _short(answer.agent_info.version)
+        self._keys = [
+            method.id
+            for method in answer.auth_methods or ()
+            if isinstance(method, schema.EnvVarAuthMethod)
+            and all(one.optional or one.name in self._peer.variables for one in method.vars)
+        ]
         self._stage = "session"
 
     async def enter(self, order: Order) -> None:
-        """Open the session: resume, else load, else a new one. Raises what `failed` translates."""
+        """Open the session: resume, else load, else a new one. Raises what `failed` translates.
+
+        A harness that has the key for its login may want to be told to use it.
+        """
+        try:
+            await self._enter(order)
+        except RequestError as error:
+            if error.code != AUTH_REQUIRED or not self._keys:
+                raise
+            await self._peer.ask(self._peer.conn.authenticate(method_id=self._keys[0]))
+            await self._enter(order)
+
+    async def _enter(self, order: Order) -> None:
         reopened = bool(order.upstream_id) and await self._reopened(order)
         if not reopened:
             if order.upstream_id and order.must_resume:

@@ -55,8 +55,10 @@ class Work(Protocol):
 class Peer:
     """A running harness. Make it with `start`, and always `stop` it."""
 
-    def __init__(self, program: Program, *, sandboxed: bool) -> None:
+    def __init__(self, program: Program, *, sandboxed: bool, variables: frozenset[str]) -> None:
         self._program = program
+        self.variables = variables
+        """Names of the variables that it was given."""
         self.sandboxed = sandboxed
         self.offers = Offers()
         self.wire = Wire(program, self._updated)
@@ -116,7 +118,7 @@ class Peer:
                 f"{harness.display_name} is installed but cannot be started",
                 metadata={"harnessId": harness.harness_id, "check": "starts"},
             ) from None
-        return cls(program, sandboxed=bool(bwrap))
+        return cls(program, sandboxed=bool(bwrap), variables=frozenset(passed))
 
     @property
     def pid(self) -> int:

@@ -64,6 +64,7 @@ Flags:
     --error-at WHEN:CODE    the same places: answers with this error
     --auth-at WHEN          initialize, new or prompt: answers -32000
     --need-env NAME         --auth-at counts only where this variable is not set (default: prompt)
+    --authenticate          with --need-env: the variable counts only after `authenticate`
     --protocol N|none       the version it answers, or none
     --noise                 says a banner on its output before anything
     --stderr TEXT           says this on its error output when it starts; `$NAME` is replaced
@@ -109,7 +110,7 @@ SKIPPING = ("auto", "yolo", "bypass")
 SWITCHES = """
     version no-version noise mode-option stubborn refuse-mode old-models resume load resume-broken
     forgetful bare no-start no-allow quiet-cancel ignore-cancel ignore-eof deaf child stray
-    stray-clean
+    stray-clean authenticate
 """
 OPTIONS = [
     {"optionId": "yes-once", "name": "Allow", "kind": "allow_once"},
@@ -144,6 +145,7 @@ class Agent:
         self.lock = threading.Lock()
         self.waiting = {}
         self.number = 0
+        self.authenticated = False
         self.calls = 0
 
     # --- the wire ---
@@ -226,6 +228,8 @@ class Agent:
         if place == when:
             raise Failure(int(code or -32603), f"error at {when}")
         logged_in = flags.need_env and os.environ.get(flags.need_env)
+        if flags.authenticate and not self.authenticated:
+            logged_in = False
         if flags.auth_at == when and not logged_in:
             raise Failure(-32000, "Authentication required")
 
@@ -237,7 +241,7 @@ class Agent:
         result = {
             "protocolVersion": flags.protocol,
             "agentInfo": {"name": "scripted", "title": "Scripted agent", "version": "1.0"},
-            "authMethods": [{"id": "login", "name": "Log in"}] if flags.auth_at else [],
+            "authMethods": self.auth_methods(),
             "agentCapabilities": {
                 "loadSession": flags.load,
                 "sessionCapabilities": (
@@ -248,6 +252,19 @@ class Agent:
         if flags.protocol is None:
             del result["protocolVersion"]
         return result
+
+    def auth_methods(self):
+        methods = [{"id": "login", "name": "Log in"}] if self.flags.auth_at else []
+        if self.flags.authenticate:
+            variables = [{"name": self.flags.need_env}]
+            methods.append({"id": "key", "name": "Key", "type": "env_var", "vars": variables})
+        return methods
+
+    def on_authenticate(self, params):
+        if params["methodId"] != "key":
+            raise Failure(-32603, "a person has to log in")
+        self.authenticated = True
+        return {}
 
     def on_new(self, params):
         self.at("new")

@@ -200,6 +200,16 @@ async def test_it_sees_its_own_variables_and_none_of_ours(
         await connection.stop()
 
 
+async def test_one_that_has_the_key_is_told_to_use_it(tmp_path: Path) -> None:
+    flags = ["--auth-at", "new", "--need-env", "THE_KEY", "--authenticate"]
+    async with opened(tmp_path, *flags, env={"THE_KEY": "key-0123456"}) as connection:
+        assert await tell(connection, "count") == ["prompts: 1"]
+    with pytest.raises(AcpSessionInitFailed) as caught:
+        async with opened(tmp_path, *flags):
+            pass
+    assert caught.value.metadata["cause"] == "auth_required"
+
+
 async def test_a_caller_that_leaves_while_it_opens_leaves_no_process(tmp_path: Path) -> None:
     pids = tmp_path / "pids"
     ordered = order(tmp_path, "--hang-at", "new", "--pids", str(pids))

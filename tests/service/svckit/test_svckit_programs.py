@@ -35,7 +35,10 @@ async def test_a_program_sees_what_it_needs_and_what_it_is_given() -> None:
 
 
 async def test_what_it_says_is_read_and_what_it_complains_of_is_kept_short_and_blotted() -> None:
-    script = "echo one; for i in $(seq 50); do echo no $i hunter2 >&2; done; cat; exit 3"
+    script = (
+        "echo one; for i in $(seq 50); "
+        "do printf '\\033[31mno\\033[0m %s hunter2\\n' $i >&2; done; cat; exit 3"
+    )
     program = await Program.start(shell(script), ENV, owner="o", secrets=["hunter2"])
     try:
         assert await program.read() == b"one\n"
