@@ -65,7 +65,15 @@ def catalog_of(settings: Settings) -> Catalog:
     """
     acp = settings.acp
     overrides = {
-        harness_id: Override(harness.command, harness.env, harness.install, harness.env_names)
+        harness_id: Override(
+            harness.command,
+            harness.env,
+            harness.install,
+            harness.env_names,
+            harness.asks,
+            harness.skips,
+            harness.state,
+        )
         for harness_id, harness in acp.harness.items()
     }
     try:

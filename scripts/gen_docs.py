@@ -17,6 +17,7 @@ from docgen import (
     cli,
     configuration,
     errors,
+    harnesses,
     http,
     probe_set,
     provider_errors,
@@ -37,6 +38,7 @@ def _documents(image: Path) -> dict[str, Callable[[], str]]:
         "cli.md": cli.render,
         "http.md": http.render,
         "tools.md": tools.render,
+        "harnesses.md": harnesses.render,
         "probe.md": probe_set.render,
         "provider-errors.md": provider_errors.render,
     }

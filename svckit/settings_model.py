@@ -418,13 +418,26 @@ class HarnessSettings(Table):
     """`[acp.harness.<id>]`: how a harness is started. `install` is shown when it is missing.
 
     `env_names`: variables of the service that its process sees too, in the place of those that the
-    registry names for its login; an empty list for none.
+    registry names for its login; an empty list for none. `asks` and `skips`: its own modes that ask
+    before they act, and that do not. `state`: what it writes of its own, below its home directory.
     """
 
     command: Texts = ()
     env: dict[str, str] = {}
     env_names: Texts | None = None
+    asks: Texts = ()
+    skips: Texts = ()
+    state: Texts = ()
     install: str = ""
+
+    @model_validator(mode="after")
+    def _of_its_own(self) -> Self:
+        if both := set(self.asks) & set(self.skips):
+            raise ValueError(f"mode {min(both)!r} is in asks and in skips")
+        for path in self.state:
+            if path.startswith(("/", "~")) or ".." in path.split("/"):
+                raise ValueError(f"state {path!r} is not a path below the home directory")
+        return self
 
 
 class AcpSettings(Table):

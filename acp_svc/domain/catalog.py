@@ -9,6 +9,7 @@ from types import MappingProxyType
 
 from acp_svc.domain.builtin import BUILT_IN
 from acp_svc.domain.install import Installer
+from acp_svc.domain.modes import Modes
 from acp_svc.domain.registry import Harness, guessed_state
 
 
@@ -26,6 +27,9 @@ class Override:
     install: str = ""
     env_names: Sequence[str] | None = None
     """None leaves the registry's, and an empty list takes them away."""
+    asks: Sequence[str] = ()
+    skips: Sequence[str] = ()
+    state: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +119,10 @@ def _apply(harness_id: str, override: Override, base: Harness | None) -> Harness
         base = replace(base, command=command)
     if override.install:
         base = replace(base, installer=Installer("text", override.install))
+    if override.asks or override.skips:
+        base = replace(base, modes=Modes(tuple(override.asks), frozenset(override.skips)))
+    if override.state:
+        base = replace(base, state=tuple(override.state))
     if override.env_names is not None:
         base = replace(base, env_names=tuple(override.env_names))
     if override.env:

@@ -126,6 +126,9 @@ MEANING = {
     "acp.harness.<id>.env": "Environment of its process",
     "acp.harness.<id>.env_names": "Variables of the service that its process sees too. Left out "
     "means those that its vendor uses for logging in",
+    "acp.harness.<id>.asks": "Its own modes that ask before they act; the first that it offers is set",
+    "acp.harness.<id>.skips": "Its own modes that act without asking; it is not used in them unless all is approved",
+    "acp.harness.<id>.state": "What it writes of its own, below its home directory; a sandbox lets it",
     "acp.harness.<id>.install": "Command that installs it, shown when it is missing",
     "gateway.http": "Address of HTTP and the console",
     "gateway.grpc": "Address of gRPC for clients",

@@ -178,7 +178,7 @@ async def test_a_session_is_opened_again_as_well_as_it_can_be(
 async def test_it_sees_its_own_variables_and_none_of_ours(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("CONVEYOR_SECRET", "GIVEN_BY_NAME", "ASKED_FOR", "HTTPS_PROXY"):
+    for name in ("CONVEYOR_SECRET", "GIVEN_BY_NAME", "ASKED_FOR", "SSL_CERT_DIR"):
         monkeypatch.setenv(name, f"{name.lower()}-value")
     ordered = order(tmp_path, "--stderr", "$GIVEN_BY_NAME $OWN", env_names=("ASKED_FOR",))
     ordered = _with(
@@ -186,13 +186,13 @@ async def test_it_sees_its_own_variables_and_none_of_ours(
     )
     connection = await Connection.open(ordered, PATIENT, OWNER)
     try:
-        names = ["CONVEYOR_SECRET", "GIVEN_BY_NAME", "ASKED_FOR", "OWN", "HTTPS_PROXY"]
+        names = ["CONVEYOR_SECRET", "GIVEN_BY_NAME", "ASKED_FOR", "OWN", "SSL_CERT_DIR"]
         assert await tell(connection, " ;; ".join(f"env {name}" for name in names)) == [
             "CONVEYOR_SECRET is not set",
             "GIVEN_BY_NAME=given_by_name-value",
             "ASKED_FOR=asked_for-value",
             "OWN=own-secret-1",
-            "HTTPS_PROXY=https_proxy-value",
+            "SSL_CERT_DIR=ssl_cert_dir-value",
         ]
         # What it complains of holds none of them.
         await eventually(lambda: connection.last_words == "*** ***")

@@ -8,6 +8,7 @@ from acp_svc.domain.builtin import BUILT_IN
 from acp_svc.domain.catalog import Catalog, CatalogError, Override
 from acp_svc.domain.checks import Check
 from acp_svc.domain.install import Installer, System, install_command
+from acp_svc.domain.modes import Modes
 from acp_svc.domain.preflight import Refusal, choose_harness, directory_refusal
 from acp_svc.domain.registry import Harness
 from acp_svc.machine import first_line
@@ -98,6 +99,16 @@ def test_without_a_default_all_allowed_are_examined() -> None:
     assert len(Catalog.build({}).to_examine()) == len(BUILT_IN)
     two = Catalog.build({}, allowed=("qwen", "codex"))
     assert {h.harness_id for h in two.to_examine()} == {"qwen", "codex"}
+
+
+def test_what_the_configuration_knows_of_its_modes_is_taken_for_all() -> None:
+    own = Override(("own", "acp"), asks=("gentle",), skips=("solo",), state=(".own-state",))
+    harness = Catalog.build({"own": own, "claude": Override(skips=("auto",))}).harnesses["own"]
+    assert harness.modes == Modes(("gentle",), frozenset({"solo"}))
+    assert harness.state == (".own-state",)
+    plain = Catalog.build({"own": Override(("own",))}).harnesses["own"]
+    assert plain.modes.guessed
+    assert ".own" in plain.state
 
 
 @pytest.mark.parametrize(
