@@ -16,6 +16,7 @@ from opentelemetry import trace
 
 from agent_svc import spans
 from agent_svc.agents import Agent
+from agent_svc.domain import harnesses
 from agent_svc.domain import steps as s
 from agent_svc.domain import tools as t
 from agent_svc.domain.content import excerpt
@@ -316,7 +317,8 @@ class _Talk:
 
 def _agent() -> Agent:
     """A root agent with the default settings: a verdict is about the model, not about a prompt."""
-    return Agent(DEFAULT_AGENT, AgentSettings(), {DEFAULT_AGENT: ""})
+    coding_agents = harnesses.described((), "")
+    return Agent(DEFAULT_AGENT, AgentSettings(), {DEFAULT_AGENT: ""}, coding_agents=coding_agents)
 
 
 def _rules(agent: Agent) -> t.ToolRules:

@@ -276,6 +276,6 @@ _YIELD_SCHEMA = ToolSchema(
 
 _AGENTS_SCHEMA = ToolSchema(
     AGENTS,
-    "List the agents and the external coding agents that sessions_spawn can use.",
+    "List the agents that sessions_spawn can use.",
     {"type": "object", "properties": {}},
 )
