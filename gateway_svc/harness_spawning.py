@@ -16,7 +16,7 @@ from conveyor.scheduler.v1 import lane_pb2
 from conveyor.scheduler.v1 import scheduler_service_pb2 as ss
 from gateway_svc.auth import Principal, Scope
 from gateway_svc.bindings import Bindings, taken
-from gateway_svc.domain.binding import AcpRules, is_over, name_of
+from gateway_svc.domain.binding import AcpRules, is_over
 from gateway_svc.domain.keys import (
     DEFAULT_CHANNEL,
     MAX_CUSTOMER_LENGTH,
@@ -194,11 +194,15 @@ class HarnessSpawning:
         runs: list[ss.AcceptedRun] = []
         session_id = session.acp_session_id
         if request.return_starting or place.bound_key:
-            said = (origin.said if origin else "") or f"Open a session with {name_of(session)}."
+            said = origin.said if origin else ""
             opening = content_pb2.Message(
                 message_id=f"open-{session_id}",
                 role=content_pb2.ROLE_USER,
-                parts=[content_pb2.ContentPart(text=said)],
+                parts=[
+                    content_pb2.ContentPart(
+                        text=said or f"Open a session with {session.spec.harness_id}."
+                    )
+                ],
             )
             runs.append(
                 await self._runs.queue(

@@ -75,6 +75,8 @@ class Narrator:
         self._thorough = thorough
         self._commands = commands
         self._work = work or thorough
+        # What a harness says between its tool calls is said to whoever follows it.
+        self._says_all = work
         self._typed = typed
         self._harness = HarnessTeller()
         self._shown: dict[str, str] = {}
@@ -135,6 +137,8 @@ class Narrator:
             if len(text) > len(shown):
                 yield Utterance(Voice.PIECE, text[len(shown) :])
             yield from self._close()
+        elif shown == text:
+            yield from self._close()  # all of it is there, with news below it
         else:
             yield from self._close()
             yield Utterance(Voice.MESSAGE, text)
@@ -207,6 +211,12 @@ class Narrator:
         message, text = completed.message, text_of(completed.message)
         if completed.kind in (event_pb.MESSAGE_KIND_REPLY, event_pb.MESSAGE_KIND_INTERIM):
             yield from self._whole(message.message_id, text)
+        elif self._says_all and completed.kind == event_pb.MESSAGE_KIND_INTERNAL:
+            # Its pieces came as those of the message that was to be the reply.
+            if any(shown.endswith(text) for shown in self._shown.values()):
+                yield from self._close()
+            else:
+                yield from self._whole(message.message_id, text)
         elif self._thorough:
             who = "message" if completed.kind == event_pb.MESSAGE_KIND_INPUT else "thinks"
             yield from self._line(f"{who}: {shorten(text, 400)}")

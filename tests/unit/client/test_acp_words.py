@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from conveyor.common.v1 import content_pb2
 from conveyor.events.v1 import event_pb2 as ev
 from conveyor.gateway.v1 import gateway_service_pb2 as gateway_pb
 from conveyor_client.cli.acp_words import HarnessTeller, decided_line, plan_line
@@ -85,3 +86,41 @@ def test_who_converses_hears_of_what_a_rule_denied_and_not_of_every_step() -> No
     assert heard(Narrator()) == 1
     assert heard(Narrator(work=True)) == 4
     assert heard(Narrator(thorough=True)) == 5
+
+
+def test_what_a_harness_says_between_its_tool_calls_is_said_once() -> None:
+    said = ev.MessageCompleted(
+        message=content_pb2.Message(
+            message_id="event", parts=[content_pb2.ContentPart(text="First I look.")]
+        ),
+        kind=ev.MESSAGE_KIND_INTERNAL,
+    )
+    internal = gateway_pb.ChatResponse(event=ev.Event(run_id="R", message_completed=said))
+    piece = ev.MessageDelta(message_id="R-1", text="First I look.", run_id="R")
+    delta = gateway_pb.ChatResponse(delta=piece)
+
+    def heard(narrator: Narrator, *items: gateway_pb.ChatResponse) -> str:
+        return " ".join(told.text for item in items for told in narrator.tell(item)).strip()
+
+    assert heard(Narrator(work=True), delta, internal) == "First I look."
+    assert heard(Narrator(work=True, live=True), delta, internal) == "First I look."
+    assert heard(Narrator(), delta, internal) == ""
+    assert heard(Narrator(thorough=True), delta, internal) == "thinks: First I look."
+
+
+def test_a_reply_that_is_all_there_is_not_said_again_below_the_news() -> None:
+    reply = ev.MessageCompleted(
+        message=content_pb2.Message(
+            message_id="R-1", parts=[content_pb2.ContentPart(text="Done.")]
+        ),
+        kind=ev.MESSAGE_KIND_REPLY,
+    )
+    news = ev.PermissionDecided(title="Edit", allowed=True, rule="asked")
+    narrator = Narrator(work=True, live=True)
+    items = (
+        gateway_pb.ChatResponse(delta=ev.MessageDelta(message_id="R-1", text="Done.")),
+        gateway_pb.ChatResponse(event=ev.Event(run_id="R", permission_decided=news)),
+        gateway_pb.ChatResponse(event=ev.Event(run_id="R", message_completed=reply)),
+    )
+    told = [said.text for item in items for said in narrator.tell(item) if said.text]
+    assert told == ["Done.", "allowed: Edit (asked)"]
