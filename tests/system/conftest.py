@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Iterator
 import pytest
 
 from conveyor_client import ConveyorClient
-from tests.system.harness import Suite, nothing_unfinished, running
+from tests.system.harness import Suite, nothing_unfinished, running, scripted_harness
 from tests.system.provider import Provider, provider_thread
 
 
@@ -19,7 +19,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="package")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Suite]:
-    with running(tmp_path_factory.mktemp("suite")) as suite:
+    directory = tmp_path_factory.mktemp("suite")
+    with running(directory, scripted_harness(directory)) as suite:
         yield suite
 
 

@@ -36,6 +36,7 @@ from svckit.testing import eventually
 CLASSIC = "Do three things: research a market trend, analyse competitors, draft a summary"
 TASKS = ["research a market trend", "analyse competitors", "draft a summary"]
 CONVEYOR = Path(sys.executable).with_name("conveyor")
+SCRIPTED = Path(__file__).parents[1] / "harnesses" / "scripted.py"
 MODULES = {
     "scheduler": "scheduler_svc",
     "agent": "agent_svc",
@@ -282,6 +283,25 @@ def running(
         suite.abandon()
         raise
     suite.stop()
+
+
+def scripted_harness(directory: Path, *flags: str) -> str:
+    """Return the configuration of a coding agent that does what the prompt says.
+
+    It works below `directory`, in `work`, and notes its processes in `pids` there.
+    """
+    work, home = directory / "work", directory / "home"
+    work.mkdir(exist_ok=True)
+    home.mkdir(exist_ok=True)
+    command = [sys.executable, "-S", str(SCRIPTED), "--pids", str(directory / "pids"), *flags]
+    return f"""\
+[acp]
+workspace_roots = ["{work}"]
+[acp.harness.scripted]
+command = {json.dumps(command)}
+[acp.harness.scripted.env]
+HOME = "{home}"
+"""
 
 
 def free_addresses(count: int) -> list[str]:

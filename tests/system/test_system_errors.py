@@ -179,8 +179,8 @@ async def test_our_own_page_is_welcome(suite: Suite, http: httpx.AsyncClient) ->
 
 
 async def test_later_features_say_so(client: ConveyorClient, http: httpx.AsyncClient) -> None:
-    error = check(await http.get("/v1/acp/sessions"), 501, "NOT_IMPLEMENTED")
-    assert error["metadata"]["feature"] == "ListAcpSessions"
+    error = check(await http.post("/v1/chat/completions"), 501, "NOT_IMPLEMENTED")
+    assert error["metadata"]["feature"] == "ChatCompletions"
 
 
 # Starting
