@@ -180,7 +180,7 @@ class Sessions:
 
     async def prompted_again(self, session_id: str) -> None:
         """Note that the run at work has another prompt, which a session for one turn waits for."""
-        await self._change(self._processes.place(session_id), rules.prompted_again)
+        await self._change(session_id, rules.prompted_again)
 
     async def remember(self, session_id: str, said: Mapping[str, bool]) -> None:
         """Keep what people allowed or denied for the rest of the session."""
