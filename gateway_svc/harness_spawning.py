@@ -298,8 +298,11 @@ class HarnessSpawning:
 def check_permissions(
     mode: acp_session.PermissionMode.ValueType, principal: Principal, rules: AcpRules
 ) -> None:
-    """Raise `ScopeMissing` for a permission mode that is an operator's to choose."""
-    if rules.needs_operator(mode) and not principal.is_admin:
+    """Raise `ScopeMissing` for a permission mode that is an operator's to choose.
+
+    The mode of a hook is one, for it stands in the configuration.
+    """
+    if rules.needs_operator(mode) and not (principal.is_admin or principal.is_hook):
         raise ScopeMissing(
             "permissions approve-all are an operator's decision, because nobody is asked any more: "
             "choose ask, or have acp.permission_mode configured",

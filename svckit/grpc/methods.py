@@ -16,6 +16,8 @@ _TIMEOUTS = {
     **dict.fromkeys(("Doctor", "AcpDoctor"), 60.0),
     # Until a harness is ready; who calls the gateway waits for its call to the service behind.
     **{"SpawnSession": 90.0, "SpawnAcpSession": 100.0},
+    # As long as the longest call that a command stands for, which is `/acp doctor`.
+    "ExecuteCommand": 60.0,
 }
 
 # A repeated lease would hold runs nobody works on; the others are costly and not idempotent.

@@ -67,6 +67,7 @@ def test_deadlines_follow_the_contract() -> None:
     assert methods.default_timeout(prefix + "ExtendLeases") == 5
     assert methods.default_timeout(prefix + "CompleteRuns") == 10
     assert methods.default_timeout("/conveyor.acp.v1.AcpService/Doctor") == 60
+    assert methods.default_timeout("/conveyor.gateway.v1.GatewayService/ExecuteCommand") == 60
 
 
 def test_every_service_of_the_contract_is_in_the_retry_table() -> None:

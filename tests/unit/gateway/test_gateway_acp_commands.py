@@ -13,7 +13,9 @@ from conveyor.acp.v1 import session_pb2 as acp
 from conveyor.common.v1 import question_pb2
 from conveyor.events.v1 import event_pb2
 from conveyor.scheduler.v1 import lane_pb2
+from gateway_svc.auth import Principal, Scope
 from gateway_svc.domain.asking import asked_text
+from gateway_svc.domain.binding import AcpRules
 from gateway_svc.domain.commands.acp_forms import ACP_FORMS, ACP_TOPICS
 from gateway_svc.domain.commands.acp_health import doctor_text, install_text
 from gateway_svc.domain.commands.acp_settings import setting_text, settings_of
@@ -34,7 +36,9 @@ from gateway_svc.domain.commands.queueing import queue_answer
 from gateway_svc.domain.commands.standing import Standing
 from gateway_svc.domain.commands.standing import status_text as standing_text
 from gateway_svc.domain.commands.words import SECOND
+from gateway_svc.harness_spawning import check_permissions
 from svckit.contract_words import PERMISSION_MODES, asked_for
+from svckit.errors import ScopeMissing
 
 NOW = 1_800_000_000 * SECOND
 SCREEN = 12
@@ -444,3 +448,20 @@ def test_a_question_shows_the_command_or_the_change_that_it_is_about() -> None:
     other = asks(command="rm")
     other.acp_session_id = ""
     assert asked_for(other) == [], "tools of agents say everything in their title"
+
+
+def test_permissions_that_ask_nobody_are_an_operators_to_choose() -> None:
+    everything, ask = acp.PERMISSION_MODE_APPROVE_ALL, acp.PERMISSION_MODE_ASK
+    usual, free = AcpRules(), AcpRules(approves_all=True)
+    customer = Principal("ann", Scope.CONTROL, "acme")
+    for allowed in (
+        (ask, customer, usual),
+        (acp.PERMISSION_MODE_UNSPECIFIED, customer, usual),
+        (everything, customer, free),
+        (everything, Principal("root", Scope.ADMIN), usual),
+        (everything, Principal("hook", Scope.CONTROL, "acme", is_hook=True), usual),
+    ):
+        check_permissions(*allowed)
+    with pytest.raises(ScopeMissing, match="choose ask") as refused:
+        check_permissions(everything, customer, usual)
+    assert refused.value.metadata == {"scope": "admin"}
