@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 from conveyor.acp.v1 import session_pb2 as acp
 from conveyor.common.v1 import content_pb2
@@ -32,11 +33,12 @@ from gateway_svc.domain.commands.words import at_us
 from gateway_svc.domain.deliveries import message_text
 from gateway_svc.harness_sessions import Origin
 from svckit.contract_words import PERMISSION_MODES, SESSION_MODES
-from svckit.errors import EventsCompacted, RunNotFound
+from svckit.errors import EventsCompacted, InvalidField, RunNotFound
 
 _PAGE = 500
 _NEWEST_EVENTS = 500
 _LIST = "acp"
+_OF_HERE = ("bind_session_key", "session_key")
 _ALL_STATES = [state for state in acp.AcpSessionState.values() if state]
 
 
@@ -89,7 +91,8 @@ class AcpSessions:
         )
         if task:
             request.message.CopyFrom(_message(task))
-        answer = await self._do.harness_sessions.spawn(request, asked.principal, _origin(asked))
+        with _in_words():
+            answer = await self._do.harness_sessions.spawn(request, asked.principal, _origin(asked))
         text = spawned_text(answer.session, bound=bound, task=bool(task), thread=thread)
         return Answer(text, answer)
 
@@ -194,7 +197,8 @@ class AcpSessions:
             acp_session_id=session.acp_session_id,
             settings=settings_of(form.name, asked.command.arguments),
         )
-        answer = await self._do.harness_sessions.configure(request, asked.principal)
+        with _in_words():
+            answer = await self._do.harness_sessions.configure(request, asked.principal)
         return Answer(setting_text(form.name, answer.session, changed=True), answer)
 
     async def _meant(self, asked: Asked, typed: str) -> acp.AcpSession:
@@ -263,6 +267,18 @@ class AcpSessions:
         except EventsCompacted:
             events = ev.ListEventsResponse().events
         return work_of(events, session.run_id, at_us(found.run.timing.start_time))
+
+
+@contextmanager
+def _in_words() -> Iterator[None]:
+    """Say what is wrong with a field as people know it, who typed no field."""
+    try:
+        yield
+    except InvalidField as error:
+        if not error.field_violations:
+            raise
+        name, text = error.field_violations[0]
+        raise Refused(f"this conversation {text}" if name in _OF_HERE else text) from None
 
 
 def _with_target(form: Form) -> str:

@@ -20,6 +20,7 @@ _KINDS = {
     doctor.DOCTOR_CHECK_KIND_PERMISSION_MODE: "permissions",
     doctor.DOCTOR_CHECK_KIND_WORKSPACE_ROOTS: "directories",
 }
+_NOT_MADE = (doctor.DOCTOR_STATUS_FAILED, doctor.DOCTOR_STATUS_SKIPPED)
 _BAD = (doctor.DOCTOR_STATUS_FAILED, doctor.DOCTOR_STATUS_WARNING)
 
 
@@ -33,8 +34,9 @@ def doctor_text(report: doctor.DoctorReport) -> str:
     good: list[str] = []
     for harness_id, checks in by_harness.items():
         told = [line for check in checks for line in _told(harness_id, check)]
-        if all(check.status == doctor.DOCTOR_STATUS_OK for check in checks):
-            good.append(f"{harness_id}: works{_version(checks)}")
+        if not any(check.status in _NOT_MADE for check in checks):
+            # What deserves a look stands behind it.
+            good += [f"{harness_id}: works{_version(checks)}", *told]
         elif told:
             lines += told
         else:
@@ -55,14 +57,19 @@ def _told(harness_id: str, check: doctor.DoctorCheck) -> list[str]:
         return [f"{harness_id}: not installed{code}: {how}"]
     what = _KINDS.get(check.kind, "check")
     who = f"{harness_id}: " if harness_id else ""
-    mark = "warning" if check.status == doctor.DOCTOR_STATUS_WARNING else "failed"
-    line = f"{who}{what} {mark}{code}: {shorten(check.message, _LINE)}"
+    if check.status == doctor.DOCTOR_STATUS_WARNING:
+        # Its code is that of a failure, which it is not.
+        what, code = f"look at {what}", ""
+    else:
+        what = f"{what} failed"
+    line = f"{who}{what}{code}: {shorten(check.message, _LINE)}"
     return [f"{line}. {hint}" if hint else line]
 
 
 def _version(checks: Sequence[doctor.DoctorCheck]) -> str:
     for check in checks:
-        if check.kind == doctor.DOCTOR_CHECK_KIND_VERSION:
+        is_version = check.kind == doctor.DOCTOR_CHECK_KIND_VERSION
+        if is_version and check.status == doctor.DOCTOR_STATUS_OK:
             return f", {shorten(check.message, _VERSION)}"
     return ""
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from conveyor.acp.v1 import session_pb2 as acp
+from gateway_svc.domain.commands.acp_forms import ACP_FORMS
 from gateway_svc.domain.commands.acp_words import MEANINGS, name_of, permissions_of
 from svckit.contract_words import PERMISSION_MODES
 from svckit.words import joined, shorten, time_limit
 
 _NAMES, _NAME, _PATH = 12, 48, 80
+_EXAMPLES = {form.name: form.example for form in ACP_FORMS}
 
 
 def settings_of(name: str, values: Mapping[str, str]) -> acp.AcpSessionSettings:
@@ -39,18 +41,21 @@ def setting_text(name: str, session: acp.AcpSession, *, changed: bool) -> str:
         case "acp permissions":
             meaning = MEANINGS.get(spec.permission_mode, "as configured")
             text = f"{begin} has permissions {permissions_of(session)}: {meaning}."
-            return text if changed else f"{text}\n{_others(tuple(PERMISSION_MODES), name, '')}"
+            others = _others(list(PERMISSION_MODES), name, who, permissions_of(session))
+            return text if changed else f"{text}\n{others}"
         case "acp model":
             text = (
                 f"{begin} uses the model {spec.model}."
                 if spec.model
                 else f"{begin} uses its own model."
             )
-            return text if changed else f"{text}\n{_others(session.models, name, who)}"
+            others = _others(session.models, name, who, spec.model or "default")
+            return text if changed else f"{text}\n{others}"
         case "acp set-mode":
             mode = session.harness_mode
             text = f"{begin} is in mode {mode}." if mode else f"{begin} has no modes."
-            return text if changed else f"{text}\n{_others(session.harness_modes, name, who)}"
+            others = _others(session.harness_modes, name, who, mode)
+            return text if changed else f"{text}\n{others}"
         case "acp set":
             return _options(session, begin if changed else f"{who}")
         case "acp cwd":
@@ -70,13 +75,17 @@ def fresh_text(session: acp.AcpSession) -> str:
     )
 
 
-def _others(names: Sequence[str], command: str, who: str) -> str:
+def _others(names: Sequence[str], command: str, who: str, present: str) -> str:
+    """Return what else can be chosen, with an example that changes something."""
     if not names:
-        return f"{who} does not say which there are: try `/{command} NAME`." if who else ""
+        return f"{who} does not say which there are: try `/{command} NAME`."
     shown = [f"`{shorten(name, _NAME)}`" for name in names[:_NAMES]]
     left = len(names) - len(shown)
     there = f"{', '.join(shown)} and {left} more" if left else joined(shown)
-    return f"There is {there}, for example `/{command} {names[0]}`"
+    usual = _EXAMPLES[command].rpartition(" ")[2]
+    other = next((name for name in names if name != present), names[0])
+    example = usual if usual in names and usual != present else other
+    return f"There is {there}, for example `/{command} {example}`"
 
 
 def _options(session: acp.AcpSession, begin: str) -> str:

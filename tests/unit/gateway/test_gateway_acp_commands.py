@@ -326,11 +326,12 @@ def test_the_doctor_names_each_missing_one_with_its_code_and_command() -> None:
     assert doctor_text(found).splitlines() == [
         "healthy: no",
         "claude: works, 0.49.0",
+        "qwen: works",
+        "qwen: look at permissions: it asks for little",
         "directories failed (ACP_CWD_NOT_ALLOWED): no directory is allowed. set roots",
         "codex: not installed (ACP_BACKEND_MISSING): `npm install -g codex-acp`",
         "goose: not installed (ACP_BACKEND_MISSING): open https://example.com",
         "vibe: logged in failed (ACP_BACKEND_UNAVAILABLE): it is not logged in. run `vibe`",
-        "qwen: permissions warning: it asks for little",
     ]
     good = report(("claude", 2, OK, "", "/bin/claude", ""), healthy=True)
     assert doctor_text(good) == "healthy: yes\nclaude: works"
@@ -386,7 +387,7 @@ def test_settings_are_shown_with_what_there_is() -> None:
         return setting_text(f"acp {name}", one, changed=changed)
 
     assert shown("model") == (
-        "docs uses the model opus.\nThere is `opus` and `haiku`, for example `/acp model opus`"
+        "docs uses the model opus.\nThere is `opus` and `haiku`, for example `/acp model haiku`"
     )
     assert shown("model", changed=True) == "From its next turn on docs uses the model opus."
     assert "is in mode default.\nThere is `default` and `plan`" in shown("set-mode")
