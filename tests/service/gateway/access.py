@@ -149,6 +149,7 @@ def _script(around: Suite) -> None:
             cwd="/work/merger",
             customer_key=ANN,
             session_key=f"agent:scripted:acp:{ACP_ID}",
+            parent_session_key=SESSION,
         ),
     )
 
@@ -299,5 +300,28 @@ CASES: Mapping[str, Case] = {
     ),
 }
 """A call of each method. The tests fail when one is missing: who adds a method says whose it is."""
+
+COMMANDS: Mapping[str, str] = {
+    **dict.fromkeys(
+        (
+            *("help", "status", "agents", "lanes", "why", "tasks", "flow list", "flow show"),
+            *("subagents list", "subagents info", "subagents log"),
+            *("acp help", "acp status", "acp sessions", "acp install"),
+        ),
+        "read",
+    ),
+    **dict.fromkeys(
+        ("new", "queue", "model", "subagents spawn", "approve", "deny", "acp steer"), "send"
+    ),
+    **dict.fromkeys(
+        (
+            *("stop", "flow cancel", "subagents steer", "subagents send", "subagents kill"),
+            *("acp spawn", "acp cancel", "acp close", "acp permissions", "acp model", "acp cwd"),
+            *("acp set-mode", "acp set", "acp timeout", "acp doctor"),
+        ),
+        "control",
+    ),
+}
+"""The scope that each command needs: that of the call with the same effect."""
 
 KINDS = (lane_pb2.LANE_KIND_UNSPECIFIED, lane_pb2.LANE_KIND_SESSION, lane_pb2.LANE_KIND_GLOBAL)

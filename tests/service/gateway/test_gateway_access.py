@@ -19,6 +19,7 @@ from conveyor.gateway.v1 import gateway_service_pb2 as gw
 from conveyor.scheduler.v1 import flow_service_pb2 as fs
 from conveyor.scheduler.v1 import run_pb2
 from conveyor.scheduler.v1 import scheduler_service_pb2 as ss
+from gateway_svc.domain.commands.grammar import FORMS, Form
 from gateway_svc.domain.tokens import decode_token, encode_token, session_subject
 from gateway_svc.http.metrics import Metrics
 from gateway_svc.http.routes import build_router
@@ -28,6 +29,7 @@ from tests.service.gateway.access import (
     ACP_ID,
     ANN,
     CASES,
+    COMMANDS,
     KINDS,
     METHODS,
     SCOPES,
@@ -133,6 +135,35 @@ async def test_its_owner_gets_there_with_just_the_scope(tmp_path: Path) -> None:
                     CASES[name].hidden,
                 )
                 assert kept, (name, refused)
+
+
+async def test_every_command_needs_the_scope_of_what_it_does(tmp_path: Path) -> None:
+    assert set(COMMANDS) == {form.name for form in FORMS}
+    async with world(tmp_path) as around:
+
+        async def give(form: Form, who: str) -> ServiceError | None:
+            text = form.example.replace("approve 2", "approve 1").replace("deny 2", "deny 1")
+            request = gw.ExecuteCommandRequest(
+                session_key=SESSION, text=text, request_id=f"{form.name} {who}".replace(" ", "-")
+            )
+            return await failure(around.call("ExecuteCommand", request, who))
+
+        for form in FORMS:
+            hidden = await give(form, "eve-control")
+            assert hidden is not None, form.name
+            assert hidden.reason == "SESSION_NOT_FOUND", form.name
+            scope = COMMANDS[form.name]
+            if scope != "read":
+                refused = await give(form, f"ann-{SCOPES[SCOPES.index(scope) - 1]}")
+                assert refused is not None, form.name
+                assert (refused.reason, refused.metadata) == ("SCOPE_MISSING", {"scope": scope}), (
+                    form.name
+                )
+        [run] = await around.call("GetRun", ss.GetRunRequest(run_id=around.run_id), "ann-read")
+        assert run.run.state == run_pb2.RUN_STATE_SUSPENDED
+        for form in FORMS:
+            refused = await give(form, f"ann-{COMMANDS[form.name]}")
+            assert refused is None or refused.reason != "SCOPE_MISSING", form.name
 
 
 def _without_ids(error: ServiceError, request: Message) -> tuple[str, str, list[str], int]:
