@@ -146,7 +146,7 @@ def _script(around: Suite) -> None:
         state=acp_session.ACP_SESSION_STATE_READY,
         spec=acp_session.AcpSessionSpec(
             harness_id="scripted",
-            cwd="/work/merger",
+            cwd="/srv/merger",
             customer_key=ANN,
             session_key=f"agent:scripted:acp:{ACP_ID}",
             parent_session_key=SESSION,

@@ -49,7 +49,7 @@ action = "spawn"
 scopes = ["control"]
 customer_key = "acme"
 harness = "scripted"
-cwd = "/work/web"
+cwd = "/srv/web"
 permission_mode = "ask"
 label = "fix {{issue}}"
 text = "Fix {{issue}}"
@@ -241,7 +241,7 @@ async def test_a_call_opens_a_coding_agent_with_a_task(tmp_path: Path) -> None:
         [asked] = around.acp.calls["SpawnSession"]
         assert asked.return_starting
         assert asked.spec.customer_key == "acme"
-        assert (asked.spec.harness_id, asked.spec.cwd) == ("scripted", "/work/web")
+        assert (asked.spec.harness_id, asked.spec.cwd) == ("scripted", "/srv/web")
         assert asked.spec.permission_mode == acp_session.PERMISSION_MODE_ASK
         assert asked.spec.label == "fix #7"
         run = await run_of(around, answer["run_id"])
