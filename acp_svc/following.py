@@ -216,5 +216,11 @@ class Follower:
             self._due.append(self._events.said(said))
         await self.write()
 
+    async def keep(self, text: str) -> None:
+        """Write what would have been the reply of a turn that fails. Raises `LeaseLost`."""
+        if text.strip():
+            self._due.append(self._events.said(text))
+        await self.write()
+
     def _gather(self) -> None:
         self._due += [self._events.told(told) for told in self._story.due()]

@@ -389,6 +389,8 @@ class TurnRunner:
         finally:
             waiting.cancel()
             await asyncio.wait([waiting])
+            if not waiting.cancelled():
+                waiting.exception()  # told above, or the turn fails for another reason
         follower.answer(turn.leased.resumption.answers)
         await self._sessions.asking(work.live, len(follower.waiting))
 
@@ -420,6 +422,7 @@ class TurnRunner:
         if work.reports:
             await asyncio.wait(work.reports)
         if work.over_budget is not None:
+            await follower.keep(said)
             return Fail(work.over_budget, retryable=False, taken=taken)
         text = closing_words(work.name, ended.stop_reason, said, follower.rejected)
         more = work.turn.steered_waits

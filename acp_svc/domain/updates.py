@@ -16,7 +16,8 @@ from acp_svc.domain.toolcalls import Patch, ToolCall, patched, shown_output
 
 MESSAGE_BYTES = 900_000
 """What a message may hold, with room for a closing line."""
-THOUGHT_BYTES = 8 * 1024
+LEFT_OUT = "\n\n(The rest is left out.)"
+THOUGHT_BYTES = 8 * 1024 - len(LEFT_OUT)
 MOST_ENTRIES = 100
 ENTRY_CHARS = 512
 MOST_EVENTS = 1000
@@ -206,6 +207,7 @@ class _Text:
         self._pieces: list[str] = []
         self._left = limit
         self._message_id = ""
+        self._cut = False
 
     @property
     def text(self) -> str:
@@ -229,13 +231,14 @@ class _Text:
             self._pieces.append(piece)
             self._left -= len(piece.encode())
         if len(piece) < len(text):
-            self._left = 0
+            self._left, self._cut = 0, True
         return piece
 
     def take(self) -> str:
         """Return the text and begin anew."""
-        text = self.text
+        text = f"{self.text}{LEFT_OUT}" if self._cut else self.text
         self._pieces, self._left, self._message_id = [], self._limit, ""
+        self._cut = False
         return text
 
 

@@ -23,6 +23,7 @@ from acp_svc.domain.toolcalls import (
     shown_output,
 )
 from acp_svc.domain.updates import (
+    LEFT_OUT,
     MESSAGE_BYTES,
     MOST_EVENTS,
     Between,
@@ -167,7 +168,7 @@ def test_ten_megabytes_of_text_are_cut_and_not_shown_twice() -> None:
     shown, _ = story.take(Said("x" * 10_000_000))
     assert len(shown) == MESSAGE_BYTES
     assert story.take(Said("more")) == ("", False)
-    assert story.end() == shown
+    assert story.end() == shown + LEFT_OUT
 
 
 def test_ten_megabytes_in_a_tool_call_are_cut() -> None:
