@@ -337,9 +337,11 @@ class Processes:
         openings = [p.opening for p in self._places.values() if p.opening is not None]
         for opening in openings:
             opening.cancel()
-        closings = [p.closing for p in self._places.values() if p.closing is not None]
-        await asyncio.gather(*openings, *closings, return_exceptions=True)
+        await asyncio.gather(*openings, return_exceptions=True)
         await asyncio.gather(*(self._drain(place) for place in list(self._places.values())))
+        # They wait for turns, which end when their process does.
+        closings = [p.closing for p in self._places.values() if p.closing is not None]
+        await asyncio.gather(*closings, return_exceptions=True)
 
     async def _drain(self, place: Place) -> None:
         # Not the turn: whoever is at work had its time to end.

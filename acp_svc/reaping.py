@@ -103,7 +103,8 @@ class Reaper:
             if session.worker in ("", self._worker):
                 await self._sessions.close(session.session_id)
         for session in await self._store.still_since(_HELD, now_us):
-            if session.worker == self._worker:
+            # One whose process could not be started again for its turn has no worker.
+            if session.worker in ("", self._worker):
                 await self._put_right(session)
 
     async def _give_up(self, session: Session, now_us: int) -> None:
