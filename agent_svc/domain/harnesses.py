@@ -72,7 +72,7 @@ class Harnesses:
     def _there_are(self) -> str:
         usable = [h.harness_id for h in self.allowed if h.installed is not False]
         if not usable:
-            return "None is installed." if self.allowed else "See agents_list."
+            return "No other is installed either." if self.allowed else "See agents_list."
         named = ", ".join(usable[:MOST_NAMED])
         return f"Use one of: {named}."
 

@@ -24,7 +24,7 @@ GUESSED = Harness("mine", "mine")
         (Harnesses([CLAUDE], default_id="claude"), "", "", ""),
         (Harnesses([CLAUDE, CODEX]), "claude", "", ""),
         (Harnesses([CLAUDE, CODEX]), "codex", "missing", "installed with: npm i -g codex-acp"),
-        (Harnesses([CODEX]), "codex", "missing", "None is installed."),
+        (Harnesses([CODEX]), "codex", "missing", "No other is installed either."),
         (Harnesses([CLAUDE, CODEX]), "gemini", "unknown", "'gemini' that may be used here"),
         # What only the configuration says: others may be known to the harness service.
         (Harnesses([GUESSED], complete=False), "gemini", "", ""),
