@@ -156,6 +156,7 @@ def opened(
         session,
         state=State.BUSY if session.run_id else State.READY,
         worker=worker,
+        open_questions=0,
         active_us=now_us,
         upstream_id=upstream_id,
         opening=how,
@@ -183,6 +184,7 @@ def not_opened(session: Session, trouble: Trouble, now_us: int) -> Session:
         session,
         state=State.BUSY if session.run_id else State.PARKED,
         worker="",
+        open_questions=0,
         trouble=trouble,
         active_us=now_us,
     )
