@@ -1,7 +1,8 @@
 """Which sessions are shut in, and what of the file system they may change.
 
 The walls are those of bubblewrap (`bwrap`): everything is there to be read, and only what is the
-harness's own can be written. They also hold its processes together: none outlives the first.
+harness's own can be written so that it lasts. They also hold its processes together: none outlives
+the first.
 """
 
 from __future__ import annotations
@@ -53,6 +54,13 @@ class Walls:
     """Where it works. Can be read only."""
     state: tuple[PurePath, ...] = ()
     """What it may write."""
+    home: PurePath | None = None
+    """Its home directory, in which it may make new files that nobody else sees and that do not
+    last: many programs do not start without. None leaves it as it is, to be read only."""
+    in_home: tuple[PurePath, ...] = ()
+    """What is in its home directory."""
+    links_in_home: tuple[tuple[PurePath, str], ...] = ()
+    """Links there, with what they point at."""
     needed: tuple[PurePath, ...] = ()
     """What it must be able to read also where it lies among the temporary files: then with all that
     is beside it in the same entry of that directory."""
@@ -64,6 +72,10 @@ def shut_in(command: Sequence[str], walls: Walls) -> list[str]:
     """Return the command that runs `command` inside."""
     mounts = [(TEMPORARY, ["--tmpfs", str(TEMPORARY)])]
     mounts += [(p, _bind("--ro-bind", p)) for p in _among_temporary((*walls.needed, walls.cwd))]
+    if walls.home is not None and not walls.home.is_relative_to(walls.cwd):
+        mounts.append((walls.home, ["--tmpfs", str(walls.home)]))
+        mounts += [(path, _bind("--ro-bind-try", path)) for path in walls.in_home]
+        mounts += [(path, ["--symlink", target, str(path)]) for path, target in walls.links_in_home]
     mounts += [(path, _bind("--bind", path)) for path in walls.state]
     if any(walls.cwd.is_relative_to(path) for path in walls.state):
         mounts.append((walls.cwd, _bind("--ro-bind", walls.cwd)))

@@ -15,6 +15,8 @@ from acp_svc.domain.registry import Harness
 from acp_svc.domain.sandboxing import CONTROL_SOCKETS, PROGRAM, Walls, probe, shut_in
 
 PROBE_SECONDS = 10.0
+MOST_IN_HOME = 1000
+"""Entries; each is a mount."""
 _TRUST_SECONDS = 60.0
 """How long the answer for this machine is believed: somebody may install what is missing."""
 _MANAGERS = {
@@ -97,7 +99,7 @@ def walled(
 
     Blocking, but short.
     """
-    home = Path(env.get("HOME") or Path.home())
+    home = Path(env.get("HOME") or Path.home()).resolve()
     state = [home / name for name in harness.state]
     state += [Path(env[name]).expanduser() for name in harness.state_env if env.get(name)]
     for path in state:
@@ -105,6 +107,7 @@ def walled(
         if not path.exists() and not path.suffix:
             with suppress(OSError):
                 path.mkdir(parents=True, mode=0o700)
+    inside = _entries(home)
     read = [home, Path(command[0]), *(Path(word) for word in command[1:] if word.startswith("/"))]
     return shut_in(
         command,
@@ -113,6 +116,20 @@ def walled(
             cwd=cwd.resolve(),
             state=tuple(path.resolve() for path in state if path.exists()),
             needed=tuple(one for path in read if path.exists() for one in (path, path.resolve())),
+            home=home if inside is not None else None,
+            in_home=tuple(path for path in inside or () if not path.is_symlink()),
+            links_in_home=tuple(
+                (path, os.readlink(path)) for path in inside or () if path.is_symlink()
+            ),
             hidden=tuple(p for p in map(Path, CONTROL_SOCKETS) if p.exists()),
         ),
     )
+
+
+def _entries(home: Path) -> list[Path] | None:
+    """Return what is in a home directory; None when it is not one, or holds too much."""
+    try:
+        found = list(home.iterdir())
+    except OSError:
+        return None
+    return sorted(found) if len(found) <= MOST_IN_HOME and home != home.parent else None

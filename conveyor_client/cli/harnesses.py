@@ -26,12 +26,16 @@ def acp_doctor(
         async with connect(context) as client:
             return await client.doctor(harness)
 
+    from conveyor_client.diagnosis import check_status
+
     report = run(work())
     if json:
         out.print_json(report)
     else:
         target = out.console()
         for check in report.checks:
+            if check.harness_id and check_status(check) == "skipped":
+                continue  # what failed before it says it all
             target.print(_acp_line(check))
             if check.hint:
                 target.print(f"    → {out.plain(check.hint)}")

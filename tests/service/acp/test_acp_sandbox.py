@@ -67,6 +67,28 @@ async def test_it_reads_everything_and_writes_nothing_but_its_own(tmp_path: Path
         assert not connection.opened.sandboxed
 
 
+async def test_what_it_makes_at_home_works_and_does_not_last(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    (home / "data").mkdir()
+    (home / "link").symlink_to("data")
+    state = ["--state", str(home / ".elsewhere"), "--load"]
+    async with opened(tmp_path, *state, permissions=DENY, sandbox="auto") as connection:
+        said = await tell(
+            connection,
+            "ask-nothing ../home/new.txt x ;; ask-nothing ../home/link/a.txt x ;; run ls -a ~",
+        )
+        assert said[:2] == [
+            "wrote ../home/new.txt",
+            "failed ../home/link/a.txt: Read-only file system",
+        ]
+        assert "new.txt" in said[2]
+        upstream_id = connection.opened.upstream_id
+    assert sorted(os.listdir(home)) == [".scripted", "data", "link"]
+    async with opened(tmp_path, *state, upstream_id=upstream_id) as connection:
+        assert connection.opened.how == "new"
+
+
 async def test_who_may_write_is_not_shut_in(tmp_path: Path) -> None:
     for permissions in (PermissionMode.ASK, PermissionMode.APPROVE_ALL):
         fields = {"permissions": permissions, "sandbox": "require"}

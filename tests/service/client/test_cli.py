@@ -452,7 +452,13 @@ async def test_acp_doctor_fails_unless_all_is_well(
                 code="ACP_BACKEND_MISSING",
                 message="codex-acp was not found",
                 hint="npm install -g x",
-            )
+            ),
+            doctor_pb2.DoctorCheck(
+                kind=doctor_pb2.DOCTOR_CHECK_KIND_VERSION,
+                harness_id="codex",
+                status=doctor_pb2.DOCTOR_STATUS_SKIPPED,
+                message="not checked, because the check before failed: command found",
+            ),
         ]
     )
     gateway.script.always("AcpDoctor", gateway_pb.AcpDoctorResponse(report=report))

@@ -31,7 +31,15 @@ def mounts(walls: Walls) -> list[tuple[str, ...]]:
     assert words[-5:-3] == ["--chdir", str(walls.cwd)]
     found, rest = [], words[1:-5]
     while rest:
-        size = {"--ro-bind": 3, "--bind": 3, "--tmpfs": 2, "--dev": 2, "--proc": 2}.get(rest[0], 1)
+        size = {
+            "--ro-bind": 3,
+            "--ro-bind-try": 3,
+            "--symlink": 3,
+            "--bind": 3,
+            "--tmpfs": 2,
+            "--dev": 2,
+            "--proc": 2,
+        }.get(rest[0], 1)
         found.append(tuple(rest[:size]))
         rest = rest[size:]
     return found
@@ -74,6 +82,28 @@ def test_what_it_needs_among_temporary_files_is_shown_before_what_lies_deeper() 
         ("--ro-bind", "/tmp/job", "/tmp/job"),
         ("--bind", "/tmp/job/home/.x", "/tmp/job/home/.x"),
     ]
+
+
+def test_new_files_of_its_home_are_its_own_and_what_is_there_can_be_read_only() -> None:
+    walls = Walls(
+        "bwrap",
+        P("/h/work"),
+        state=(P("/h/.x"),),
+        home=P("/h"),
+        in_home=(P("/h/.x"), P("/h/work")),
+        links_in_home=((P("/h/l"), "work"),),
+    )
+    assert mounts(walls)[-5:] == [
+        ("--tmpfs", "/h"),
+        ("--ro-bind-try", "/h/.x", "/h/.x"),
+        ("--ro-bind-try", "/h/work", "/h/work"),
+        ("--symlink", "work", "/h/l"),
+        ("--bind", "/h/.x", "/h/.x"),
+    ]
+    # But not where that is the directory it works in: what is denied there must not seem done.
+    at_home = Walls("bwrap", P("/h"), state=(P("/h/.x"),), home=P("/h"), in_home=(P("/h/.x"),))
+    assert mounts(at_home)[-1] == ("--bind", "/h/.x", "/h/.x")
+    assert not any(mount[:2] == ("--tmpfs", "/h") for mount in mounts(at_home))
 
 
 def test_sockets_that_could_do_anything_are_covered() -> None:
