@@ -53,8 +53,8 @@ state = [".mine"]
 
 Without `asks` and `skips` its mode is left alone, unless it has a name that others use for not asking (`auto`, `yolo`,
 `acceptEdits`, `bypassPermissions` and the like): then a mode named `default`, `ask`, `manual` or the like is set, and
-without one it is refused. Without `state`, what it writes in a sandbox lasts in the directories of its id only: `~/.mine`, `~/.config/mine`,
-`~/.cache/mine`, `~/.local/share/mine`, `~/.local/state/mine`. All keys: [configuration](configuration.md).
+without one it is refused. Without `state`, what it writes in a sandbox lasts in the directories of its id only:
+`~/.mine`, `~/.config/mine`, `~/.cache/mine`, `~/.local/share/mine`, `~/.local/state/mine`. All keys: [configuration](configuration.md).
 
 A harness is not offered files and terminals of the client (`fs/*`, `terminal/*`): it uses its own, where its permission
 questions and its sandbox hold. What it asks for all the same is answered with an error that says so.
