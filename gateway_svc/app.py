@@ -17,6 +17,7 @@ from gateway_svc.commands.asked import Services
 from gateway_svc.config import (
     announce_styles,
     archive_after,
+    is_loopback,
     refuse_unsupported,
     routing_rules,
     store_of,
@@ -93,6 +94,13 @@ async def _build(
     refuse_unsupported(settings, served=channels)
     door, tls = Door(token_holders(settings), time.monotonic), load_tls(settings.gateway.tls)
     hooks = hooks_of(settings)
+    open_to_others = not all(map(is_loopback, (settings.gateway.http, settings.gateway.grpc)))
+    if tls is None and open_to_others:
+        log.warning(
+            "tokens come in plain text unless something in front encrypts; see gateway.tls",
+            http=settings.gateway.http,
+            grpc=settings.gateway.grpc,
+        )
     bound = bind_http(settings.gateway.http)
     stack.callback(bound.close)
     database = await Database.open(store_of(settings), migrations=MIGRATIONS, name="gateway")

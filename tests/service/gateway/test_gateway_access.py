@@ -17,7 +17,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from conveyor.gateway.v1 import gateway_service_pb2 as gw
 from conveyor.scheduler.v1 import flow_service_pb2 as fs
-from conveyor.scheduler.v1 import run_pb2
+from conveyor.scheduler.v1 import lane_pb2, run_pb2
 from conveyor.scheduler.v1 import scheduler_service_pb2 as ss
 from gateway_svc.domain.commands.grammar import FORMS, Form
 from gateway_svc.domain.tokens import decode_token, encode_token, session_subject
@@ -25,6 +25,7 @@ from gateway_svc.http.metrics import Metrics
 from gateway_svc.http.routes import build_router
 from svckit.errors import ServiceError
 from svckit.grpc.status import from_rpc_error
+from svckit.testing import eventually
 from tests.service.gateway.access import (
     ACP_ID,
     ANN,
@@ -233,6 +234,30 @@ async def test_filters_tokens_and_ids_of_others_open_nothing(tmp_path: Path) -> 
             refused = await failure(around.call("SendMessage", request, "eve-control"))
             assert refused is not None
             assert refused.reason == "SESSION_NOT_FOUND"
+
+
+async def test_a_steered_message_of_a_customer_is_followed_to_its_own_run(tmp_path: Path) -> None:
+    """Under the id that its sender chose, although the suite knows it by a marked one."""
+    async with world(tmp_path) as around:
+        agent, key = around.around.agent, "eve-notes"
+        agent.hold("first")
+        inbound = gw.InboundMessage(session_key=key, message=user("first"))
+        request = gw.SendMessageRequest(inbound=inbound, request_id="1")
+        await around.call("SendMessage", request, "eve-send")
+        await eventually(lambda: "first" in agent.started)
+        inbound.message.CopyFrom(user("also"))
+        inbound.queue_mode = lane_pb2.QUEUE_MODE_STEER
+        chat = gw.ChatRequest(inbound=inbound, request_id="2")
+        responses = []
+        async for response in around.stub("Chat")(chat, metadata=bearer("eve-send"), timeout=20):
+            responses.append(response)
+            if response.progress.live:
+                agent.let_go("first")
+        assert responses[0].accepted.outcome == lane_pb2.ENQUEUE_OUTCOME_STEERED
+        ended = responses[-1].ended
+        assert [part.text for part in ended.result.reply.parts] == ["echo: also"]
+        missed = [r.event.steer_missed for r in responses if r.event.HasField("steer_missed")]
+        assert [each.request_id for each in missed] == ["2"]
 
 
 async def test_a_made_up_resume_token_opens_no_tree_of_another(tmp_path: Path) -> None:
