@@ -101,7 +101,7 @@ class HarnessSpawning:
             message = checked_message(
                 request.message, request_id=request.request_id, field_name="message"
             )
-        spec = _checked_spec(request.spec, principal)
+        spec = _checked_spec(request.spec)
         check_permissions(spec.permission_mode, principal, self._rules.acp)
         request.request_id = principal.request_id(request.request_id)
         with own_words():
@@ -310,18 +310,13 @@ def check_permissions(
         )
 
 
-def _checked_spec(
-    asked: acp_session.AcpSessionSpec, principal: Principal
-) -> acp_session.AcpSessionSpec:
+def _checked_spec(asked: acp_session.AcpSessionSpec) -> acp_session.AcpSessionSpec:
     """Return a copy of what a client may say about a session."""
     for name in ("session_key", "parent_session_key"):
         if getattr(asked, name):
             raise invalid_field(
                 f"spec.{name}", "is chosen by the server; bind_session_key names a conversation"
             )
-    if asked.env_names:
-        # Whoever works with a harness can make it say what is in its environment.
-        principal.require(Scope.ADMIN)
     spec = acp_session.AcpSessionSpec()
     spec.CopyFrom(asked)
     return spec

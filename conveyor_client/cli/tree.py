@@ -34,7 +34,7 @@ def node_line(run: run_pb.Run) -> str:
     name = run.spec.label or ("root" if not run.spawn.parent_run_id else run.spec.queue)
     parts = [state_markup(run.state), f"[bold]{plain(name)}[/]", f"[dim]{run.run_id}[/]"]
     if run.spec.queue not in ("", "agent"):
-        parts.append(plain(run.spec.queue))
+        parts.append(plain(worker_words(run.spec)))
     parts.append(_times(run.timing, run.state))
     if run.turn > 1:
         parts.append(f"{run.turn} turns")
@@ -51,6 +51,14 @@ def node_line(run: run_pb.Run) -> str:
     if run.error.message:
         parts.append(f"[red]{plain(shorten(run.error.message, 200))}[/]")
     return "  ".join(part for part in parts if part)
+
+
+def worker_words(spec: run_pb.RunSpec) -> str:
+    """Return who does a run that no agent of ours does: its queue, and the harness if it is one."""
+    names = [part for part in spec.estimate_key.split("/") if part not in ("", spec.queue)]
+    if spec.queue != "acp" or not names:
+        return spec.queue
+    return f"{spec.queue} {names[0]}" + (" (opening)" if names[-1] == "open" else "")
 
 
 def model_words(run: run_pb.Run) -> str:

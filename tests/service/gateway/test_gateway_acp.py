@@ -444,7 +444,7 @@ async def test_sessions_of_other_customers_do_not_exist(
         refused: tuple[tuple[dict[str, Any], str], ...] = (
             ({"bind_session_key": ANN}, "SESSION_NOT_FOUND"),
             ({"customer_key": "http:ann"}, "INVALID_FIELD"),
-            ({"env_names": ["HOME"]}, "SCOPE_MISSING"),
+            ({"permission_mode": "approve-all"}, "SCOPE_MISSING"),
         )
         for asked, reason in refused:
             assert await call("eve", "POST", "", json=asked) == reason, asked

@@ -5,8 +5,10 @@ from __future__ import annotations
 from conveyor.common.v1 import content_pb2
 from conveyor.events.v1 import event_pb2 as ev
 from conveyor.gateway.v1 import gateway_service_pb2 as gateway_pb
+from conveyor.scheduler.v1 import run_pb2
 from conveyor_client.cli.acp_words import HarnessTeller, decided_line, plan_line
 from conveyor_client.cli.narrate import Narrator
+from conveyor_client.cli.tree import worker_words
 
 PENDING, AT_WORK, DONE, FAILED = (
     ev.HARNESS_ITEM_STATUS_PENDING,
@@ -124,3 +126,15 @@ def test_a_reply_that_is_all_there_is_not_said_again_below_the_news() -> None:
     )
     told = [said.text for item in items for said in narrator.tell(item) if said.text]
     assert told == ["Done.", "allowed: Edit (asked)"]
+
+
+def test_a_tree_says_which_harness_did_a_run() -> None:
+    def words(queue: str, key: str) -> str:
+        return worker_words(run_pb2.RunSpec(queue=queue, estimate_key=key))
+
+    assert words("acp", "acp/claude") == "acp claude"
+    assert words("acp", "acp/claude/open") == "acp claude (opening)"
+    # Of a child that an agent spawned: harness and model.
+    assert words("acp", "claude/") == "acp claude"
+    assert words("acp", "") == "acp"
+    assert words("other", "main/demo") == "other"

@@ -450,11 +450,10 @@ class GatewayServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def SpawnAcpSession(self, request, context):
-        """Opens an ACP session and can bind a conversation to it. Scope `control`, and `admin` to name
-        environment variables of the server (`spec.env_names`) or to choose `PERMISSION_MODE_APPROVE_ALL`
-        where it is not the configured mode. Idempotent per `request_id`. Fails with the reasons of
-        `AcpService.SpawnSession`, or `INVALID_FIELD` for a conversation that another open session
-        answers.
+        """Opens an ACP session and can bind a conversation to it. Scope `control`, and `admin` to choose
+        `PERMISSION_MODE_APPROVE_ALL` where it is not the configured mode. Idempotent per `request_id`.
+        Fails with the reasons of `AcpService.SpawnSession`, or `INVALID_FIELD` for a conversation that
+        another open session answers.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -147,11 +147,10 @@ class GatewayServiceStub:
     the answer. Fails with `ACP_HARNESS_NOT_FOUND`.
     """
     SpawnAcpSession: _grpc.UnaryUnaryMultiCallable[_gateway_service_pb2.SpawnAcpSessionRequest, _gateway_service_pb2.SpawnAcpSessionResponse]
-    """Opens an ACP session and can bind a conversation to it. Scope `control`, and `admin` to name
-    environment variables of the server (`spec.env_names`) or to choose `PERMISSION_MODE_APPROVE_ALL`
-    where it is not the configured mode. Idempotent per `request_id`. Fails with the reasons of
-    `AcpService.SpawnSession`, or `INVALID_FIELD` for a conversation that another open session
-    answers.
+    """Opens an ACP session and can bind a conversation to it. Scope `control`, and `admin` to choose
+    `PERMISSION_MODE_APPROVE_ALL` where it is not the configured mode. Idempotent per `request_id`.
+    Fails with the reasons of `AcpService.SpawnSession`, or `INVALID_FIELD` for a conversation that
+    another open session answers.
     """
     ListAcpSessions: _grpc.UnaryUnaryMultiCallable[_gateway_service_pb2.ListAcpSessionsRequest, _gateway_service_pb2.ListAcpSessionsResponse]
     """Lists ACP sessions, newest first. Scope `read`. Read only."""
@@ -301,11 +300,10 @@ class GatewayServiceAsyncStub(GatewayServiceStub):
     the answer. Fails with `ACP_HARNESS_NOT_FOUND`.
     """
     SpawnAcpSession: _aio.UnaryUnaryMultiCallable[_gateway_service_pb2.SpawnAcpSessionRequest, _gateway_service_pb2.SpawnAcpSessionResponse]  # type: ignore[assignment]
-    """Opens an ACP session and can bind a conversation to it. Scope `control`, and `admin` to name
-    environment variables of the server (`spec.env_names`) or to choose `PERMISSION_MODE_APPROVE_ALL`
-    where it is not the configured mode. Idempotent per `request_id`. Fails with the reasons of
-    `AcpService.SpawnSession`, or `INVALID_FIELD` for a conversation that another open session
-    answers.
+    """Opens an ACP session and can bind a conversation to it. Scope `control`, and `admin` to choose
+    `PERMISSION_MODE_APPROVE_ALL` where it is not the configured mode. Idempotent per `request_id`.
+    Fails with the reasons of `AcpService.SpawnSession`, or `INVALID_FIELD` for a conversation that
+    another open session answers.
     """
     ListAcpSessions: _aio.UnaryUnaryMultiCallable[_gateway_service_pb2.ListAcpSessionsRequest, _gateway_service_pb2.ListAcpSessionsResponse]  # type: ignore[assignment]
     """Lists ACP sessions, newest first. Scope `read`. Read only."""
@@ -608,11 +606,10 @@ class GatewayServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _gateway_service_pb2.SpawnAcpSessionRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_gateway_service_pb2.SpawnAcpSessionResponse, _abc.Awaitable[_gateway_service_pb2.SpawnAcpSessionResponse]]:
-        """Opens an ACP session and can bind a conversation to it. Scope `control`, and `admin` to name
-        environment variables of the server (`spec.env_names`) or to choose `PERMISSION_MODE_APPROVE_ALL`
-        where it is not the configured mode. Idempotent per `request_id`. Fails with the reasons of
-        `AcpService.SpawnSession`, or `INVALID_FIELD` for a conversation that another open session
-        answers.
+        """Opens an ACP session and can bind a conversation to it. Scope `control`, and `admin` to choose
+        `PERMISSION_MODE_APPROVE_ALL` where it is not the configured mode. Idempotent per `request_id`.
+        Fails with the reasons of `AcpService.SpawnSession`, or `INVALID_FIELD` for a conversation that
+        another open session answers.
         """
 
     @_abc_1.abstractmethod
