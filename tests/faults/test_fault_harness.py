@@ -6,8 +6,8 @@ processes, and what people are told is read in their conversations.
 
 from __future__ import annotations
 
-import asyncio
 import json
+import shutil
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,7 +16,6 @@ from pathlib import Path
 import pytest
 
 from conveyor.acp.v1 import session_pb2 as acp
-from conveyor.acp.v1 import task_pb2
 from conveyor.scheduler.v1 import run_pb2
 from svckit.errors import from_proto
 from svckit.testing import eventually
@@ -85,7 +84,12 @@ max_sessions = 3
             harness("noisy", place.home, "--noise"),
         ]
     )
-    with running(tmp_path_factory.mktemp("suite"), toml) as suite:
+    # A machine without any agent, but with what shuts them in where this one has it.
+    programs = tmp_path_factory.mktemp("bin")
+    if bwrap := shutil.which("bwrap"):
+        (programs / "bwrap").symlink_to(bwrap)
+    environ = {"PATH": str(programs)}
+    with running(tmp_path_factory.mktemp("suite"), toml, environ=environ) as suite:
         yield suite
     assert not Tracker(place.home).alive()
 
@@ -95,6 +99,16 @@ async def spawn(talk: Conversation, name: str = "scripted", options: str = "") -
     await talk.order(f"/acp spawn {name} --bind here {options}")
     await talk.hears("is ready")
     return await talk.until_state(READY)
+
+
+def test_the_doctor_of_a_machine_without_agents_says_how_to_get_each(suite: Suite) -> None:
+    for harness_id, package in (("claude", "claude-agent-acp"), ("gemini", "@google/gemini-cli")):
+        said = suite.cli("acp", "doctor", harness_id, code=1).stdout
+        assert "ACP_BACKEND_MISSING" in said
+        assert "npm install" in said
+        assert package in said
+        assert "healthy: no" in said
+    assert "healthy: yes" in suite.cli("acp", "doctor", "scripted").stdout
 
 
 async def test_a_killed_service_leaves_no_process_and_no_doubt(suite: Suite, place: Place) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import ClassVar
 
 import pytest
@@ -58,6 +57,11 @@ class Scenarios:
         )
         await talk.hears("is ready")
         await talk.until_state(acp.ACP_SESSION_STATE_READY)
+
+    def test_the_doctor_finds_it_healthy(self, suite: Suite, tracker: Tracker) -> None:
+        said = suite.cli("acp", "doctor", self.agent.harness_id).stdout
+        assert "healthy: yes" in said
+        assert not tracker.alive()
 
     async def test_a_person_works_with_it(
         self, suite: Suite, place: Place, model: ModelServer, tracker: Tracker
@@ -139,8 +143,3 @@ class Scenarios:
             assert knows in await talk.answer("{{recall}}")
             await talk.order("/acp close")
             await tracker.until_gone()
-
-
-def files(directory: Path) -> set[str]:
-    """Names of the files of a directory."""
-    return {path.name for path in directory.iterdir()}
