@@ -17,11 +17,11 @@ import pytest
 
 from conveyor.acp.v1 import session_pb2 as acp
 from conveyor.scheduler.v1 import run_pb2
-from svckit.errors import from_proto
+from svckit.grpc.status import from_proto
 from svckit.testing import eventually
 from tests.harnesses.processes import Tracker, table
 from tests.real.conversation import Conversation
-from tests.system.harness import FAILED, SUCCEEDED, Suite, running
+from tests.system.harness import SUCCEEDED, Suite, running
 
 SCRIPTED = Path(__file__).parents[1] / "harnesses" / "scripted.py"
 READY, PARKED = acp.ACP_SESSION_STATE_READY, acp.ACP_SESSION_STATE_PARKED
@@ -218,6 +218,7 @@ async def test_more_sessions_than_there_may_be(suite: Suite, place: Place) -> No
         await Tracker(place.home).until_gone()
 
 
+FAILED = run_pb2.RUN_STATE_FAILED
 DONE = (SUCCEEDED, FAILED, run_pb2.RUN_STATE_CANCELLED, run_pb2.RUN_STATE_EXPIRED)
 
 

@@ -20,7 +20,7 @@ from tests.harnesses.modelserver import ModelServer
 
 ROOT = Path(__file__).resolve().parents[2]
 AGENTS = Path(os.environ.get("AGENTS_DIR") or ROOT / ".agents")
-DEEPAGENTS = ROOT / "tests/harnesses/deepagents_agent.py"
+DEEPAGENTS_SCRIPT = ROOT / "tests/harnesses/deepagents_agent.py"
 
 Prepare = Callable[[Path, Path, ModelServer], Mapping[str, str]]
 """Writes what the agent reads in its home (first) for a workspace (second); gives its variables."""
@@ -108,7 +108,7 @@ class RealAgent:
 CLAUDE = RealAgent("claude", _anthropic, asks_to_read_outside=True)
 CODEX = RealAgent("codex", _codex)
 QWEN = RealAgent("qwen", _qwen)
-DEEPAGENTS_AGENT = RealAgent("deepagents", _anthropic, remembers=False, own_command=True)
+DEEPAGENTS = RealAgent("deepagents", _anthropic, remembers=False, own_command=True)
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,7 @@ def placed(agent: RealAgent, model: ModelServer) -> Iterator[Place]:
     env = {"HOME": str(home), **agent.prepare(home, workspace, model)}
     lines = [f"[acp.harness.{agent.harness_id}]"]
     if agent.own_command:
-        command = [record["program"], str(DEEPAGENTS)]
+        command = [record["program"], str(DEEPAGENTS_SCRIPT)]
         lines.append(f"command = {json.dumps(command)}")
     lines.append(f"[acp.harness.{agent.harness_id}.env]")
     lines += [f"{name} = {json.dumps(value)}" for name, value in env.items()]

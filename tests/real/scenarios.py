@@ -2,48 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import ClassVar
-
 import pytest
 
 from conveyor.acp.v1 import session_pb2 as acp
 from conveyor.scheduler.v1 import run_pb2
-from svckit.errors import from_proto
+from svckit.grpc.status import from_proto
 from svckit.testing import eventually
 from tests.harnesses.modelserver import ModelServer
 from tests.harnesses.processes import Tracker
-from tests.real.agents import Place, RealAgent, placed
+from tests.real.agents import Place
 from tests.real.conversation import Conversation
-from tests.system.harness import CANCELLED, FAILED, Suite, running
-
-TOML = """\
-[acp]
-workspace_roots = ["{workspace}"]
-[runs]
-lease_seconds = 2
-"""
+from tests.system.harness import Suite
 
 
 class Scenarios:
-    """The tests of one agent; a module makes a class of it that says which."""
-
-    agent: ClassVar[RealAgent]
-
-    @pytest.fixture(scope="class")
-    def place(self, model: ModelServer) -> Iterator[Place]:
-        """Where the agent lives."""
-        with placed(self.agent, model) as place:
-            yield place
-
-    @pytest.fixture(scope="class")
-    def suite(self, place: Place, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Suite]:
-        """The whole suite; nothing of the agent is left when it has stopped."""
-        toml = TOML.format(workspace=place.workspace) + place.toml
-        environ = {"PATH": self.agent.path}
-        with running(tmp_path_factory.mktemp("suite"), toml, environ=environ) as suite:
-            yield suite
-        assert not Tracker(place.home).alive()
+    """The tests of one agent: the one that the module of a class made of this calls `AGENT`."""
 
     @pytest.fixture
     def tracker(self, place: Place) -> Tracker:
@@ -53,13 +26,15 @@ class Scenarios:
     async def spawn(self, talk: Conversation, place: Place, options: str = "") -> None:
         """Open a session that answers the conversation, and wait until it is ready."""
         await talk.order(
-            f"/acp spawn {self.agent.harness_id} --bind here --cwd {place.workspace} {options}"
+            f"/acp spawn {place.agent.harness_id} --bind here --cwd {place.workspace} {options}"
         )
         await talk.hears("is ready")
         await talk.until_state(acp.ACP_SESSION_STATE_READY)
 
-    def test_the_doctor_finds_it_healthy(self, suite: Suite, tracker: Tracker) -> None:
-        said = suite.cli("acp", "doctor", self.agent.harness_id).stdout
+    def test_the_doctor_finds_it_healthy(
+        self, suite: Suite, place: Place, tracker: Tracker
+    ) -> None:
+        said = suite.cli("acp", "doctor", place.agent.harness_id).stdout
         assert "healthy: yes" in said
         assert not tracker.alive()
 
@@ -105,7 +80,7 @@ class Scenarios:
             await model.until_held("it")
             assert "work" in await talk.order("/acp status")
             await talk.order("/acp cancel")
-            assert (await told).ended.state == CANCELLED
+            assert (await told).ended.state == run_pb2.RUN_STATE_CANCELLED
             await model.until_left("it")
             assert "of the conversation" in await talk.answer("{{count}}")
 
@@ -129,7 +104,7 @@ class Scenarios:
 
             # The turn is not repeated, and says how the session was opened again.
             ended = (await told).ended
-            assert ended.state == FAILED
+            assert ended.state == run_pb2.RUN_STATE_FAILED
             error = from_proto(ended.error)
             assert error.reason == "ACP_TURN_FAILED"
             assert error.metadata["cause"] == "crashed"
@@ -139,7 +114,7 @@ class Scenarios:
                 return not {process.key for process in first} & {p.key for p in tracker.alive()}
 
             await eventually(replaced, timeout=30)
-            knows = "first I said: a stork" if self.agent.remembers else "first I said: nothing"
+            knows = "first I said: a stork" if place.agent.remembers else "first I said: nothing"
             assert knows in await talk.answer("{{recall}}")
             await talk.order("/acp close")
             await tracker.until_gone()

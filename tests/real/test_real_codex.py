@@ -1,10 +1,12 @@
-"""See `scenarios`."""
+"""Codex: see `scenarios`."""
 
 from __future__ import annotations
 
-from tests.real.agents import CODEX
+from tests.real.agents import CODEX as AGENT
 from tests.real.scenarios import Scenarios
+
+__all__ = ["AGENT"]
 
 
 class TestCodex(Scenarios):
-    agent = CODEX
+    """Every scenario."""
