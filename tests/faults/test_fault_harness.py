@@ -115,7 +115,8 @@ async def test_a_killed_service_leaves_no_process_and_no_doubt(suite: Suite, pla
     tracker = Tracker(place.home)
     async with suite.client() as client:
         talk = Conversation(suite, client, "killed")
-        await spawn(talk)
+        # Not shut in: those within walls end with them, and their numbers are of another table.
+        await spawn(talk, options="--permissions ask")
         assert await talk.answer("count") == "prompts: 1"
         told = talk.asking("child ;; stray ;; stray-clean ;; hang")
         await eventually(lambda: len(place.started()) >= 4, timeout=20)
@@ -255,6 +256,7 @@ async def test_noise_and_ten_megabytes_do_no_harm(suite: Suite) -> None:
         talk = Conversation(suite, client, "noisy")
         await spawn(talk, "noisy")
         said = await talk.answer("garbage ;; unknown-update ;; big 10000000 ;; say:still here")
-        assert said.endswith("still here")
+        assert said.startswith("xxx")
+        assert len(said) < 1_000_000
         assert await talk.answer("count") == "prompts: 2"
         await talk.order("/acp close")

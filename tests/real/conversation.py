@@ -16,6 +16,10 @@ from svckit.testing import eventually
 from tests.system.harness import Chat, Suite, chat, payloads, replies, run_where, text_of
 
 
+WITHIN = 90
+"""Seconds for one message, on a machine that is busy with other things."""
+
+
 class Conversation:
     """One conversation. What is typed goes through the same door as any customer's message."""
 
@@ -32,7 +36,12 @@ class Conversation:
 
     async def ask(self, text: str) -> Chat:
         """Send a message and follow it to its end."""
-        return await chat(self.client, text, session_key=self.key)
+        try:
+            async with asyncio.timeout(WITHIN):
+                return await chat(self.client, text, session_key=self.key)
+        except TimeoutError:
+            last = [str(event) for event in (await self.events())[-3:]]
+            raise AssertionError(f"no end of {text!r} in {WITHIN} s; last: {last}") from None
 
     async def answer(self, text: str) -> str:
         """Send a message and return the answer; the run has to succeed."""
