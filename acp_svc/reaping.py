@@ -15,6 +15,7 @@ from acp_svc.store.prompts import PromptStore
 from acp_svc.store.sessions import SessionStore
 from svckit.clock import Clock
 from svckit.errors import ServiceError
+from svckit.families import FamilyRecord
 from svckit.housekeeping import runs_kept_since
 from svckit.logging import get_logger
 from svckit.programs import clear_up, look_around
@@ -52,6 +53,7 @@ class Reaper:
         self._clock = clock
         self._worker = worker
         self._owner = owner
+        self._families = FamilyRecord(owner)
         self._idle_us = round(idle_minutes * 60 * 1_000_000)
         self._keep = keep
 
@@ -60,7 +62,7 @@ class Reaper:
 
         Before anything else is done with sessions.
         """
-        if killed := await clear_up(self._owner):
+        if killed := await clear_up(self._owner, self._families):
             _log.warning("killed what an earlier life left behind", processes=killed)
         now_us = self._clock.now_us()
         changed = await self._store.change_all(
@@ -86,7 +88,7 @@ class Reaper:
         """
         while True:
             await self._clock.sleep(FAMILY_SECONDS)
-            await look_around()
+            await look_around(self._families)
 
     async def look(self) -> None:
         """End what is due, and put right what a store that was away could not take."""

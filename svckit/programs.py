@@ -22,6 +22,8 @@ from pathlib import Path
 from secrets import token_hex
 from typing import Self
 
+from svckit.families import FamilyRecord
+
 INHERITED = ("HOME", "LANG", "LC_ALL", "LOGNAME", "PATH", "SHELL", "TERM", "TMPDIR", "TZ", "USER")
 """Variables that any program needs. Everything else is given by name, so that no secret leaks."""
 LINE_BYTES = 8 * 1024 * 1024
@@ -269,21 +271,33 @@ class Program:
                 self._ring.append(text[:RING_CHARS])
 
 
-async def look_around() -> None:
-    """Find out whom all running programs have started by now.
+async def look_around(record: FamilyRecord | None = None) -> None:
+    """Find out whom all running programs have started by now, and keep it in `record`.
 
     A process that left the group, cleared its environment and lost its parent is known to `stop`
-    only if this was called while the parent lived. Takes some milliseconds, in a thread.
+    only if this was called while the parent lived, and to `clear_up` in a later life only if it was
+    kept. Takes some milliseconds, in a thread.
     """
-    if _running:
-        processes = await asyncio.to_thread(_processes)
-        for program in list(_running):
-            program._remember(processes)
+    if not _running and record is None:
+        return
+    processes = await asyncio.to_thread(_processes)
+    kept: dict[int, int] = {}
+    for program in list(_running):
+        program._remember(processes)
+        kept |= program._family
+    if record is not None:
+        await asyncio.to_thread(record.write, kept)
 
 
-async def clear_up(owner: str) -> int:
-    """Kill what an earlier life of `owner` left behind; returns how many processes."""
-    return await asyncio.to_thread(_kill_marked, f"{owner}:", f"{owner}:{_LIFE}:")
+async def clear_up(owner: str, record: FamilyRecord | None = None) -> int:
+    """Kill what an earlier life of `owner` left behind; returns how many processes.
+
+    With a `record`, before anything is kept there in this life.
+    """
+    killed = await asyncio.to_thread(_kill_marked, f"{owner}:", f"{owner}:{_LIFE}:")
+    if record is not None:
+        killed += await asyncio.to_thread(_kill_known, await asyncio.to_thread(record.read))
+    return killed
 
 
 @dataclass(frozen=True, slots=True)

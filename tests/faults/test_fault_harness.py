@@ -34,6 +34,11 @@ class Place:
     home: Path
     work: Path
     pids: Path
+    temporary: Path
+
+    def kept(self) -> str:
+        """What the service keeps of whom the agents started."""
+        return "".join(file.read_text() for file in self.temporary.glob("conveyor-*/*"))
 
     def started(self) -> dict[str, list[int]]:
         """What the agents say that they started, by kind."""
@@ -60,7 +65,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
     base = tmp_path_factory.mktemp("harness")
     (base / "home").mkdir()
     (base / "work").mkdir()
-    return Place(base / "home", base / "work", base / "pids")
+    (base / "tmp").mkdir()
+    return Place(base / "home", base / "work", base / "pids", base / "tmp")
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +94,7 @@ max_sessions = 3
     programs = tmp_path_factory.mktemp("bin")
     if bwrap := shutil.which("bwrap"):
         (programs / "bwrap").symlink_to(bwrap)
-    environ = {"PATH": str(programs)}
+    environ = {"PATH": str(programs), "TMPDIR": str(place.temporary)}
     with running(tmp_path_factory.mktemp("suite"), toml, environ=environ) as suite:
         yield suite
     assert not Tracker(place.home).alive()
@@ -124,6 +130,9 @@ async def test_a_killed_service_leaves_no_process_and_no_doubt(suite: Suite, pla
         for pid in pids:
             tracker.remember(pid)
         assert len(tracker.alive()) >= 4
+        # The one that hides best is known once the service has looked at it.
+        (hidden,) = place.started()["stray-clean"]
+        await eventually(lambda: str(hidden) in place.kept(), timeout=20)
         suite.kill("acp")
 
         ended = (await told).ended
@@ -203,8 +212,8 @@ async def test_more_sessions_than_there_may_be(suite: Suite, place: Place) -> No
 
         async def suspended() -> bool:
             runs = (await client.runs(page_size=50)).runs
-            (run,) = [r for r in runs if r.spec.session_key == talks[1].key and r.state not in DONE]
-            assert run.state == run_pb2.RUN_STATE_SUSPENDED
+            mine = [r for r in runs if r.spec.session_key == talks[1].key and r.state not in DONE]
+            assert [run.state for run in mine] == [run_pb2.RUN_STATE_SUSPENDED]
             return True
 
         await eventually(suspended, timeout=20)
@@ -240,9 +249,9 @@ async def test_one_that_does_not_open_says_why_and_gives_the_conversation_back(
 
         async def failed() -> run_pb2.Run:
             runs = (await client.runs(page_size=50)).runs
-            (run,) = [r for r in runs if r.spec.session_key == talk.key]
-            assert run.state == FAILED
-            return run
+            mine = [run for run in runs if run.spec.session_key == talk.key]
+            assert [run.state for run in mine] == [FAILED]
+            return mine[0]
 
         error = from_proto((await eventually(failed, timeout=30)).error)
         assert error.reason in ("ACP_SESSION_INIT_FAILED", "ACP_BACKEND_UNAVAILABLE")

@@ -15,7 +15,6 @@ from conveyor_client import ConveyorClient
 from svckit.testing import eventually
 from tests.system.harness import Chat, Suite, chat, payloads, replies, run_where, text_of
 
-
 WITHIN = 90
 """Seconds for one message, on a machine that is busy with other things."""
 

@@ -62,7 +62,7 @@ class Scenarios:
             question = await talk.question()
             assert "new.txt" in f"{question.title} {question.arguments}"
             assert (await talk.session()).state == acp.ACP_SESSION_STATE_ASKING
-            await talk.order("/approve deny")
+            assert "Refused #1" in await talk.order("/deny")
             await told
             assert not (work / "new.txt").exists()
 

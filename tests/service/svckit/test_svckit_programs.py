@@ -7,7 +7,10 @@ import os
 import sys
 from pathlib import Path
 
+import pytest
+
 from svckit import programs
+from svckit.families import FamilyRecord
 from svckit.programs import Program, clear_up, environment
 from svckit.testing import eventually
 
@@ -146,3 +149,27 @@ async def test_one_that_left_the_group_and_hid_its_mark_is_found_by_who_started_
     finally:
         await program.stop()
     await eventually(lambda: not any(alive(pid) for pid in pids))
+
+
+async def test_one_that_hid_its_mark_is_found_by_a_later_life_of_a_service_that_was_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    script = tmp_path / "strays.py"
+    script.write_text(STRAYS)
+    program = await Program.start([sys.executable, str(script)], ENV, owner="me")
+    try:
+        pids = [int(await program.read()), int(await program.read())]
+        record = FamilyRecord("me")
+        await programs.look_around(record)
+        kept = FamilyRecord("me").read()
+        assert set(pids) <= set(kept)
+        # A number that was given to somebody else since is left alone.
+        record.write({**{pid: started for pid, started in kept.items() if pid in pids}, 1: 7})
+        assert await clear_up("nobody", FamilyRecord("me")) == 2
+        await eventually(lambda: not any(alive(pid) for pid in pids))
+        # What anybody may write is not believed.
+        (tmp_path / f"conveyor-{os.getuid()}").chmod(0o777)
+        assert FamilyRecord("me").read() == {}
+    finally:
+        await program.stop()
