@@ -10,8 +10,8 @@ import asyncio
 import gzip
 import json
 import threading
-from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from contextlib import aclosing, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -123,17 +123,23 @@ class ModelServer:
         else:
             for event in answer.piece(f"working on {move.name}"):
                 yield event
-            await self._hold(move.name)
-            for event in answer.piece(", done"):
-                yield event
+            # It goes on speaking, as models do: some agents see only then that nobody listens.
+            async with aclosing(self._hold(move.name)) as words:
+                async for word in words:
+                    for event in answer.piece(word):
+                        yield event
         for event in answer.tail():
             yield event
 
-    async def _hold(self, name: str) -> None:
+    async def _hold(self, name: str) -> AsyncGenerator[str, None]:
         self._held.add(name)
+        gate = self._gate(name)
         try:
-            await self._gate(name).wait()
-        except asyncio.CancelledError:
+            while not gate.is_set():
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(gate.wait(), 0.2)
+                yield ", done" if gate.is_set() else " ."
+        except (asyncio.CancelledError, GeneratorExit):
             # The web framework cancels the stream when the harness hangs up.
             self.left.append(name)
             raise

@@ -88,6 +88,6 @@ async def test_what_is_held_waits_to_be_released_or_left(model: ModelServer) -> 
                 await model.until_held(name)
                 if name == "one":
                     model.release("one")
-                    assert await anext(texts) == ", done"
+                    assert [text async for text in texts][-1] == ", done"
         await model.until_left("two")
         assert model.left == ["two"]
