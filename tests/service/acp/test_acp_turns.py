@@ -113,6 +113,13 @@ async def test_what_a_harness_tells_becomes_events_and_its_usage_counts(tmp_path
         run = await b.ended(await b.send(poor, "usage ;; hang", budget=budget))
         assert failure_of(run)[0] == "BUDGET_EXCEEDED"
         assert await b.prompt(poor, "count") == "prompts: 2"
+        # What was said is kept beside the failure, whenever the report came.
+        run = await b.ended(
+            await b.send(poor, "say:Paid. ;; usage", budget=run_pb2.Budget(max_tokens=100))
+        )
+        assert failure_of(run)[0] == "BUDGET_EXCEEDED"
+        said = await b.events(run.spec.session_key, "message_completed")
+        assert "Paid." in [e.message_completed.message.parts[0].text for e in said]
 
 
 async def test_several_questions_are_open_at_a_time_and_any_may_be_answered_first(
