@@ -18,7 +18,10 @@ def clear_run(run: run_pb2.Run, *, for_admin: bool) -> run_pb2.Run:
     if not for_admin:
         run.spec.ClearField("task")
         run.spec.ClearField("reply_route")
+        run.spec.ClearField("preferred_worker")
         run.ClearField("worker")
+        if run.HasField("suspension"):
+            run.suspension.ClearField("lease_worker")
         if run.HasField("result"):
             run.result.ClearField("details")
     return run
@@ -51,6 +54,8 @@ def clear_event(event: event_pb2.Event) -> event_pb2.Event:
     it is in no stream, whoever reads it. Operators find it in the result of the run.
     """
     event.ClearField("position")
+    if event.HasField("run_state_changed") and event.run_state_changed.HasField("suspension"):
+        event.run_state_changed.suspension.ClearField("lease_worker")
     if event.HasField("steer_accepted"):
         event.steer_accepted.request_id = own_request_id(event.steer_accepted.request_id)
     if event.HasField("steer_missed"):
@@ -73,8 +78,11 @@ def clear_explanation(
     `may_see` tells for a customer whether the caller may. Of a run that it may not see only its
     state is left. The sentences name nobody.
     """
+    workers = () if for_admin else _workers(explanation)
     clear_run(explanation.run, for_admin=for_admin)
     for reason in explanation.reasons:
+        for worker in workers:
+            reason.text = reason.text.replace(f"worker {worker}", "a worker")
         if not for_admin:
             if reason.HasField("executing"):
                 reason.executing.ClearField("worker")
@@ -85,6 +93,15 @@ def clear_explanation(
                 for name in ("run_id", "session_key", "customer_key", "label"):
                     ref.ClearField(name)
     return explanation
+
+
+def _workers(explanation: explain_pb2.RunExplanation) -> list[str]:
+    """Return the workers that an explanation may name in its sentences, long names first."""
+    run = explanation.run
+    named = {run.worker, run.spec.preferred_worker, run.suspension.lease_worker}
+    for reason in explanation.reasons:
+        named |= {reason.executing.worker, reason.no_worker.worker}
+    return sorted(named - {""}, key=len, reverse=True)
 
 
 def _refs(reason: explain_pb2.RunReason) -> Iterator[explain_pb2.RunRef]:
