@@ -128,7 +128,7 @@ function drawQuestion(node, item, answer) {
   if (node.signature !== signature) {
     node.signature = signature;
     node.className = closed ? "card" : "card question";
-    const buttons = (question.options || []).map((option) =>
+    const buttons = inOrder(question.options || []).map((option) =>
       el("button", {
         type: "button", class: "small", text: option.name, disabled: Boolean(item.sending),
         "aria-pressed": item.sending === option.option_id ? "true" : undefined,
@@ -155,6 +155,10 @@ function whatIsAsked(question, closed) {
   const about = asked(question);
   return closed && about.length ? [el("details", {}, el("summary", { text: "what it was" }), ...about)] : about;
 }
+
+// Harnesses name them in any order. What holds for once goes first: it is what a hasty finger hits.
+const ORDER = ["ALLOW_ONCE", "REJECT_ONCE", "ALLOW_ALWAYS", "REJECT_ALWAYS"].map((kind) => `QUESTION_OPTION_KIND_${kind}`);
+const inOrder = (options) => [...options].sort((one, other) => ORDER.indexOf(one.kind) - ORDER.indexOf(other.kind));
 
 const defaultOf = (question) =>
   question.options.find((option) => option.option_id === question.default_option_id)?.name || "rejected";

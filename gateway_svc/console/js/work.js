@@ -23,7 +23,8 @@ const isDiff = (text) => /^--- .*\n\+\+\+ /.test(text);
 export function asked(question) {
   if (!question.acp_session_id) return [];
   const { command, diff: change, ...others } = question.arguments || {};
-  const rest = Object.entries(others).map(([name, value]) => {
+  const shown = question.locations || [];
+  const rest = Object.entries(others).filter(([, value]) => !shown.includes(value)).map(([name, value]) => {
     const text = typeof value === "string" ? value : JSON.stringify(value);
     return el("div", { class: "argument" },
       el("span", { class: "name", text: name }), el("code", { text: text.length > MOST_VALUE ? `${text.slice(0, MOST_VALUE)}…` : text }));
