@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from acp_svc.creating import Creator
 from acp_svc.doctor import Doctor
 from acp_svc.domain.catalog import Catalog, CatalogError, Override
+from acp_svc.driving import LAST_WRITE_SECONDS
 from acp_svc.opening import Opener
 from acp_svc.processes import Processes
 from acp_svc.reaping import Reaper
@@ -22,7 +23,7 @@ from acp_svc.rpc.service import FULL_NAME, AcpServicer
 from acp_svc.sessions import Sessions
 from acp_svc.store.prompts import PromptStore
 from acp_svc.store.sessions import SessionStore
-from acp_svc.turn import LAST_WRITE_SECONDS, TurnRunner
+from acp_svc.turn import TurnRunner
 from conveyor.acp.v1 import acp_service_pb2_grpc as acp_grpc
 from conveyor.events.v1 import event_log_service_pb2_grpc as log_grpc
 from conveyor.scheduler.v1 import limit_service_pb2_grpc as limit_grpc

@@ -10,31 +10,26 @@ the session is still in our hands.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
-from weakref import WeakKeyDictionary
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from google.protobuf.message import DecodeError
 from opentelemetry import trace
 
-from acp_svc import endings, reading, spans
+from acp_svc import endings, spans
 from acp_svc.convert import error_of
 from acp_svc.domain import preflight
 from acp_svc.domain.catalog import Catalog
-from acp_svc.domain.metering import Meter, Spent
 from acp_svc.domain.permissions import PermissionMode
 from acp_svc.domain.session import Mode, Opening, Session, State
 from acp_svc.domain.updates import closing_words
-from acp_svc.following import MOST_REQUESTS, Follower
-from acp_svc.harness.connection import Connection
+from acp_svc.driving import Driver, Work
+from acp_svc.following import Follower
 from acp_svc.harness.types import Cause, Ended, PromptFailed
 from acp_svc.opening import deadlines_of
 from acp_svc.prompting import blocks_of
 from acp_svc.sessions import Full, Live, Sent, Sessions
 from conveyor.acp.v1 import task_pb2
-from conveyor.common.v1 import usage_pb2
 from conveyor.scheduler.v1 import run_pb2
 from conveyor.scheduler.v1 import scheduler_service_pb2 as sched
 from conveyor.scheduler.v1 import worker_service_pb2 as ws
@@ -64,40 +59,7 @@ if TYPE_CHECKING:
     from conveyor.events.v1.event_log_service_pb2_grpc import EventLogServiceAsyncStub
     from conveyor.scheduler.v1.scheduler_service_pb2_grpc import SchedulerServiceAsyncStub
 
-WRITE_SECONDS = 0.15
-"""How long what a harness tells is gathered before it is written."""
-LAST_WRITE_SECONDS = 3.0
-"""How long a turn that broke off tries to write what was left."""
-PROVIDER = "acp"
-"""Stands for the provider where usage is counted; the model is the harness."""
-
 _log = get_logger("acp.turn")
-
-
-@dataclass(eq=False)
-class _Work:
-    """One prompt, while it is at work."""
-
-    turn: LeasedTurn
-    first_turn: int
-    name: str
-    live: Live
-    follower: Follower
-    reports: list[asyncio.Task[None]]
-    over_budget: ServiceError | None = None
-
-    @property
-    def run_id(self) -> str:
-        return self.turn.run.run_id
-
-    @property
-    def session(self) -> Session:
-        return self.live.session
-
-    @property
-    def message_id(self) -> str:
-        """Of the reply, and of the pieces that were shown before it was whole."""
-        return f"{self.run_id}-{self.first_turn}"
 
 
 class TurnRunner:
@@ -120,10 +82,9 @@ class TurnRunner:
         self._settings = settings
         self._scheduler = scheduler
         self._event_log = event_log
-        self._usage = usage
+        self._driver = Driver(sessions, usage)
         self._clock = clock
         self._tracer = tracer
-        self._meters: WeakKeyDictionary[Connection, Meter] = WeakKeyDictionary()
 
     async def __call__(self, turn: LeasedTurn) -> Outcome:
         """Work on one attempt until its turn ends."""
@@ -292,13 +253,13 @@ class TurnRunner:
         async with writer:
             with spans.prompt(self._tracer, session) as span:
                 follower = Follower(
-                    session, run_id, first_turn, writer, self._meter_of(live), self._tracer
+                    session, run_id, first_turn, writer, self._driver.meter_of(live), self._tracer
                 )
-                work = _Work(turn, first_turn, self._name_of(session), live, follower, [])
+                work = Work(turn, first_turn, self._name_of(session), live, follower)
                 limits = deadlines_of(self._settings, session.spec.turn_timeout_seconds)
                 await self._sessions.mark_sent(session.session_id, run_id, key)
                 try:
-                    ended = await self._follow(
+                    ended = await self._driver.follow(
                         work, live.connection.prompt(blocks, follower, limits)
                     )
                 except BudgetExceeded as over:
@@ -317,110 +278,12 @@ class TurnRunner:
                     outcome = await self._done(work, ended, taken)
         return await self._ended(turn, session, key, outcome)
 
-    def _meter_of(self, live: Live) -> Meter:
-        meter = self._meters.get(live.connection)
-        if meter is None:
-            fresh = live.connection.opened.how == "new"
-            meter = self._meters[live.connection] = Meter(fresh=fresh)
-        meter.begin()
-        return meter
-
-    async def _follow(self, work: _Work, prompt: Coroutine[Any, Any, Ended]) -> Ended:
-        """Write what comes until the prompt ends. Raises `PromptFailed`.
-
-        However this is left, the harness works on nothing any more.
-        """
-        follower = work.follower
-        prompting = asyncio.create_task(prompt, name="prompt")
-        try:
-            while not prompting.done():
-                await self._note(work)
-                if work.over_budget is not None:
-                    raise work.over_budget
-                if follower.runaway:
-                    why = f"{work.name} asked for more than {MOST_REQUESTS} permissions in one turn"
-                    raise PromptFailed(Cause.PROTOCOL, why)
-                if follower.waiting:
-                    await self._wait_for_people(work, prompting)
-                elif not prompting.done():
-                    await _first(prompting, seconds=WRITE_SECONDS)
-                    await _first(prompting, follower.news)
-        except BaseException:
-            # In a task of its own: a second cancellation must not leave it half done.
-            await asyncio.shield(asyncio.create_task(self._break_off(work, prompting)))
-            raise
-        return await prompting
-
-    async def _note(self, work: _Work) -> None:
-        """Write and report what came since."""
-        follower = work.follower
-        await follower.write()
-        spent, follower.spent = follower.spent, []
-        for part in spent:
-            self._report(work, part)
-        if follower.remember:
-            said, follower.remember = follower.remember, {}
-            await self._sessions.remember(work.session.session_id, said)
-
-    async def _wait_for_people(self, work: _Work, prompting: asyncio.Task[Ended]) -> None:
-        """Give the slot back until somebody answers, and hand the answers over.
-
-        What the harness tells meanwhile is written on. When it fails meanwhile, so does the turn.
-        """
-        follower, turn = work.follower, work.turn
-        wait = run_pb2.ApprovalWait(question_ids=list(follower.waiting))
-        condition = run_pb2.WaitCondition(approval=wait)
-        request = ws.SuspendRunRequest(condition=condition, hold_session_lane=True)
-        asked = len(follower.waiting)
-        await self._sessions.asking(work.live, asked)
-        waiting = asyncio.create_task(turn.wait_kept(request), name="wait for people")
-        try:
-            while not waiting.done():
-                if prompting.done() and prompting.exception() is not None:
-                    return
-                await _first(waiting, follower.news, prompting)
-                await self._note(work)
-                if len(follower.waiting) != asked:
-                    asked = len(follower.waiting)
-                    await self._sessions.asking(work.live, asked)
-                if not waiting.done():
-                    await _first(waiting, seconds=WRITE_SECONDS)
-            await waiting
-        finally:
-            waiting.cancel()
-            await asyncio.wait([waiting])
-            if not waiting.cancelled():
-                waiting.exception()  # told above, or the turn fails for another reason
-        follower.answer(turn.leased.resumption.answers)
-        await self._sessions.asking(work.live, len(follower.waiting))
-
-    async def _break_off(self, work: _Work, prompting: asyncio.Task[Ended]) -> None:
-        """Have the harness stop, or stop it."""
-        connection = work.live.connection
-        try:
-            if not await connection.cancel():
-                _log.warning("the harness did not stop when told", session=work.session.session_id)
-                await connection.stop()
-        finally:
-            prompting.cancel()
-            await asyncio.wait([prompting])
-            if not prompting.cancelled():
-                prompting.exception()  # whatever it was, nobody waits for it
-        with suppress(ServiceError, TimeoutError):
-            async with asyncio.timeout(LAST_WRITE_SECONDS):
-                await work.follower.break_off()
-
     # Its end
 
-    async def _done(self, work: _Work, ended: Ended, taken: Sequence[str]) -> Complete | Fail:
+    async def _done(self, work: Work, ended: Ended, taken: Sequence[str]) -> Complete | Fail:
         follower, session = work.follower, work.session
         said = await follower.end()
-        await self._note(work)
-        meter = self._meter_ended(work, ended)
-        if meter is not None:
-            self._report(work, meter)
-        if work.reports:
-            await asyncio.wait(work.reports)
+        await self._driver.settle(work, ended)
         if work.over_budget is not None:
             await follower.keep(said)
             return Fail(work.over_budget, retryable=False, taken=taken)
@@ -442,7 +305,7 @@ class TurnRunner:
             taken=taken,
         )
 
-    async def _failed(self, work: _Work, failure: PromptFailed, taken: Sequence[str]) -> Fail:
+    async def _failed(self, work: Work, failure: PromptFailed, taken: Sequence[str]) -> Fail:
         session = work.session
         await work.follower.break_off()
         if not work.live.connection.alive:
@@ -463,38 +326,6 @@ class TurnRunner:
             _log.warning("session not opened again", reason=err.reason, problem=err.message)
             return None
 
-    # What it used
-
-    def _meter_ended(self, work: _Work, ended: Ended) -> Spent | None:
-        meter = self._meters.get(work.live.connection)
-        return meter.ended(reading.totals(ended.usage)) if meter is not None else None
-
-    def _report(self, work: _Work, spent: Spent) -> None:
-        number = len(work.reports)
-        work.reports.append(asyncio.create_task(self._reported(work, spent, number)))
-
-    async def _reported(self, work: _Work, spent: Spent, number: int) -> None:
-        usage = usage_pb2.Usage(
-            # One prompt counts as one call: how many it made a harness does not say.
-            model_calls=1 if number == 0 else 0,
-            input_tokens=spent.read,
-            cached_input_tokens=spent.cached,
-            output_tokens=spent.written,
-            cost_micros_usd=spent.cost_micros,
-            unpriced_calls=0 if spent.priced else 1,
-        )
-        try:
-            await self._usage.answered(
-                f"{work.message_id}/used-{number}",
-                work.run_id,
-                PROVIDER,
-                work.session.spec.harness_id,
-                usage,
-            )
-        except ServiceError as over:
-            work.over_budget = over
-            work.follower.news.set()
-
 
 def _is_for(task: task_pb2.AcpTask, session: Session) -> bool:
     """Whether a session that was never open is there for this run alone."""
@@ -514,19 +345,3 @@ def _task_of(run: run_pb2.Run) -> task_pb2.AcpTask:
     if task.WhichOneof("target") is None:
         raise invalid_field("spec.task.target", "is required")
     return task
-
-
-async def _first(*awaited: asyncio.Task[Any] | asyncio.Event, seconds: float | None = None) -> None:
-    """Wait until one of them is done or set, or the time is over."""
-    tasks = [
-        each if isinstance(each, asyncio.Task) else asyncio.create_task(each.wait())
-        for each in awaited
-    ]
-    own = [task for task, each in zip(tasks, awaited, strict=True) if task is not each]
-    try:
-        await asyncio.wait(tasks, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for task in own:
-            task.cancel()
-        if own:
-            await asyncio.wait(own)
