@@ -104,6 +104,18 @@ def _plan(*entries: tuple[int, str]) -> event_pb2.HarnessPlan:
     return plan
 
 
+BESIDE = """async () => {
+  const { SessionModel } = await import("/js/model.js");
+  const model = new SessionModel("agent:main:http:direct:ann");
+  const reply = { kind: "MESSAGE_KIND_REPLY", message: { message_id: "m", parts: [{ text: "done" }] } };
+  const failed = { state: "RUN_STATE_FAILED", error: { message: "it crashed" } };
+  [{ run_id: "r", message_completed: reply }, { run_id: "s", run_state_changed: failed }].forEach(
+    (what, index) => model.take({ event: {
+      session_key: "agent:claude:acp:01X", flow_id: what.run_id, sequence: index + 1, ...what } }));
+  return [...model.items.values()].map((item) => item.text);
+}"""
+
+
 async def test_a_coding_agent_is_started_asked_prompted_and_closed(
     tmp_path: Path, browser: Browser
 ) -> None:
@@ -173,3 +185,5 @@ async def test_a_coding_agent_is_started_asked_prompted_and_closed(
             assert await page.locator("#agent-bar").is_hidden()
             [session] = coder.sessions.values()
             assert session.spec.permission_mode == session_pb2.PERMISSION_MODE_ASK
+            # What one says that was started from a conversation is said in that conversation.
+            assert await page.evaluate(BESIDE) == ["claude: done", "Failed: it crashed"]

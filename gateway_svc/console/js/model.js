@@ -4,6 +4,11 @@ import { decide, doing, newWork, update } from "./harness.js";
 
 const REPLY = "MESSAGE_KIND_REPLY";
 
+// The name of a coding agent that was started from here and works in a lane of its own.
+function beside(event) {
+  return /^agent:([^:]+):acp:[^:]+$/.exec(event.session_key)?.[1] || "";
+}
+
 export class SessionModel {
   constructor(key) {
     this.key = key;
@@ -102,7 +107,7 @@ export class SessionModel {
       // A piece that nobody completed belongs to an attempt that was given up.
       for (const [id, item] of this.items) if (item.streaming && item.runId === run.id) this.items.delete(id);
     }
-    if (own && run.id === run.flowId && isTerminal(change.state) && change.state !== "RUN_STATE_SUCCEEDED") {
+    if ((own || beside(event)) && run.id === run.flowId && isTerminal(change.state) && change.state !== "RUN_STATE_SUCCEEDED") {
       const why = change.error?.message || change.cause || "";
       const how = { RUN_STATE_CANCELLED: "Stopped", RUN_STATE_EXPIRED: "Out of time" }[change.state] || "Failed";
       this.note(event, why ? `${how}: ${why}` : `${how}.`, change.state !== "RUN_STATE_CANCELLED");
@@ -116,6 +121,11 @@ export class SessionModel {
     if (!own) {
       run.text = kind === REPLY ? "" : run.text;
       if (kind === "MESSAGE_KIND_INPUT") run.task = text;
+      const name = beside(event);
+      if (name && kind === REPLY) {
+        const id = message.message_id;
+        this.items.set(id, { id, type: "message", mine: false, text: `${name}: ${text}`, kind, runId: event.run_id, time: event.create_time });
+      }
       return;
     }
     const id = message.message_id;

@@ -37,6 +37,20 @@ async def test_a_plain_reply(scheduler: FakeScheduler, agent: InProcess) -> None
     assert report.usage.unpriced_calls == 0
 
 
+async def test_what_the_customer_has_to_know_is_told_before_the_answer_and_once(
+    scheduler: FakeScheduler, agent: InProcess
+) -> None:
+    notice = task_pb.CustomerNotice(notice_id="acp-over-S", text="It was closed.")
+    task = task_pb.AgentTask(agent_id="main", notice=notice)
+    for attempt in (1, 2):
+        leased = scheduler.leased("[[reply: hello]]", task=task, attempt=attempt)
+        assert reply_text(await scheduler.answer(leased)) == "hello"
+    [first, *rest] = scheduler.events.values()
+    assert (first.event_id, first.note_added.text) == ("acp-over-S", "It was closed.")
+    assert first.note_added.visible
+    assert not any(event.HasField("note_added") for event in rest)
+
+
 async def test_three_children_work_and_their_results_are_joined(
     scheduler: FakeScheduler, agent: InProcess
 ) -> None:
