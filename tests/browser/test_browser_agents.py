@@ -107,7 +107,8 @@ def _plan(*entries: tuple[int, str]) -> event_pb2.HarnessPlan:
 BESIDE = """async () => {
   const { SessionModel } = await import("/js/model.js");
   const model = new SessionModel("agent:main:http:direct:ann");
-  const reply = { kind: "MESSAGE_KIND_REPLY", message: { message_id: "m", parts: [{ text: "done" }] } };
+  const message = { message_id: "m", parts: [{ text: "done" }] };
+  const reply = { kind: "MESSAGE_KIND_REPLY", message };
   const failed = { state: "RUN_STATE_FAILED", error: { message: "it crashed" } };
   [{ run_id: "r", message_completed: reply }, { run_id: "s", run_state_changed: failed }].forEach(
     (what, index) => model.take({ event: {
