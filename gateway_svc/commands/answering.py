@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from conveyor.acp.v1 import session_pb2 as acp
+from conveyor.gateway.v1 import gateway_service_pb2 as gw
 from gateway_svc.commands.asked import Asked, Services
+from gateway_svc.domain.commands.acp_words import name_of
 from gateway_svc.store import sessions as store
 from svckit.errors import ServiceError
 from svckit.logging import get_logger
@@ -36,3 +38,19 @@ class Answering:
             # That it is bound is known here; how it is, the ACP service alone can tell.
             log.warning("bound session cannot be looked at", reason=error.reason)
             return acp.AcpSession(acp_session_id=bound_id)
+
+    async def at_work_beside(self, asked: Asked) -> list[str]:
+        """Return the names of coding agents at work that were spawned here with lanes of their own.
+
+        Empty also when the ACP service cannot say.
+        """
+        request = gw.ListAcpSessionsRequest()
+        request.filter.parent_session_key = asked.session_key
+        request.filter.states.extend(
+            (acp.ACP_SESSION_STATE_BUSY, acp.ACP_SESSION_STATE_ASKING),
+        )
+        try:
+            found = await self._do.harness_sessions.list(request, asked.principal)
+        except ServiceError:
+            return []
+        return [name_of(s) for s in found.sessions if s.spec.session_key != asked.session_key]

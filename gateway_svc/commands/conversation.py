@@ -31,7 +31,7 @@ from gateway_svc.domain.sessions import LIVE_STATES, lane_use
 from gateway_svc.store import sessions as store
 from svckit.errors import ServiceError, SessionNotFound
 from svckit.logging import get_logger
-from svckit.words import count
+from svckit.words import count, joined
 
 _PAGE = 500
 
@@ -134,6 +134,8 @@ class Conversation:
         stopping = [flow for flow in others if flow.state == run_pb2.RUN_STATE_CANCELLING]
         left = len(others) - len(stopping)
         text = stopped_text(titles, affected, left, len(stopping))
+        if not live and (beside := await self._answering.at_work_beside(asked)):
+            text += f" {joined(beside)} at work beside it: `/acp cancel` stops that."
         if len(answers) == 1:
             return Answer(text, answers[0])
         return Answer(text, fs.ListFlowsResponse(flows=[answer.flow for answer in answers]))

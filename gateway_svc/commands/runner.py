@@ -90,7 +90,8 @@ class Commands:
         except RequestIdReused:
             raise
         except ServiceError as error:
-            if error.grpc_code in _PASSING:
+            # A coding agent that does not start will not do so because its sender repeats it.
+            if error.grpc_code in _PASSING and not error.reason.startswith("ACP_"):
                 raise
             text = _sentence(error)
         if address.channel in self._pushed:

@@ -12,6 +12,7 @@ from conveyor.acp.v1 import acp_service_pb2 as acp
 from conveyor.acp.v1 import doctor_pb2, session_pb2
 from conveyor.agent.v1 import agent_service_pb2 as ag
 from conveyor.gateway.v1 import gateway_service_pb2 as gw
+from svckit.errors import AcpTurnFailed
 from svckit.ids import new_ulid
 from svckit.testing import eventually
 from tests.service.gateway.access import bearer, token_of
@@ -120,6 +121,13 @@ async def test_several_are_told_apart_and_those_of_others_do_not_exist(
     )
     shown = await say(around, "/acp permissions --session one", ANN)
     assert shown.startswith("one has permissions deny-all")
+    around.acp.queue("ConfigureSession", AcpTurnFailed("it does not start"))
+    assert await say(around, "/acp model opus --session 1", ANN) == "It does not start."
+    for session in harnesses.sessions.values():
+        session.state = session_pb2.ACP_SESSION_STATE_BUSY
+    assert (await say(around, "/stop", ANN)) == (
+        "Nothing is under way here. two and one at work beside it: `/acp cancel` stops that."
+    )
     await say(around, "/acp close 1", ANN)
     assert await say(around, "/acp close", ANN) == "two is closed."
     # Without a conversation everything is there that the caller may see, by its id.
