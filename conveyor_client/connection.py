@@ -17,7 +17,14 @@ import grpc.aio
 from conveyor.gateway.v1 import gateway_service_pb2_grpc as gateway_grpc
 from conveyor_client.credentials import Tls
 from svckit.backoff import full_jitter
-from svckit.errors import NotImplementedYet, NotLeader, ServiceError, Unreachable
+from svckit.errors import (
+    PASSING,
+    NotImplementedYet,
+    NotLeader,
+    PeerError,
+    ServiceError,
+    Unreachable,
+)
 from svckit.grpc.channel import make_channel
 from svckit.grpc.status import from_rpc_error
 
@@ -234,4 +241,7 @@ class _Tries:
 
 
 def _unavailable(error: ServiceError) -> bool:
-    return error.grpc_code == "UNAVAILABLE"
+    """Whether the suite did not answer. That a model or a harness is away is an answer."""
+    if isinstance(error, PeerError):
+        return error.grpc_code == "UNAVAILABLE"
+    return isinstance(error, PASSING)

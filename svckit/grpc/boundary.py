@@ -17,7 +17,7 @@ from grpc import aio
 from opentelemetry import context as otel_context
 from opentelemetry import propagate, trace
 
-from svckit.errors import Internal, NotImplementedYet, ServiceError
+from svckit.errors import PASSING, Internal, NotImplementedYet, ServiceError
 from svckit.grpc import deadline, methods
 from svckit.grpc.client import ERROR_CODES
 from svckit.grpc.status import code_of, from_rpc_error, to_proto, to_trailers
@@ -134,7 +134,9 @@ class ServerBoundary(aio.ServerInterceptor):
                 status = to_proto(mapped, request_id=request_id)
                 code = code_of(status)
                 span.set_attribute("error.type", mapped.reason)
-                await context.abort(code, status.message, to_trailers(status))
+                # Whoever answers that something else is away need not be asked again at once.
+                trailers = to_trailers(status, final=not isinstance(mapped, PASSING))
+                await context.abort(code, status.message, trailers)
             finally:
                 self._active.discard(task)
                 span.set_attribute("rpc.response.status_code", code.name)

@@ -23,6 +23,8 @@ DETAILS_KEY = "grpc-status-details-bin"
 MAX_TRAILER_BYTES = 4096
 """Peers reject trailers from 8 KiB on, at random; what others add needs room too."""
 
+_NO_RETRY = ("grpc-retry-pushback-ms", "-1")
+
 _NO_ANSWER = {
     grpc.StatusCode.UNAVAILABLE: "does not answer",
     grpc.StatusCode.DEADLINE_EXCEEDED: "did not answer in time",
@@ -147,9 +149,17 @@ def from_rpc_error(err: grpc.aio.AioRpcError, *, service: str = "") -> ServiceEr
     return mapped
 
 
-def to_trailers(status: status_pb2.Status) -> tuple[tuple[str, bytes], ...]:
-    """Trailing metadata that carries `status`, for `context.abort`."""
-    return ((DETAILS_KEY, status.SerializeToString()),)
+def to_trailers(
+    status: status_pb2.Status, *, final: bool = False
+) -> tuple[tuple[str, str | bytes], ...]:
+    """Trailing metadata that carries `status`, for `context.abort`.
+
+    `final` tells channels not to repeat the call by themselves, whatever its code.
+    """
+    details: tuple[str, str | bytes] = (DETAILS_KEY, status.SerializeToString())
+    if final and status.code == code_pb2.UNAVAILABLE:
+        return (details, _NO_RETRY)
+    return (details,)
 
 
 def code_of(status: status_pb2.Status) -> grpc.StatusCode:

@@ -14,6 +14,7 @@ from conveyor.scheduler.v1 import announcement_pb2, flow_service_pb2, run_pb2
 from conveyor.scheduler.v1 import scheduler_service_pb2 as scheduler_pb
 from conveyor_client import ConveyorClient, Patience
 from svckit.errors import (
+    AcpBackendUnavailable,
     LaneFull,
     NotImplementedYet,
     NotLeader,
@@ -73,6 +74,14 @@ async def test_what_may_be_repeated_is_repeated_with_the_same_id(gateway: Gatewa
     calls = gateway.script.calls["SendMessage"]
     assert len(calls) >= 4
     assert len({call.request_id for call in calls}) == 1
+
+
+async def test_a_harness_that_does_not_start_is_said_at_once(gateway: Gateway) -> None:
+    gateway.script.always("SpawnAcpSession", AcpBackendUnavailable("no", retry_after=5))
+    async with ConveyorClient(gateway.address, patience=QUICK) as client:
+        with pytest.raises(AcpBackendUnavailable):
+            await client.acp_spawn()
+    assert len(gateway.script.calls["SpawnAcpSession"]) == 1
 
 
 async def test_patience_ends(gateway: Gateway) -> None:

@@ -14,7 +14,14 @@ from conveyor.events.v1 import event_log_service_pb2 as log_pb2
 from conveyor.events.v1 import event_log_service_pb2_grpc as log_grpc
 from conveyor.scheduler.v1 import worker_service_pb2 as ws
 from conveyor.scheduler.v1 import worker_service_pb2_grpc as ws_grpc
-from svckit.errors import LaneFull, ShuttingDown, StoreUnavailable, Unreachable
+from svckit.errors import (
+    AcpBackendUnavailable,
+    LaneFull,
+    ModelUnavailable,
+    ShuttingDown,
+    StoreUnavailable,
+    Unreachable,
+)
 from svckit.grpc import methods
 from svckit.grpc.channel import make_channel
 from svckit.grpc.client import call
@@ -33,6 +40,17 @@ async def test_unavailable_is_repeated_and_other_codes_are_not() -> None:
         with pytest.raises(LaneFull):
             await call(log.ListEvents(log_pb2.ListEventsRequest()))
     assert len(script.calls["ListEvents"]) == 3
+
+
+async def test_that_something_else_is_away_is_an_answer_and_not_repeated() -> None:
+    for error in (AcpBackendUnavailable("no"), ModelUnavailable("no")):
+        script = ScriptedServicer(LOG)
+        script.always("ListEvents", error)
+        async with scripted_server(script) as (_, channel):
+            log = log_grpc.EventLogServiceStub(channel)
+            with pytest.raises(type(error)):
+                await call(log.ListEvents(log_pb2.ListEventsRequest()))
+        assert len(script.calls["ListEvents"]) == 1
 
 
 async def test_a_lease_is_never_repeated() -> None:

@@ -184,8 +184,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     `cwd` (as the caller gave it).
     """
     ERROR_REASON_ACP_LIMIT_REACHED: _ErrorReason.ValueType  # 68
-    """`RESOURCE_EXHAUSTED`, HTTP 429. Too many ACP sessions and none to park; close one. Not for
-    runs, which wait instead. Metadata: `sessions`, `maxSessions`.
+    """`RESOURCE_EXHAUSTED`, HTTP 429. Too many ACP sessions and none to park; close one. Runs wait
+    instead, unless the configuration says otherwise. Metadata: `sessions`, `maxSessions`.
     """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
@@ -361,7 +361,7 @@ ERROR_REASON_ACP_CWD_NOT_ALLOWED: ErrorReason.ValueType  # 67
 `cwd` (as the caller gave it).
 """
 ERROR_REASON_ACP_LIMIT_REACHED: ErrorReason.ValueType  # 68
-"""`RESOURCE_EXHAUSTED`, HTTP 429. Too many ACP sessions and none to park; close one. Not for
-runs, which wait instead. Metadata: `sessions`, `maxSessions`.
+"""`RESOURCE_EXHAUSTED`, HTTP 429. Too many ACP sessions and none to park; close one. Runs wait
+instead, unless the configuration says otherwise. Metadata: `sessions`, `maxSessions`.
 """
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
