@@ -29,7 +29,7 @@ from opentelemetry import trace
 from conveyor.scheduler.v1 import run_pb2
 from conveyor.scheduler.v1 import worker_service_pb2 as ws
 from conveyor.scheduler.v1 import worker_service_pb2_grpc as ws_grpc
-from svckit import failpoints, tracecontext
+from svckit import failpoints
 from svckit.backoff import full_jitter
 from svckit.clock import Clock, SystemClock
 from svckit.errors import (
@@ -47,6 +47,7 @@ from svckit.errors import (
 from svckit.failpoints import failpoint
 from svckit.grpc import client, deadline
 from svckit.grpc.status import from_proto, from_rpc_error, to_proto
+from svckit.heldturn import HeldTurn, call, place_of, reason_of, span_of
 from svckit.logging import bind, get_logger
 from svckit.turn import Complete, Fail, Handler, LeasedTurn, Outcome, Release, Suspend
 from svckit.turnends import TurnEnds
@@ -77,64 +78,6 @@ STOP_SECONDS = 2.0
 _log = get_logger("svckit.worker")
 
 _AGAIN = (Unreachable, ShuttingDown, StoreUnavailable, NotLeader)
-
-
-Keep = Callable[["_Turn", ws.SuspendRunRequest], Awaitable[None]]
-
-
-class _Turn:
-    """A turn that this worker holds."""
-
-    def __init__(self, leased: ws.LeasedRun, keep: Keep, stop_seconds: float) -> None:
-        self.stop_seconds = stop_seconds
-        self.public = LeasedTurn(leased, lambda request: keep(self, request))
-        self.span: trace.Span = trace.INVALID_SPAN
-        # Set while the lease is kept: done when the next turn of the run has come.
-        self.next_turn: asyncio.Future[None] | None = None
-        self.ttl = 0.0
-        self.expires_at = 0.0
-        self.handler: asyncio.Task[Outcome] | None = None
-        self.watchdog: asyncio.TimerHandle | None = None
-        self.releasing = False
-        # The call that ends the turn is under way: it alone says what became of the lease.
-        self.ending = False
-        self.stopping = asyncio.Event()
-
-    @property
-    def lease_id(self) -> str:
-        return self.public.lease_id
-
-    @property
-    def kept(self) -> bool:
-        """True while its run waits and it holds nothing but the lease."""
-        return self.next_turn is not None
-
-    def goes_on_with(self, leased: ws.LeasedRun) -> bool:
-        """True when this is the next turn of its run, which nobody else has begun before."""
-        run, lease, now = leased.run, leased.lease, self.public
-        return (
-            self.kept
-            and not self.ending
-            and not now.lost.is_set()
-            and (run.run_id, lease.turn, lease.attempt) == (now.run.run_id, now.turn + 1, 1)
-        )
-
-    def stop_handler(self) -> None:
-        if self.handler is not None:
-            self.handler.cancel()
-        self.stopping.set()
-
-    async def handler_ended(self) -> bool:
-        """Wait for the handler; False when it goes on although it was told to stop."""
-        assert self.handler is not None
-        stopping = asyncio.create_task(self.stopping.wait())
-        either: set[asyncio.Future[Any]] = {self.handler, stopping}
-        try:
-            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
-            await asyncio.wait({self.handler}, timeout=self.stop_seconds)
-            return self.handler.done()
-        finally:
-            stopping.cancel()
 
 
 class Worker:
@@ -177,7 +120,7 @@ class Worker:
         self._ends = TurnEnds(
             lambda request: client.call(self._stub.CompleteRuns(request), service="scheduler")
         )
-        self._turns: dict[str, _Turn] = {}
+        self._turns: dict[str, HeldTurn] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._freed = asyncio.Event()
         self._draining = asyncio.Event()
@@ -247,7 +190,7 @@ class Worker:
             self._give_back(turn)
         await self._idle.wait()
 
-    def _give_back(self, turn: _Turn) -> None:
+    def _give_back(self, turn: HeldTurn) -> None:
         turn.releasing = True
         turn.stop_handler()
 
@@ -387,18 +330,18 @@ class Worker:
                 break
         self._start(leased)
 
-    def _go_on(self, turn: _Turn, leased: ws.LeasedRun) -> None:
+    def _go_on(self, turn: HeldTurn, leased: ws.LeasedRun) -> None:
         """The run of a kept turn goes on in the same handler."""
         del self._turns[turn.lease_id]
         turn.public.begin(leased)
         self._turns[turn.lease_id] = turn
         self._extended(turn, leased.lease, asyncio.get_running_loop().time())
-        turn.span = self._span_of(turn.public)
+        turn.span = span_of(self._tracer, self._queue, turn.public)
         going_on, turn.next_turn = turn.next_turn, None
         if going_on is not None and not going_on.done():
             going_on.set_result(None)
 
-    async def _keep(self, turn: _Turn, request: ws.SuspendRunRequest) -> None:
+    async def _keep(self, turn: HeldTurn, request: ws.SuspendRunRequest) -> None:
         """End the turn with a wait that keeps its lease, and wait for the next one."""
         if turn.kept:
             raise RuntimeError("one wait at a time")
@@ -433,13 +376,13 @@ class Worker:
         await going_on
         otel_context.attach(trace.set_span_in_context(turn.span))
 
-    def _cancel(self, turn: _Turn, reason: str) -> None:
+    def _cancel(self, turn: HeldTurn, reason: str) -> None:
         turn.public.cancel_reason = reason
         turn.public.cancelled.set()
         turn.stop_handler()
 
     def _start(self, leased: ws.LeasedRun) -> None:
-        turn = _Turn(leased, self._keep, self._stop_seconds)
+        turn = HeldTurn(leased, self._keep, self._stop_seconds)
         self._turns[turn.lease_id] = turn
         self._idle.clear()
         if self._draining.is_set():
@@ -450,7 +393,7 @@ class Worker:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    def _extended(self, turn: _Turn, lease: ws.Lease, since: float) -> None:
+    def _extended(self, turn: HeldTurn, lease: ws.Lease, since: float) -> None:
         """Count the time left from before the call, and stop a margin before it is over."""
         ttl = turn.ttl = lease.ttl.ToMicroseconds() / 1_000_000
         if self._extend_pause() < self._until_extended:
@@ -462,29 +405,29 @@ class Worker:
             turn.expires_at, self._lose, turn, "lease not extended"
         )
 
-    def _lose(self, turn: _Turn, why: str) -> None:
+    def _lose(self, turn: HeldTurn, why: str) -> None:
         if not turn.public.lost.is_set():
             _log.warning("turn stopped", run_id=turn.public.run.run_id, problem=why)
         turn.public.lost.set()
         turn.stop_handler()
 
-    async def _carry(self, turn: _Turn) -> None:
+    async def _carry(self, turn: HeldTurn) -> None:
         """Run the handler and end the turn, whatever happens."""
         public = turn.public
         run = public.run
-        turn.span = self._span_of(public)
+        turn.span = span_of(self._tracer, self._queue, public)
         try:
             with (
                 trace.use_span(turn.span),
                 bind(run_id=run.run_id, turn=public.turn),
-                failpoints.at(_place(run, public.turn)),
+                failpoints.at(place_of(run, public.turn)),
             ):
                 failpoint("worker.turn.leased")
                 outcome = await self._handle(turn)
                 span = turn.span
                 span.set_attribute("conveyor.outcome", type(outcome).__name__.lower())
                 if isinstance(outcome, Fail) and not public.cancelled.is_set():
-                    span.set_status(trace.StatusCode.ERROR, _reason_of(outcome))
+                    span.set_status(trace.StatusCode.ERROR, reason_of(outcome))
                 if not public.lost.is_set():
                     await self._end(turn, outcome)
         finally:
@@ -496,27 +439,9 @@ class Worker:
             if not self._turns:
                 self._idle.set()
 
-    def _span_of(self, public: LeasedTurn) -> trace.Span:
-        run = public.run
-        stored = [tracecontext.link_to(link) for link in public.leased.links]
-        return self._tracer.start_span(
-            f"run {self._queue}",
-            context=tracecontext.parent_of(run.trace),
-            kind=trace.SpanKind.CONSUMER,
-            links=[link for link in stored if link is not None],
-            attributes={
-                "conveyor.run.id": run.run_id,
-                "conveyor.flow.id": run.spawn.flow_id,
-                "conveyor.depth": run.spawn.depth,
-                "conveyor.turn": public.turn,
-                "conveyor.attempt": public.attempt,
-                "conveyor.lane": run.spec.global_lane,
-            },
-        )
-
-    async def _handle(self, turn: _Turn) -> Outcome:
+    async def _handle(self, turn: HeldTurn) -> Outcome:
         public = turn.public
-        turn.handler = asyncio.create_task(_call(self._handler, public))
+        turn.handler = asyncio.create_task(call(self._handler, public))
         if turn.stopping.is_set():
             turn.handler.cancel()
         try:
@@ -546,7 +471,7 @@ class Worker:
             if not turn.handler.done():
                 turn.handler.cancel()
 
-    def _after_cancellation(self, turn: _Turn) -> Outcome:
+    def _after_cancellation(self, turn: HeldTurn) -> Outcome:
         public = turn.public
         if public.cancelled.is_set():
             message = public.cancel_reason or "the run was cancelled"
@@ -558,7 +483,7 @@ class Worker:
             TurnFailed("the turn stopped by itself", metadata={"cause": "task"}), retryable=True
         )
 
-    async def _end(self, turn: _Turn, outcome: Outcome) -> None:
+    async def _end(self, turn: HeldTurn, outcome: Outcome) -> None:
         """Tell the scheduler how the turn ended, until it answers or the lease is over."""
         turn.ending = True
         try:
@@ -574,7 +499,7 @@ class Worker:
                 )
                 await self._end(turn, Fail(refused, retryable=False))
 
-    def _ending(self, turn: _Turn, outcome: Outcome) -> Callable[[], Awaitable[Any]]:
+    def _ending(self, turn: HeldTurn, outcome: Outcome) -> Callable[[], Awaitable[Any]]:
         """Build the call that ends the turn. Its body stays the same however often it is sent."""
         lease_id = turn.lease_id
         if isinstance(outcome, Complete):
@@ -608,7 +533,7 @@ class Worker:
         if result.WhichOneof("result") == "error":
             raise from_proto(result.error, service="scheduler")
 
-    async def _until_answered(self, turn: _Turn, send: Callable[[], Awaitable[Any]]) -> None:
+    async def _until_answered(self, turn: HeldTurn, send: Callable[[], Awaitable[Any]]) -> None:
         pauses = full_jitter(0.1, 1.0)
         while not turn.public.lost.is_set():
             try:
@@ -621,18 +546,3 @@ class Worker:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(next(pauses)):
                     await turn.public.lost.wait()
-
-
-def _place(run: run_pb2.Run, turn: int) -> str:
-    if not failpoints.ARMED:
-        return ""
-    return failpoints.place_of(run.spec.label or run.spec.session_key, turn)
-
-
-async def _call(handler: Handler, turn: LeasedTurn) -> Outcome:
-    return await handler(turn)
-
-
-def _reason_of(outcome: Fail) -> str:
-    error = outcome.error
-    return error.reason if isinstance(error, ServiceError) else from_proto(error).reason
