@@ -30,15 +30,14 @@ def give_back(k: Kernel, run: Run, cause: str, now: int, *, keeps: bool = False)
     `keeps` says that the worker, which the new lease did not reach, still has the one it kept.
     """
     kept = run.kept if keeps and run.lease is not None else None
-    if run.stopping and kept is None:
-        settling.stopped(k, run, now)
-    elif run.stopping:
-        k.free_slot(run, now, kept=kept)
-    else:
-        if run.state is not RunState.QUEUED:
-            count_again(run)
-            run.attempt -= 1
-        retry(k, run, 0, None, cause, now, counted=False, kept=kept)
+    if run.stopping:
+        if kept is None:
+            settling.stopped(k, run, now)
+        return  # else it learns under the kept one that it has to stop
+    if run.state is not RunState.QUEUED:
+        count_again(run)
+        run.attempt -= 1
+    retry(k, run, 0, None, cause, now, counted=False, kept=kept)
     if kept is not None:
         kept.expire_time = now + k.config.lease_ttl
         k.at(kept.expire_time, Timer.LEASE, run, kept.token)

@@ -101,8 +101,8 @@ def suspend(
     """Ends a turn that has to wait. A wait that is satisfied already queues the next turn at once.
 
     `interim` is sent at once when the lane is released, else at `wait.yield_time`. `keep` leaves
-    the lease to the worker, without the slot: a run that is being stopped then goes on being so,
-    until the worker has stopped what it keeps. Raises `LeaseLost`, or `InvalidField` when what it
+    the lease to the worker, without the slot; a run that is being stopped stays as it is, until
+    the worker has stopped what it would keep. Raises `LeaseLost`, or `InvalidField` when what it
     waits for is not the run's.
     """
     repeated = _repeated(k, run_id, token, digest)
@@ -110,13 +110,12 @@ def suspend(
         return repeated
     run = leasing.leased_run(k, run_id, token)
     _check_wait(k, run, wait, hold_lane)
+    if run.stopping and keep:
+        return run
     run.spent = SpentLease(token, digest)
     _take(k, run, taken, now)
     if run.stopping:
-        if keep:
-            k.free_slot(run, now, kept=run.lease)
-        else:
-            settling.stopped(k, run, now)
+        settling.stopped(k, run, now)
         return run
     if wait.kind is WaitKind.CHILDREN:  # one that waits otherwise has not done its work yet
         _measure(k, run, now, waits=True)

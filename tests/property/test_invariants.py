@@ -403,21 +403,7 @@ class Machine(RuleBasedStateMachine):
                 self.goes_on_from(item)
             else:
                 self.held.pop(run.run_id, None)
-            if (run.turn, run.attempt) == (1, 1) and not run.jumps:
-                orders = self.started.setdefault(run.session_key, [])
-                if not orders or orders[-1] != run.order:
-                    assert not orders or run.order > orders[-1], "order of a session"
-                    orders.append(run.order)
-            if item.resumption:
-                turns_told = self.told.setdefault(run.run_id, {})
-                told = turns_told.setdefault(run.turn, item.resumption.told)
-                assert told == item.resumption.told, "the same for every attempt of a turn"
-                others = [c for turn, cs in turns_told.items() if turn != run.turn for c in cs]
-                assert not set(others) & set(told), "each end is told in exactly one turn"
-                self.resumed(item)
-                wait = item.resumption.wait
-                if item.resumption.reason is ResumeReason.CHILDREN_SETTLED and wait.run_ids:  # type: ignore[union-attr]
-                    assert told, "a wait is satisfied by what no earlier turn was told"
+            self.saw(item)
         fresh = [item for item in leased if item.run.kept is None]
         assert len(fresh) <= most
         if len(leased) < most or not most:
@@ -426,6 +412,25 @@ class Machine(RuleBasedStateMachine):
                 ready = self.k.runs.get(session.ready)
                 if ready is not None and (most or ready.kept) and self.takes(ready, "w"):
                     assert self.k.lanes[ready.lane].free == 0
+
+    def saw(self, item: Leased) -> None:
+        """Somebody was leased a run: what holds of every lease, whoever got it."""
+        run = item.run
+        if (run.turn, run.attempt) == (1, 1) and not run.jumps:
+            orders = self.started.setdefault(run.session_key, [])
+            if not orders or orders[-1] != run.order:
+                assert not orders or run.order > orders[-1], "order of a session"
+                orders.append(run.order)
+        if item.resumption:
+            turns_told = self.told.setdefault(run.run_id, {})
+            told = turns_told.setdefault(run.turn, item.resumption.told)
+            assert told == item.resumption.told, "the same for every attempt of a turn"
+            others = [c for turn, cs in turns_told.items() if turn != run.turn for c in cs]
+            assert not set(others) & set(told), "each end is told in exactly one turn"
+            self.resumed(item)
+            wait = item.resumption.wait
+            if item.resumption.reason is ResumeReason.CHILDREN_SETTLED and wait.run_ids:  # type: ignore[union-attr]
+                assert told, "a wait is satisfied by what no earlier turn was told"
 
     @property
     def in_hand(self) -> list[Leased]:
@@ -457,18 +462,20 @@ class Machine(RuleBasedStateMachine):
     def another_worker_asks(self, most: int) -> None:
         """It gives back at once what it gets: never what somebody keeps or may still come for."""
 
-        def apply(k: Kernel, now: int) -> list[str]:
+        def apply(k: Kernel, now: int) -> list[Leased]:
             ready = {
                 s.ready: self.takes(k.runs[s.ready], "x") for s in k.sessions.values() if s.ready
             }
             leasing.greet(k, "agent", "x", 1, now)
-            got = [item.run.run_id for item in leasing.lease_ready(k, "agent", "x", 1, most, now)]
+            got = leasing.lease_ready(k, "agent", "x", 1, most, now)
             leasing.give_back_all_but(k, "agent", "x", set(), now)
-            assert all(ready[run_id] for run_id in got)
+            assert all(ready[item.run.run_id] for item in got)
             return got
 
         found = self.quietly(apply)
         assert found is None or len(found) <= most
+        for item in found or ():
+            self.saw(item)
 
     def resumed(self, item: Leased) -> None:
         """A turn but the first was leased: a subclass may look at what it starts with."""
@@ -484,6 +491,9 @@ class Machine(RuleBasedStateMachine):
         found = self.quietly(apply, runs=[run_id])
         if found is None:
             return None
+        if isinstance(found, Run) and found.lease is not None:
+            assert found.stopping, "it would be kept, but has to stop first"
+            return found
         if not isinstance(found, ServiceError) or isinstance(found, LeaseLost):
             assert newest == (not isinstance(found, LeaseLost)), "only the newest lease writes"
             del self.held[run_id]

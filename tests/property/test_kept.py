@@ -89,10 +89,10 @@ class Keeping(Machine):
             )
 
         found = self.end(item, apply)
-        if isinstance(found, Run):
+        if isinstance(found, Run) and not found.stopping:
             assert found.lease is None, "the slot is free"
             assert found.kept is not None, "the lease is not"
-            assert found.state in (RunState.SUSPENDED, RunState.CANCELLING)
+            assert found.state is RunState.SUSPENDED
             assert found.holds_lane, "nothing of the session starts beside what is kept"
 
 

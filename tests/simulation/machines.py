@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -21,7 +22,9 @@ from conveyor.scheduler.v1 import scheduler_service_pb2_grpc as pb_grpc
 from conveyor.scheduler.v1 import worker_service_pb2 as ws
 from conveyor.scheduler.v1 import worker_service_pb2_grpc as ws_grpc
 from scheduler_svc import app
-from scheduler_svc.engine import Engine
+from scheduler_svc.domain.kernel import PATIENCE
+from scheduler_svc.domain.records import SECOND, Run
+from scheduler_svc.engine import Engine, _Poll
 from svckit.errors import LeaseLost, ServiceError, StartError, StoreUnavailable, TurnFailed
 from svckit.grpc import client
 from svckit.grpc.status import from_proto
@@ -43,9 +46,10 @@ class WatchedEngine(Engine):
 
     async def _turn(self, group: Sequence[Any]) -> None:
         await super()._turn(group)
-        for run in self._kernel.runs.values():
+        k = self._kernel
+        for run in k.runs.values():
             cap = run.caps.max_tokens
-            spent = run.tree_usage.tokens + self._kernel.limits.held(run.run_id)[0]
+            spent = run.tree_usage.tokens + k.limits.held(run.run_id)[0]
             if cap is not None and spent > cap:
                 self.world.wrong(
                     f"invariant 12: run {run.run_id} has {spent} tokens settled and reserved, and "
@@ -53,13 +57,24 @@ class WatchedEngine(Engine):
                 )
         if self.draining:
             return
-        for poll in self._polls:
-            for lane in self._kernel.lanes.values():
-                if lane.free and len(lane.queue(poll.queue)):
-                    self.world.wrong(
-                        f"invariant 4: {lane.free} free slots in lane {lane.name!r} with ready runs"
-                        f", while {poll.worker!r} waits for work"
-                    )
+        ready = [k.runs[session.ready] for session in k.sessions.values() if session.ready]
+        for poll, run in itertools.product(self._polls, ready):
+            lane = k.lanes[run.lane]
+            if lane.free and run.queue == poll.queue and self._is_for(run, poll):
+                self.world.wrong(
+                    f"invariant 4: {lane.free} free slots in lane {lane.name!r} and run "
+                    f"{run.run_id} is ready, while {poll.worker!r} waits for work"
+                )
+
+    def _is_for(self, run: Run, poll: _Poll) -> bool:
+        if run.kept is not None:
+            return run.kept.worker == poll.worker
+        if not poll.max_runs or run.preferred_worker in ("", poll.worker):
+            return bool(poll.max_runs)
+        k = self._kernel
+        called = k.last_calls.get((run.queue, run.preferred_worker), k.start_time)
+        # With a margin: the commit took its time after they were handed out.
+        return self.now() - called > PATIENCE + 10 * SECOND
 
     async def _recover(self, group: Sequence[Any], err: Exception) -> None:
         if not isinstance(err, StoreUnavailable):
@@ -292,11 +307,33 @@ class Brain:
                 return Suspend(suspend)
             if not tired and run.spawn.depth < 2 and rng.random() < 0.4:
                 children += await self._spawn(turn, step)
+        if not tired and rng.random() < 0.15:
+            await self._wait_kept(turn)
         await world.pause(1.0)
         taken = [given.request_id for given in turn.new_steered() if rng.random() < 0.7]
         if tired:
             return Complete(result(f"{run.run_id}-{turn.turn}"), taken=taken)
         return self._outcome(turn, children, taken)
+
+    async def _wait_kept(self, turn: LeasedTurn) -> None:
+        """Something that cannot move waits, and the same handler goes on; a note tells of it."""
+        world = self._world
+        suspend = ws.SuspendRunRequest(hold_session_lane=True)
+        suspend.condition.limit.name = "kept"
+        suspend.condition.limit.retry_after.FromMilliseconds(world.rng.choice([0, 500, 9_000]))
+        waiting = asyncio.create_task(turn.wait_kept(suspend))
+        try:
+            await asyncio.wait([waiting], timeout=world.rng.choice([0.2, 30.0]))
+            event = event_pb2.Event(event_id=f"{turn.run.run_id}-kept-{turn.turn}")
+            event.note_added.code = "kept"
+            append = log_pb.AppendEventsRequest(lease_id=turn.lease_id, events=[event])
+            await client.call(self._log.AppendEvents(append))
+            await waiting
+        finally:
+            waiting.cancel()
+            await asyncio.wait([waiting])
+        self.leases.append(turn.lease_id)
+        world.say(f"kept {turn.run.run_id[-4:]} {turn.turn}.{turn.attempt}")
 
     def _outcome(self, turn: LeasedTurn, children: int, taken: list[str]) -> Outcome:
         rng = self._world.rng

@@ -79,6 +79,8 @@ class Gateway:
             reply_route=run_pb2.ReplyRoute(address="x", delivers_later=rng.random() < 0.7),
             priority=rng.choice([0, 0, 60]),
         )
+        if rng.random() < 0.2:
+            spec.preferred_worker = rng.choice(["agent-0", "agent-1", "gone"])
         if rng.random() < 0.1:
             spec.queue_timeout.FromSeconds(10)
         if rng.random() < 0.1:
