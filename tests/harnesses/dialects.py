@@ -137,8 +137,8 @@ class Anthropic:
             parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
             results = [part for part in parts if part.get("type") == "tool_result"]
             turns += [Turn("tool", _texts(part.get("content", ""))) for part in results]
-            said = [part for part in parts if part.get("type") == "text"]
-            turns += [Turn(message["role"], _texts(said))] if said else []
+            # One for each: some clients put what was said at different times into one message.
+            turns += [Turn(message["role"], p["text"]) for p in parts if p.get("type") == "text"]
         tools = [_tool(t.get("name", ""), t.get("input_schema")) for t in body.get("tools") or ()]
         return Asked(turns, tools, str(body.get("model", "")))
 
