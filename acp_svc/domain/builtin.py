@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from acp_svc.domain.install import Installer
-from acp_svc.domain.modes import Modes
+from acp_svc.domain.modes import Modes, Partly
 from acp_svc.domain.registry import Harness
 
 _ANTHROPIC = ("ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN", "ANTHROPIC_BASE_URL")
@@ -77,15 +77,18 @@ _BUILT_IN: tuple[Harness, ...] = (
         ("codex-acp",),
         _npm("@agentclientprotocol/codex-acp"),
         "Resumes sessions. Its default mode lets a reviewer model decide instead of asking, and "
-        "from 1.7 on mode `read-only` edits files of its directory unasked, so that it is used "
-        "with permissions `approve-all`, or within a sandbox. A rejected permission ends the turn "
+        "from 1.7 on mode `read-only` edits files of its directory unasked, unless there is a mode "
+        "`workspace-write` beside it; then it is used with permissions `approve-all`, or within a "
+        "sandbox. A rejected permission ends the turn "
         "as cancelled.",
         env_names=(*_OPENAI, "CODEX_API_KEY", "CODEX_HOME"),
         login="run `codex login`, or set OPENAI_API_KEY",
         modes=Modes(
             asks=("read-only",),
-            skips=frozenset({"agent", "agent-full-access", "auto", "full-access"}),
-            partly=MappingProxyType({"read-only": (1, 7)}),
+            skips=frozenset(
+                {"agent", "agent-full-access", "auto", "full-access", "workspace-write"}
+            ),
+            partly=MappingProxyType({"read-only": Partly((1, 7), unless="workspace-write")}),
         ),
         state=(".codex",),
         state_env=("CODEX_HOME",),

@@ -15,6 +15,16 @@ from acp_svc.domain.permissions import PermissionMode
 
 
 @dataclass(frozen=True, slots=True)
+class Partly:
+    """When a mode that asks may change files of its directory unasked all the same."""
+
+    since: tuple[int, ...]
+    """From this version of the harness on."""
+    unless: str = ""
+    """But not where this mode is offered too, which then is the one that does. May be empty."""
+
+
+@dataclass(frozen=True, slots=True)
 class Modes:
     """What is known of the modes of one harness. Ids are the harness's own."""
 
@@ -22,9 +32,9 @@ class Modes:
     """Those that ask before anything is changed; the first that is offered is set."""
     skips: frozenset[str] = frozenset()
     """Those that do something unasked."""
-    partly: Mapping[str, tuple[int, ...]] = field(default_factory=lambda: MappingProxyType({}))
-    """Those that, from this version of the harness on, may change files of their directory unasked.
-    They are good enough within a sandbox, which forbids just that."""
+    partly: Mapping[str, Partly] = field(default_factory=lambda: MappingProxyType({}))
+    """Those that ask before commands only. They are good enough within a sandbox, which forbids
+    just the rest."""
     switches: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     """Options that switch asking off, with the value that leaves it on."""
     never: str = ""
@@ -32,14 +42,16 @@ class Modes:
     guessed: bool = False
     """True when nothing is known: its mode is then left alone unless its name tells enough."""
 
-    def skipping(self, mode: str, version: str, sandboxed: bool) -> bool:
+    def skipping(self, mode: str, version: str, offered: Sequence[str], sandboxed: bool) -> bool:
         """Return whether a harness of this version does something unasked in this mode."""
         if self.guessed:
             return _plain(mode) in _SKIPPING
-        if mode in self.partly:
-            numbers = _numbers(version)
-            return not sandboxed and not (numbers and numbers < self.partly[mode])
-        return mode in self.skips
+        partly = self.partly.get(mode)
+        if partly is None:
+            return mode in self.skips
+        numbers = _numbers(version)
+        before = bool(numbers) and numbers < partly.since
+        return not (sandboxed or before or partly.unless in offered)
 
 
 _SKIPPING = frozenset(
@@ -98,6 +110,8 @@ class Situation:
     version: str = ""
     """Of the harness, as it says."""
     sandboxed: bool = False
+    offered: tuple[str, ...] = ()
+    """The modes that it offers."""
 
     @property
     def free(self) -> bool:
@@ -106,7 +120,9 @@ class Situation:
 
     def skipping(self, mode: str) -> bool:
         """Return whether it would do something in this mode that has to be asked for."""
-        return not self.free and self.modes.skipping(mode, self.version, self.sandboxed)
+        return not self.free and self.modes.skipping(
+            mode, self.version, self.offered, self.sandboxed
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,12 +132,12 @@ class Refused:
     message: str
 
 
-def choose(situation: Situation, own: str, offered: Sequence[str], current: str) -> str | Refused:
+def choose(situation: Situation, own: str, current: str) -> str | Refused:
     """Return the mode to put a harness in; empty leaves it as it is.
 
     `own` is the mode that somebody asked for, or empty.
     """
-    modes = situation.modes
+    modes, offered = situation.modes, situation.offered
     if modes.never and not situation.free:
         return Refused(f"{modes.never}; use it with permissions approve-all only")
     if own:

@@ -51,7 +51,13 @@ class Opening:
 
     def situation(self, permission: PermissionMode) -> Situation:
         """Return what the choice of its mode depends on."""
-        return Situation(self._harness.modes, permission, self.agent_version, self._peer.sandboxed)
+        return Situation(
+            self._harness.modes,
+            permission,
+            self.agent_version,
+            self._peer.sandboxed,
+            self._peer.offers.modes,
+        )
 
     async def greet(self) -> None:
         """Exchange versions and capabilities. Raises what `failed` translates."""

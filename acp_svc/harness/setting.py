@@ -29,7 +29,7 @@ async def fit(peer: Peer, situation: Situation, own: str) -> str:
     Raises `NotSet`, `Gone`.
     """
     offers = peer.offers
-    chosen = choose(situation, own, offers.modes, offers.mode)
+    chosen = choose(situation, own, offers.mode)
     if isinstance(chosen, Refused):
         raise NotSet(chosen.message)
     if chosen and chosen != offers.mode:

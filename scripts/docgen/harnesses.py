@@ -104,9 +104,10 @@ def _modes(modes: Modes) -> str:
     parts = [_codes(modes.asks)] if modes.asks else []
     if modes.skips:
         parts.append("unasked: " + _codes(sorted(modes.skips)))
-    for mode, version in modes.partly.items():
-        number = ".".join(map(str, version))
-        parts.append(f"`{mode}` edits unasked from version {number} on, so only in a sandbox")
+    for mode, partly in modes.partly.items():
+        number = ".".join(map(str, partly.since))
+        unless = f", unless `{partly.unless}` is offered too" if partly.unless else ""
+        parts.append(f"`{mode}` only in a sandbox from version {number} on{unless}")
     for name, value in modes.switches.items():
         parts.append(f"option `{name}` is set to `{value}`")
     return "; ".join(parts) or "none that matter: it asks in all"

@@ -45,9 +45,12 @@ def test_a_harness_is_put_in_a_mode_that_asks(
     harness_id: str, offered: tuple[str, ...], current: str, chosen: str
 ) -> None:
     for permission in (ASK, READS, DENY):
-        assert choose(Situation(modes_of(harness_id), permission), "", offered, current) == chosen
+        assert (
+            choose(Situation(modes_of(harness_id), permission, offered=offered), "", current)
+            == chosen
+        )
     # Where nothing has to be asked for, it stays as it is.
-    assert choose(Situation(modes_of(harness_id), ALL), "", offered, current) == ""
+    assert choose(Situation(modes_of(harness_id), ALL, offered=offered), "", current) == ""
 
 
 @pytest.mark.parametrize(
@@ -62,24 +65,24 @@ def test_a_harness_that_would_not_ask_is_refused_unless_all_is_approved(
     harness_id: str, offered: tuple[str, ...], current: str
 ) -> None:
     for permission in (ASK, READS, DENY):
-        refused = choose(Situation(modes_of(harness_id), permission), "", offered, current)
+        refused = choose(Situation(modes_of(harness_id), permission, offered=offered), "", current)
         assert isinstance(refused, Refused)
         assert "approve-all" in refused.message
-    assert choose(Situation(modes_of(harness_id), ALL), "", offered, current) == ""
+    assert choose(Situation(modes_of(harness_id), ALL, offered=offered), "", current) == ""
 
 
 def test_a_mode_that_somebody_asks_for_is_taken_when_it_asks() -> None:
     claude = modes_of("claude")
-    assert choose(Situation(claude, ASK), "plan", CLAUDE, "auto") == "plan"
-    assert choose(Situation(claude, ALL), "bypassPermissions", CLAUDE, "auto") == (
+    assert choose(Situation(claude, ASK, offered=CLAUDE), "plan", "auto") == "plan"
+    assert choose(Situation(claude, ALL, offered=CLAUDE), "bypassPermissions", "auto") == (
         "bypassPermissions"
     )
-    refused = choose(Situation(claude, ASK), "acceptEdits", CLAUDE, "default")
+    refused = choose(Situation(claude, ASK, offered=CLAUDE), "acceptEdits", "default")
     assert isinstance(refused, Refused)
-    unknown = choose(Situation(claude, ASK), "nonsense", CLAUDE, "default")
+    unknown = choose(Situation(claude, ASK, offered=CLAUDE), "nonsense", "default")
     assert isinstance(unknown, Refused)
     assert "default, acceptEdits" in unknown.message
-    none = choose(Situation(claude, ASK), "nonsense", (), "")
+    none = choose(Situation(claude, ASK, offered=()), "nonsense", "")
     assert isinstance(none, Refused)
     assert "none" in none.message
 
@@ -101,12 +104,19 @@ def test_a_mode_that_somebody_asks_for_is_taken_when_it_asks() -> None:
 def test_a_mode_that_edits_unasked_since_a_version_is_good_before_it_and_within_walls(
     version: str, sandboxed: bool, good: bool
 ) -> None:
-    situation = Situation(modes_of("codex"), READS, version, sandboxed)
     offered = ("read-only", "agent", "agent-full-access")
-    chosen = choose(situation, "", offered, "agent")
+    situation = Situation(modes_of("codex"), READS, version, sandboxed, offered)
+    chosen = choose(situation, "", "agent")
     assert (chosen == "read-only") is good
     assert isinstance(chosen, Refused) is not good
     assert (judge(situation, "", "read-only") is None) is good
+
+
+def test_another_mode_beside_it_tells_that_it_does_not_edit() -> None:
+    offered = ("read-only", "workspace-write", "agent")
+    situation = Situation(modes_of("codex"), ASK, "2.6.0", False, offered)
+    assert choose(situation, "", "agent") == "read-only"
+    assert isinstance(choose(situation, "workspace-write", "agent"), Refused)
 
 
 @pytest.mark.parametrize(
@@ -122,7 +132,7 @@ def test_a_mode_that_edits_unasked_since_a_version_is_good_before_it_and_within_
 def test_of_an_unknown_harness_the_names_tell(
     current: str, offered: tuple[str, ...], chosen: str | None
 ) -> None:
-    got = choose(Situation(UNKNOWN, ASK), "", offered, current)
+    got = choose(Situation(UNKNOWN, ASK, offered=offered), "", current)
     assert got == chosen if chosen is not None else isinstance(got, Refused)
 
 
@@ -158,8 +168,8 @@ def test_no_choice_ever_leaves_a_harness_where_it_would_not_ask(
 ) -> None:
     current = data.draw(st.sampled_from(offered)) if offered else ""
     own = data.draw(st.sampled_from(["", *offered]))
-    situation = Situation(modes, permission, "2.0", walls)
-    chosen = choose(situation, own, offered, current)
+    situation = Situation(modes, permission, "2.0", walls, tuple(offered))
+    chosen = choose(situation, own, current)
     if not isinstance(chosen, Refused):
         assert not chosen or chosen in offered
         assert judge(situation, chosen, chosen or current) is None
