@@ -1059,7 +1059,7 @@ def test_invariants_on_memory() -> None:
     run_state_machine_as_test(
         Machine,
         settings=settings(
-            max_examples=200 * SCALE,
+            max_examples=160 * SCALE,
             stateful_step_count=50,
             deadline=None,
             suppress_health_check=_SLOW_IS_FINE,
