@@ -75,7 +75,6 @@ def _lives(pids: Path) -> bool:
     ("flags", "error", "detail", "words"),
     [
         (["--exit-at", "start:3"], AcpBackendUnavailable, "initialize", "gave up at start"),
-        (["--exit-at", "initialize"], AcpBackendUnavailable, "initialize", "gave up at init"),
         (["--hang-at", "initialize"], AcpBackendUnavailable, "initialize", ""),
         (["--hang-at", "start", "--deaf"], AcpBackendUnavailable, "initialize", ""),
         (["--error-at", "initialize:-32603"], AcpSessionInitFailed, "initialize", "error at"),
@@ -85,7 +84,6 @@ def _lives(pids: Path) -> bool:
         (["--exit-at", "new:7"], AcpSessionInitFailed, "crashed", "gave up at new"),
         (["--hang-at", "new"], AcpSessionInitFailed, "timeout", "hanging at new"),
         (["--error-at", "new:-32603"], AcpSessionInitFailed, "initialize", "error at new"),
-        (["--error-at", "new:400"], AcpSessionInitFailed, "initialize", "error at new"),
         (["--auth-at", "new"], AcpSessionInitFailed, "auth_required", "Authentication"),
         (["--modes", "auto,yolo"], AcpSessionInitFailed, "permission_mode", ""),
         (["--modes", "auto,ask", "--stubborn"], AcpSessionInitFailed, "permission_mode", ""),
@@ -153,7 +151,6 @@ def _with(ordered: Any, **fields: Any) -> Any:
         (["--load"], "loaded"),
         # It says that it can resume, and cannot.
         (["--resume-broken", "--load"], "loaded"),
-        (["--resume-broken"], "new"),
         (["--load", "--forgetful"], "new"),
         ([], "new"),
     ],
