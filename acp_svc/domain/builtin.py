@@ -79,8 +79,8 @@ _BUILT_IN: tuple[Harness, ...] = (
         "Resumes sessions. Its default mode lets a reviewer model decide instead of asking, and "
         "from 1.7 on mode `read-only` edits files of its directory unasked, unless there is a mode "
         "`workspace-write` beside it; then it is used with permissions `approve-all`, or within a "
-        "sandbox. A rejected permission ends the turn "
-        "as cancelled.",
+        "sandbox. A rejected permission ends the turn as cancelled. With a home directory among "
+        "the temporary files its own sandbox does not start, and its commands fail.",
         env_names=(*_OPENAI, "CODEX_API_KEY", "CODEX_HOME"),
         login="run `codex login`, or set OPENAI_API_KEY",
         modes=Modes(

@@ -141,11 +141,11 @@ async def test_a_process_sees_its_directory_and_no_secret_of_the_service(
     async with house(tmp_path, acp='env_names = ["ASKED_FOR", "NOT_ASKED_FOR"]') as h:
         (tmp_path / "work" / "real").mkdir()
         (tmp_path / "work" / "link").symlink_to("real")
-        session = await h.spawn(cwd=f"{tmp_path}/work/link", env_names=["ASKED_FOR"])
+        session = await h.spawn(cwd=str(tmp_path / "work" / "link"), env_names=["ASKED_FOR"])
         [pid] = h.pids().values()
         directory, names = seen_by(pid)
         assert directory == tmp_path / "work" / "real"
-        assert session.spec.cwd == f"{tmp_path}/work/real"
+        assert session.spec.cwd == str(tmp_path / "work" / "real")
         assert {"OWN_TOKEN", "ASKED_FOR", "PATH"} <= names
         assert not names & {"NOT_ASKED_FOR", "DATABASE_PASSWORD"}
         for name in ("DATABASE_PASSWORD", "OWN_SECRET"):
