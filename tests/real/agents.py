@@ -14,12 +14,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import pytest
-
+from tests.harnesses.installed import AGENTS, installed
 from tests.harnesses.modelserver import ModelServer
 
 ROOT = Path(__file__).resolve().parents[2]
-AGENTS = Path(os.environ.get("AGENTS_DIR") or ROOT / ".agents")
 DEEPAGENTS_SCRIPT = ROOT / "tests/harnesses/deepagents_agent.py"
 
 Prepare = Callable[[Path, Path, ModelServer], Mapping[str, str]]
@@ -91,13 +89,7 @@ class RealAgent:
     @property
     def record(self) -> Mapping[str, str]:
         """What the installer wrote. Skips the test when it is not installed."""
-        try:
-            found: Mapping[str, str] = json.loads(
-                (AGENTS / self.harness_id / "installed.json").read_text()
-            )
-        except (OSError, ValueError):
-            pytest.skip(f"{self.harness_id} is not installed: make agents ARGS={self.harness_id}")
-        return found
+        return installed(self.harness_id)
 
     @property
     def path(self) -> str:

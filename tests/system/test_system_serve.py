@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -12,8 +13,9 @@ from acp import RequestError
 from conveyor.scheduler.v1 import run_pb2
 from conveyor_client import ConveyorClient
 from svckit.testing import eventually
+from tests.harnesses.installed import installed
 from tests.system.editor import Editor, editing
-from tests.system.harness import CLASSIC, TASKS, Suite
+from tests.system.harness import CLASSIC, CONVEYOR, TASKS, Suite, clean_environment
 
 
 @pytest.fixture
@@ -82,6 +84,29 @@ async def test_an_editor_cancels_the_whole_tree(
     assert {node.state for node in tree.nodes} == {run_pb2.RUN_STATE_CANCELLED}
     # What was cancelled is over: the next prompt is answered.
     assert (await editor.ask(session, "[[reply: next]]")).stop_reason == "end_turn"
+
+
+async def test_acpx_drives_our_agents(suite: Suite, tmp_path: Path) -> None:
+    acpx = installed("acpx")["program"]
+    ours = f"{CONVEYOR} --config {suite.config} acp serve"
+    process = await asyncio.create_subprocess_exec(
+        *(acpx, "--agent", ours, "--approve-all", "--format", "json", "exec", CLASSIC),
+        cwd=tmp_path,
+        env=clean_environment(HOME=str(tmp_path)),
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+    )
+    async with asyncio.timeout(50):
+        output, _ = await process.communicate()
+    assert process.returncode == 0, output.decode()
+    messages = [json.loads(line) for line in output.splitlines()]
+    updates = [m["params"]["update"] for m in messages if m.get("method") == "session/update"]
+    said = "".join(
+        u["content"]["text"] for u in updates if u["sessionUpdate"] == "agent_message_chunk"
+    )
+    assert all(f"Done: {task}" in said for task in TASKS)
+    assert sum(u["sessionUpdate"] == "tool_call" for u in updates) == len(TASKS)
+    assert messages[-1]["result"] == {"stopReason": "end_turn"}
 
 
 async def test_an_agent_that_does_not_exist_is_said_when_a_session_begins(suite: Suite) -> None:
