@@ -121,7 +121,7 @@ async def _build(
     conversations = Conversations(database, upstream, event_log, bindings, rules, clock)
     operations, questions = Operations(upstream), Questions(upstream)
     intake = Intake(database, upstream, clock)
-    harness_runs = HarnessRuns(database, intake, rules)
+    harness_runs = HarnessRuns(database, upstream, intake, rules)
     lanes = SpawnedLanes(database, clock, settings.acp.idle_minutes * 60)
     spawning = HarnessSpawning(database, upstream, harness_runs, bindings, lanes, rules, clock)
     harness_sessions = HarnessSessions(

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from conveyor.acp.v1 import session_pb2 as acp_session
 from conveyor.common.v1 import content_pb2
-from conveyor.scheduler.v1 import lane_pb2
+from conveyor.scheduler.v1 import lane_pb2, run_pb2
 from conveyor.scheduler.v1 import scheduler_service_pb2 as ss
 from gateway_svc.domain.binding import Bound, acp_spec
 from gateway_svc.domain.keys import DEFAULT_CHANNEL, parse_key
@@ -14,7 +14,12 @@ from gateway_svc.domain.reply_route import ReplyAddress, decode_address
 from gateway_svc.domain.routing import Routed, RoutingRules, policy_of, queue_mode_of
 from gateway_svc.intake import Intake
 from gateway_svc.store import sessions as store
+from gateway_svc.upstream import Upstream
 from svckit.database import Database
+from svckit.grpc.client import call
+
+_NEWEST = 20
+"""Runs of a lane among which one is looked for that came before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +45,11 @@ class Origin:
 class HarnessRuns:
     """Queues runs of ACP sessions. One per process."""
 
-    def __init__(self, database: Database, intake: Intake, rules: RoutingRules) -> None:
+    def __init__(
+        self, database: Database, upstream: Upstream, intake: Intake, rules: RoutingRules
+    ) -> None:
         self._database = database
+        self._upstream = upstream
         self._intake = intake
         self._rules = rules
 
@@ -86,6 +94,29 @@ class HarnessRuns:
             key, session.spec.harness_id, session.spec.customer_key, message, spec, policy
         )
         return await self._intake.enqueue(routed, request_id)
+
+    async def earlier(
+        self, session: acp_session.AcpSession, request_id: str
+    ) -> ss.AcceptedRun | None:
+        """Return what `queue` returned for a request that comes again, as far as that is known.
+
+        For a session that takes no prompt any more: to queue it again could make a new run.
+        """
+        scheduler = self._upstream.scheduler
+        wanted = run_pb2.RunFilter(session_key=session.spec.session_key)
+        listed = await call(
+            scheduler.ListRuns(ss.ListRunsRequest(filter=wanted, page_size=_NEWEST)),
+            service="scheduler",
+        )
+        for run in listed.runs:
+            found = await call(
+                scheduler.GetRun(ss.GetRunRequest(run_id=run.run_id)), service="scheduler"
+            )
+            if any(item.request_id == request_id for item in found.run.inputs):
+                return ss.AcceptedRun(
+                    run=run, outcome=lane_pb2.ENQUEUE_OUTCOME_QUEUED, deduplicated=True
+                )
+        return None
 
 
 def address_of(session_key: str) -> ReplyAddress:

@@ -17,7 +17,7 @@ from conveyor.gateway.v1 import session_pb2
 from conveyor.scheduler.v1 import lane_pb2
 from gateway_svc.auth import Principal, Scope
 from gateway_svc.bindings import Bindings, taken
-from gateway_svc.domain.binding import check_ready
+from gateway_svc.domain.binding import check_ready, is_over
 from gateway_svc.domain.keys import parse_key
 from gateway_svc.domain.redaction import clear_acp_session, clear_run
 from gateway_svc.domain.reply_route import decode_address
@@ -132,15 +132,19 @@ class HarnessSessions:
             request.message, request_id=request.request_id, field_name="message"
         )
         session = await self._require(request.acp_session_id, principal)
-        check_ready(session)
-        with own_words():
-            accepted = await self._runs.queue(
-                session,
-                message,
-                principal.request_id(request.request_id),
-                address=origin.address if origin else None,
-                mode=request.queue_mode,
-            )
+        known_as = principal.request_id(request.request_id)
+        # It may have ended with this very prompt.
+        accepted = await self._runs.earlier(session, known_as) if is_over(session) else None
+        if accepted is None:
+            check_ready(session)
+            with own_words():
+                accepted = await self._runs.queue(
+                    session,
+                    message,
+                    known_as,
+                    address=origin.address if origin else None,
+                    mode=request.queue_mode,
+                )
         clear_run(accepted.run, for_admin=principal.is_admin)
         return gw.PromptAcpSessionResponse(
             accepted=accepted,

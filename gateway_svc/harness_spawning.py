@@ -16,7 +16,7 @@ from conveyor.scheduler.v1 import lane_pb2
 from conveyor.scheduler.v1 import scheduler_service_pb2 as ss
 from gateway_svc.auth import Principal, Scope
 from gateway_svc.bindings import Bindings, taken
-from gateway_svc.domain.binding import AcpRules, is_over
+from gateway_svc.domain.binding import AcpRules, check_ready, is_over
 from gateway_svc.domain.keys import (
     DEFAULT_CHANNEL,
     MAX_CUSTOMER_LENGTH,
@@ -40,7 +40,13 @@ from gateway_svc.upstream import Upstream
 from gateway_svc.watching.lanes import SpawnedLanes
 from svckit.clock import Clock
 from svckit.database import Database
-from svckit.errors import AgentNotFound, ScopeMissing, ServiceError, invalid_field
+from svckit.errors import (
+    AgentNotFound,
+    RequestIdReused,
+    ScopeMissing,
+    ServiceError,
+    invalid_field,
+)
 from svckit.grpc.client import call
 from svckit.logging import get_logger
 
@@ -136,10 +142,14 @@ class HarnessSpawning:
         response = gw.SpawnAcpSessionResponse(session=session)
         clear_acp_session(response.session, for_admin=principal.is_admin)
         if is_over(session):
-            return response  # of a request that came before
+            return await self._as_before(request, session, response, principal)
         try:
             await self._settle(session, place, request.request_id)
             runs = await self._first_runs(request, session, place, message, origin)
+        except RequestIdReused as error:
+            # Another task came with it before, and the session is at work on that one.
+            error.metadata["requestId"] = request.request_id
+            raise
         except ServiceError as error:
             if error.grpc_code not in _PASSING:
                 # Refused for good: nobody was told of the session, so nobody could close it.
@@ -153,6 +163,30 @@ class HarnessSpawning:
             response.accepted.CopyFrom(runs.pop())
         if runs:
             response.opening.CopyFrom(runs.pop())
+        return response
+
+    async def _as_before(
+        self,
+        request: gw.SpawnAcpSessionRequest,
+        session: acp_session.AcpSession,
+        response: gw.SpawnAcpSessionResponse,
+        principal: Principal,
+    ) -> gw.SpawnAcpSessionResponse:
+        """Answer a request that came before, whose session has ended since.
+
+        Raises `AcpSessionNotFound` when nothing came of it: the session ended with its refusal.
+        """
+        session_id = session.acp_session_id
+        wanted = {"opening": _opening_id(session_id)} if _wants_opening(request) else {}
+        if request.HasField("message"):
+            wanted["accepted"] = _first_id(session_id)
+        found = {name: await self._runs.earlier(session, known) for name, known in wanted.items()}
+        if wanted and not any(found.values()):
+            check_ready(session)
+        for name, accepted in found.items():
+            if accepted is not None:
+                clear_run(accepted.run, for_admin=principal.is_admin)
+                getattr(response, name).CopyFrom(accepted)
         return response
 
     async def _settle(
@@ -193,7 +227,7 @@ class HarnessSpawning:
         """Queue the run that opens the session or says that it is open, then the first prompt."""
         runs: list[ss.AcceptedRun] = []
         session_id = session.acp_session_id
-        if request.return_starting or place.bound_key:
+        if _wants_opening(request):
             said = origin.said if origin else ""
             opening = content_pb2.Message(
                 message_id=f"open-{session_id}",
@@ -208,7 +242,7 @@ class HarnessSpawning:
                 await self._runs.queue(
                     session,
                     opening,
-                    f"acp-open-{session_id}",
+                    _opening_id(session_id),
                     address=place.address,
                     open_only=True,
                 )
@@ -218,7 +252,7 @@ class HarnessSpawning:
                 await self._runs.queue(
                     session,
                     message,
-                    f"acp-first-{session_id}",
+                    _first_id(session_id),
                     address=place.address,
                     mode=lane_pb2.QUEUE_MODE_FOLLOWUP,
                 )
@@ -320,6 +354,19 @@ def _checked_spec(asked: acp_session.AcpSessionSpec) -> acp_session.AcpSessionSp
     spec = acp_session.AcpSessionSpec()
     spec.CopyFrom(asked)
     return spec
+
+
+def _wants_opening(request: gw.SpawnAcpSessionRequest) -> bool:
+    """True when a run opens the session, or says in its conversation that it is open."""
+    return request.return_starting or bool(request.bind_session_key)
+
+
+def _opening_id(acp_session_id: str) -> str:
+    return f"acp-open-{acp_session_id}"
+
+
+def _first_id(acp_session_id: str) -> str:
+    return f"acp-first-{acp_session_id}"
 
 
 def _inner_id(request_id: str) -> str:

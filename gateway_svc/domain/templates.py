@@ -55,7 +55,7 @@ class Template:
 
 
 def value_at(way: str, values: Mapping[str, Any]) -> str | None:
-    """Return a value of a document as text, `None` when there is none."""
+    """Return a value of a document as text, `None` when there is none that can be one."""
     found: Any = values
     for step in way.split("."):
         if isinstance(found, Mapping):
@@ -68,7 +68,10 @@ def value_at(way: str, values: Mapping[str, Any]) -> str | None:
             return None
     if isinstance(found, str):
         return found
-    return "" if found is None else json.dumps(found, ensure_ascii=False, separators=(",", ":"))
+    try:
+        return "" if found is None else json.dumps(found, ensure_ascii=False, separators=(",", ":"))
+    except RecursionError:
+        return None  # nobody means a value of a thousand levels
 
 
 def for_key(value: str) -> str:

@@ -76,7 +76,8 @@ def parse_json(raw: bytes) -> dict[str, Any]:
     if not raw.strip():
         return {}
     try:
-        content = json.loads(raw)
+        # Decoded here: left to the library it may be UTF-16, or halves of surrogate pairs.
+        content = json.loads(raw.decode("utf-8-sig"))
         if b"\\u" in raw:
             # Half of a surrogate pair is no character: nothing could store it or say it back.
             json.dumps(content, ensure_ascii=False).encode()

@@ -21,6 +21,7 @@ from conveyor.scheduler.v1 import run_pb2
 from conveyor.scheduler.v1 import scheduler_service_pb2 as ss
 from conveyor.scheduler.v1 import scheduler_service_pb2_grpc as ss_grpc
 from gateway_svc.domain.deliveries import DeliveryKind
+from svckit.grpc.status import from_rpc_error
 from svckit.testing import eventually
 from tests.service.gateway.harnesses import CLOSED, FAILED, READY, STARTING, Harnesses
 from tests.service.gateway.suite import Suite, reason_of, suite, text_of, user
@@ -450,3 +451,54 @@ async def test_sessions_of_other_customers_do_not_exist(
             assert await call("eve", "POST", "", json=asked) == reason, asked
         assert len(harnesses.sessions) == 2
         assert harnesses.prompts == [] == harnesses.changes == harnesses.cancelled
+
+
+async def test_a_spawn_repeated_with_another_task_leaves_the_session_of_the_first_open(
+    acp: tuple[Suite, Harnesses],
+) -> None:
+    around, harnesses = acp
+    opened = await spawned(around, ANN, message=user("first"))
+    await ended(around, opened.accepted.run.run_id)
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await spawned(around, ANN, message=user("another"))
+    error = from_rpc_error(refused.value)
+    assert (error.reason, error.metadata["requestId"]) == ("REQUEST_ID_REUSED", f"spawn-{ANN}")
+    session_id = opened.session.acp_session_id
+    assert harnesses.sessions[session_id].state == READY
+    assert await bound_to(around, ANN) == session_id
+
+
+async def test_what_comes_again_after_its_session_ended_is_what_was_accepted(
+    acp: tuple[Suite, Harnesses],
+) -> None:
+    around, harnesses = acp
+    opened = await spawned(around, return_starting=True, message=user("first"))
+    session_id = opened.session.acp_session_id
+    await ended(around, opened.accepted.run.run_id)
+    sent = await prompted(around, session_id, "second")
+    await ended(around, sent.accepted.run.run_id)
+    harnesses.sessions[session_id].state = CLOSED  # as one does that lives for one turn
+    again = await prompted(around, session_id, "second")
+    assert again.accepted.deduplicated
+    assert again.accepted.run.run_id == sent.accepted.run.run_id
+    repeated = await spawned(around, return_starting=True, message=user("first"))
+    assert repeated.session.state == CLOSED
+    assert repeated.opening.run.run_id == opened.opening.run.run_id
+    assert repeated.accepted.run.run_id == opened.accepted.run.run_id
+    assert await refusal(prompted(around, session_id, "third")) == "ACP_SESSION_NOT_FOUND"
+
+
+async def test_a_spawn_that_was_given_up_is_no_success_when_it_comes_again(
+    tmp_path: Path,
+) -> None:
+    async with serving(tmp_path, CONVEYOR_LANES__SESSION__CAP="1") as (around, harnesses):
+        around.agent.hold("busy")
+        await around.send(ANN, "busy")
+        await around.send(ANN, "waits")
+        assert await refusal(spawned(around, ANN, return_starting=True)) == "LANE_FULL"
+        [session] = harnesses.sessions.values()
+        assert session.state == CLOSED
+        # Nobody was told of that session, and nothing came of it.
+        again = spawned(around, ANN, return_starting=True)
+        assert await refusal(again) == "ACP_SESSION_NOT_FOUND"
+        around.agent.let_go("busy")

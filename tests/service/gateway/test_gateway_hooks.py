@@ -299,6 +299,9 @@ async def test_bodies_that_do_not_fit(tmp_path: Path) -> None:
             refused = await call(around, name, content, f"msg_{name}_{len(str(content))}")
             assert refused.status_code == status, refused.text
             assert refused.json()["error"]["fields"][0]["field"] == field
+        half = b'{"repository": {"full_name": "half of a character: \xed\xa0\x80"}}'
+        refused = await around.http.post("/hooks/ci", content=half, headers=headers(half))
+        assert refused.status_code == 400, refused.text
         large = b"{" + b" " * (1024 * 1024)
         refused = await around.http.post("/hooks/ci", content=large, headers=headers(large))
         assert refused.status_code == 413

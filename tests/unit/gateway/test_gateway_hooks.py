@@ -169,3 +169,12 @@ def test_values_in_keys_stay_apart_and_change_no_key(one: str, other: str) -> No
     assert ":" not in shown
     assert shown.isprintable()
     assert " " not in shown
+
+
+def test_a_value_of_too_many_levels_is_none() -> None:
+    deep: list[Any] = []
+    for _ in range(5000):
+        deep = [deep]
+    assert value_at("a", {"a": deep}) is None
+    with pytest.raises(NoValue):
+        Template.parse("{a}").fill({"a": deep})
