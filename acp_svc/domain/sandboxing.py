@@ -24,9 +24,14 @@ CONTROL_SOCKETS = (
     "/run/systemd/private",
 )
 """A socket can be used where files cannot be written; with these, anything could be done."""
+CONTROL_DIRECTORIES = ("/run/user",)
+"""Where each user's own such sockets are, of a user's service manager for one: empty inside."""
 _BASE = (
     "--die-with-parent",
     "--unshare-pid",
+    # Without a user namespace, which is how root runs it, it would keep what takes walls down.
+    "--cap-drop",
+    "ALL",
     "--ro-bind",
     "/",
     "/",
@@ -34,7 +39,13 @@ _BASE = (
     "/dev",
     "--proc",
     "/proc",
+    # The kernel's settings belong to root, also to one without capabilities.
+    "--ro-bind-try",
+    "/proc/sys",
+    "/proc/sys",
 )
+_AS_ROOT = ("--cap-add", "CAP_DAC_OVERRIDE")
+"""Root reads files of others; that opens nothing that is mounted to be read only."""
 
 
 def needs_sandbox(mode: PermissionMode) -> bool:
@@ -66,6 +77,10 @@ class Walls:
     is beside it in the same entry of that directory."""
     hidden: tuple[PurePath, ...] = ()
     """Sockets that it must not reach."""
+    emptied: tuple[PurePath, ...] = ()
+    """Directories that are empty inside, but for what it works with."""
+    as_root: bool = False
+    """Whether it runs as root."""
 
 
 def shut_in(command: Sequence[str], walls: Walls) -> list[str]:
@@ -76,14 +91,16 @@ def shut_in(command: Sequence[str], walls: Walls) -> list[str]:
         mounts.append((walls.home, ["--tmpfs", str(walls.home)]))
         mounts += [(path, _bind("--ro-bind-try", path)) for path in walls.in_home]
         mounts += [(path, ["--symlink", target, str(path)]) for path, target in walls.links_in_home]
+    mounts += [(path, ["--tmpfs", str(path)]) for path in walls.emptied]
     mounts += [(path, _bind("--bind", path)) for path in walls.state]
-    if any(walls.cwd.is_relative_to(path) for path in walls.state):
+    if any(walls.cwd.is_relative_to(path) for path in (*walls.state, *walls.emptied)):
         mounts.append((walls.cwd, _bind("--ro-bind", walls.cwd)))
     mounts += [(path, ["--ro-bind", "/dev/null", str(path)]) for path in walls.hidden]
     # What lies deeper comes later, or it would be covered. Equally deep ones stay in their order.
     mounts.sort(key=lambda mount: len(mount[0].parts))
     arguments = [word for _, words in mounts for word in words]
-    return [walls.bwrap, *_BASE, *arguments, "--chdir", str(walls.cwd), "--", *command]
+    base = (*_BASE, *_AS_ROOT) if walls.as_root else _BASE
+    return [walls.bwrap, *base, *arguments, "--chdir", str(walls.cwd), "--", *command]
 
 
 def probe(bwrap: str) -> list[str]:

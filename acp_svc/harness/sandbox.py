@@ -12,7 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from acp_svc.domain.registry import Harness
-from acp_svc.domain.sandboxing import CONTROL_SOCKETS, PROGRAM, Walls, probe, shut_in
+from acp_svc.domain.sandboxing import (
+    CONTROL_DIRECTORIES,
+    CONTROL_SOCKETS,
+    PROGRAM,
+    Walls,
+    probe,
+    shut_in,
+)
 
 PROBE_SECONDS = 10.0
 MOST_IN_HOME = 1000
@@ -122,6 +129,8 @@ def walled(
                 (path, os.readlink(path)) for path in inside or () if path.is_symlink()
             ),
             hidden=tuple(p for p in map(Path, CONTROL_SOCKETS) if p.exists()),
+            emptied=tuple(p for p in map(Path, CONTROL_DIRECTORIES) if p.is_dir()),
+            as_root=os.geteuid() == 0,
         ),
     )
 

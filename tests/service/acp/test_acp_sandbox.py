@@ -67,6 +67,19 @@ async def test_it_reads_everything_and_writes_nothing_but_its_own(tmp_path: Path
         assert not connection.opened.sandboxed
 
 
+async def test_root_inside_cannot_take_the_walls_down(tmp_path: Path) -> None:
+    async with opened(tmp_path, permissions=DENY, sandbox="auto") as connection:
+        said = await tell(
+            connection,
+            "run mount -o remount,rw,bind / ; touch escaped ;;"
+            " run test -w /proc/sys/kernel/domainname ; echo settings $? ;;"
+            " run ls -A /run/user ; grep CapEff /proc/self/status",
+        )
+    assert os.listdir(tmp_path / "work") == []
+    assert "settings 1" in said[1]
+    assert said[2].split()[1:] in (["CapEff:", "0" * 16], ["CapEff:", f"{2:016}"]), said
+
+
 async def test_what_it_makes_at_home_works_and_does_not_last(tmp_path: Path) -> None:
     home = tmp_path / "home"
     home.mkdir()

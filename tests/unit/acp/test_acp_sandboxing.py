@@ -39,6 +39,8 @@ def mounts(walls: Walls) -> list[tuple[str, ...]]:
             "--tmpfs": 2,
             "--dev": 2,
             "--proc": 2,
+            "--cap-drop": 2,
+            "--cap-add": 2,
         }.get(rest[0], 1)
         found.append(tuple(rest[:size]))
         rest = rest[size:]
@@ -50,9 +52,11 @@ def test_everything_can_be_read_and_its_own_written() -> None:
     assert made == [
         ("--die-with-parent",),
         ("--unshare-pid",),
+        ("--cap-drop", "ALL"),
         ("--ro-bind", "/", "/"),
         ("--dev", "/dev"),
         ("--proc", "/proc"),
+        ("--ro-bind-try", "/proc/sys", "/proc/sys"),
         ("--tmpfs", "/tmp"),
         ("--bind", "/home/me/.claude", "/home/me/.claude"),
     ]
@@ -109,6 +113,22 @@ def test_new_files_of_its_home_are_its_own_and_what_is_there_can_be_read_only() 
 def test_sockets_that_could_do_anything_are_covered() -> None:
     made = mounts(Walls("bwrap", P("/w"), hidden=(P("/run/docker.sock"),)))
     assert made[-1] == ("--ro-bind", "/dev/null", "/run/docker.sock")
+
+
+def test_directories_of_sockets_are_empty_but_for_what_it_works_with() -> None:
+    state, work = P("/run/user/1/x"), P("/run/user/1/work")
+    made = mounts(Walls("bwrap", work, state=(state,), emptied=(P("/run/user"),)))
+    assert made[-3:] == [
+        ("--tmpfs", "/run/user"),
+        ("--bind", str(state), str(state)),
+        ("--ro-bind", str(work), str(work)),
+    ]
+
+
+def test_root_keeps_only_the_right_to_read_files_of_others() -> None:
+    base = mounts(Walls("bwrap", P("/w")))
+    as_root = mounts(Walls("bwrap", P("/w"), as_root=True))
+    assert [mount for mount in as_root if mount not in base] == [("--cap-add", "CAP_DAC_OVERRIDE")]
 
 
 def test_the_probe_asks_for_what_is_used_later() -> None:
