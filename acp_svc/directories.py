@@ -8,6 +8,7 @@ has become a link since leads somewhere else, and is refused.
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -49,7 +50,8 @@ def _resolve(cwd: str, roots: tuple[str, ...], field: str) -> Path:
     if refusal is not None:
         raise _error(refusal)
     # Only inside the roots: elsewhere the answer would tell what exists.
-    if not path.is_dir():
+    # Not `Path.is_dir`, which fails where a name is too long or may not be looked at.
+    if not os.path.isdir(path):
         raise invalid_field(field, "is not an existing directory")
     return path
 

@@ -115,4 +115,5 @@ def root_problem(root: str) -> str | None:
 
 def resolve(path: str) -> Path:
     """Return a path with links and `..` followed, as far as it exists."""
-    return Path(os.path.expanduser(path)).resolve()
+    # Not `Path.resolve`, which fails on links that go round in circles.
+    return Path(os.path.realpath(os.path.expanduser(path)))

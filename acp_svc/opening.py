@@ -70,7 +70,7 @@ class Opener:
             model=session.spec.model,
             harness_mode=session.wanted_mode,
             options=session.wanted_options,
-            env_names=variables(harness, session),
+            env_names=variables(self._settings, harness, session),
             sandbox=self._settings.sandbox,
         )
         limits = deadlines_of(self._settings, session.spec.turn_timeout_seconds)
@@ -94,6 +94,10 @@ def earlier(session: Session) -> tuple[str, bool]:
     return (session.upstream_id, False) if session.prompted else ("", False)
 
 
-def variables(harness: Harness, session: Session) -> tuple[str, ...]:
-    """Return the names of our variables that the process may see."""
-    return tuple(dict.fromkeys((*harness.env_names, *session.spec.env_names)))
+def variables(settings: AcpSettings, harness: Harness, session: Session) -> tuple[str, ...]:
+    """Return the names of our variables that the process may see.
+
+    What the configuration allowed when the session was made it may not allow any more.
+    """
+    asked = [name for name in session.spec.env_names if name in settings.env_names]
+    return tuple(dict.fromkeys((*harness.env_names, *asked)))

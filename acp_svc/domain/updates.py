@@ -23,7 +23,8 @@ ENTRY_CHARS = 512
 MOST_EVENTS = 1000
 """Events of one prompt; the ends of calls that were told as begun come on top."""
 MOST_CALLS = 1000
-"""Calls that are remembered. A harness that names more is told apart no further."""
+"""Calls that are remembered. When there are more, the oldest that is over makes room; when none is,
+those that follow are told apart no further."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +169,7 @@ class Story:
     def _take_call(self, patch: Patch) -> bool:
         """Take a piece of a call in; True when the text before it is complete by that."""
         before = self._calls.get(patch.call_id)
-        if before is None and len(self._calls) >= MOST_CALLS:
+        if before is None and len(self._calls) >= MOST_CALLS and not self._forget_one():
             return False
         ended = before is None and self._end_said()
         call = self._calls[patch.call_id] = patched(before, patch)
@@ -178,6 +179,14 @@ class Story:
         if key in self._due or ends or self._may_tell():
             self._due.setdefault(key, _PLACE)
         return ended
+
+    def _forget_one(self) -> bool:
+        for key, call in self._calls.items():
+            if call.over and ("call", key) not in self._due:
+                del self._calls[key]
+                self._shown.pop(key, None)
+                return True
+        return False
 
     def _end_said(self) -> bool:
         if not self._said.text.strip():

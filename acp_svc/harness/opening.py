@@ -16,6 +16,8 @@ from acp_svc.harness.setting import NotSet, fit, set_model, set_option
 from acp_svc.harness.types import Order
 from svckit.errors import AcpBackendUnavailable, AcpSessionInitFailed, ServiceError
 
+ID_CHARS = 256
+"""Of a harness's session: what the store takes, and `AcpSessionSpec.resume_id`."""
 How = Literal["new", "resumed", "loaded"]
 _CLIENT = schema.Implementation(
     name="conveyor", title="Conveyor", version=version("conveyor-suite")
@@ -106,6 +108,11 @@ class Opening:
                 raise self.error("load", "cannot open the earlier session again")
             peer = self._peer
             new = await peer.ask(peer.conn.new_session(cwd=str(order.cwd), mcp_servers=[]))
+            if not 1 <= len(new.session_id) <= ID_CHARS or not new.session_id.isprintable():
+                raise self.error(
+                    "initialize",
+                    f"gave its session an id that is not 1 to {ID_CHARS} printable characters",
+                )
             peer.session_id = new.session_id
             self._opened(new)
 

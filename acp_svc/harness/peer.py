@@ -149,7 +149,8 @@ class Peer:
         """Return its last words, and before them what an error answer of it says."""
         lines = list(self._program.last_words)
         if error is not None:
-            lines.append(self._program.blotted(_said(error)))
+            # Blotted before it is cut: half a secret would not be found.
+            lines.append(_short(self._program.blotted(_said(error))))
         text = "\n".join(line for line in lines if line).encode()[-WORDS_BYTES:]
         return text.decode(errors="ignore")
 
@@ -243,11 +244,15 @@ async def _walls_for(order: Order, walls: sandbox.Sandbox) -> str:
 
 
 def _said(error: RequestError) -> str:
-    """Return what an error answer says, in one line."""
+    """Return what an error answer says."""
     parts = [str(error)]
     if isinstance(error.data, dict):
         parts += [value for value in error.data.values() if isinstance(value, str)]
     elif isinstance(error.data, str):
         parts.append(error.data)
-    text = ": ".join(part for part in parts if part)
+    return ": ".join(part for part in parts if part)
+
+
+def _short(text: str) -> str:
+    """Return a text on one line."""
     return "".join(c if c.isprintable() else " " for c in text).strip()[:SAID_CHARS]

@@ -5,13 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextvars
 
-from acp import schema
-
 from acp_svc.harness.patience import Patience
 from acp_svc.harness.types import Deadlines, Listener, PermissionRequest, Update
-
-MOST_CALLS = 10_000
-"""Tool calls of one prompt that are remembered for its permission questions."""
 
 
 class Prompt:
@@ -31,7 +26,6 @@ class Prompt:
         """Fails with what the listener fails with."""
         self._listener = listener
         self._context = contextvars.copy_context()
-        self._calls: dict[str, schema.ToolCallUpdate] = {}
         self._asked: set[asyncio.Task[str | None]] = set()
 
     def begin(self) -> None:
@@ -44,8 +38,6 @@ class Prompt:
         if self.over.is_set() or self.broken.done():
             return
         self.patience.heard()
-        if isinstance(update, schema.ToolCallStart | schema.ToolCallProgress):
-            self._remember(update)
         try:
             self._context.run(self._listener.updated, update)
         except Exception as error:
@@ -55,10 +47,8 @@ class Prompt:
         """Have the listener decide. The clocks stand still meanwhile."""
         if self.cancelled or self.over.is_set() or self.broken.done():
             return None
-        call = self._merged(request.tool_call)
-        whole = PermissionRequest(call, request.options)
         task = asyncio.get_running_loop().create_task(
-            self._listener.permission(whole), context=self._context
+            self._listener.permission(request), context=self._context
         )
         self._asked.add(task)
         try:
@@ -91,21 +81,3 @@ class Prompt:
     def _break(self, error: Exception) -> None:
         if not self.broken.done():
             self.broken.set_exception(error)
-
-    def _remember(self, update: schema.ToolCallStart | schema.ToolCallProgress) -> None:
-        if update.tool_call_id in self._calls or len(self._calls) < MOST_CALLS:
-            self._calls[update.tool_call_id] = self._merged(update)
-
-    def _merged(
-        self, update: schema.ToolCallStart | schema.ToolCallProgress | schema.ToolCallUpdate
-    ) -> schema.ToolCallUpdate:
-        """Return all that is known of a call: some harnesses name only its id when they ask."""
-        known = self._calls.get(update.tool_call_id)
-        said = {
-            name: value
-            for name in schema.ToolCallUpdate.model_fields
-            if (value := getattr(update, name, None)) is not None
-        }
-        if known is not None:
-            return known.model_copy(update=said)
-        return schema.ToolCallUpdate.model_construct(**said)

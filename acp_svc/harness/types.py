@@ -101,7 +101,8 @@ class PermissionRequest:
     """What a harness asks for."""
 
     tool_call: schema.ToolCallUpdate
-    """What the request says of the call, completed by what earlier updates said of it."""
+    """What the request says of the call. It may be no more than its id: what else is known of it
+    earlier updates said."""
     options: tuple[schema.PermissionOption, ...]
     """In the order of the harness. May be empty."""
 

@@ -117,7 +117,7 @@ class Wire:
         elif isinstance(result, dict):
             models = result.get("models")
             self.models = models if isinstance(models, dict) else None
-        if message["id"] == self._prompt_id:
+        if self._prompt_id is not None and message["id"] == self._prompt_id:
             self._prompt_id = None
             self.ended()
             if isinstance(result, dict):

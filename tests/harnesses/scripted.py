@@ -66,6 +66,7 @@ Flags:
     --need-env NAME         --auth-at counts only where this variable is not set (default: prompt)
     --authenticate          with --need-env: the variable counts only after `authenticate`
     --protocol N|none       the version it answers, or none
+    --id-prefix TEXT        what its ids of sessions begin with
     --noise                 says a banner on its output before anything
     --stderr TEXT           says this on its error output when it starts; `$NAME` is replaced
     --modes A,B,...         offers modes; in `auto`, `yolo` and `bypass` it does not ask
@@ -268,7 +269,8 @@ class Agent:
 
     def on_new(self, params):
         self.at("new")
-        session = Session("s-" + token_hex(6), params["cwd"], self.flags)
+        session_id = f"{self.flags.id_prefix}s-{token_hex(6)}"
+        session = Session(session_id, params["cwd"], self.flags)
         self.sessions[session.id] = session
         self.keep(session)
         for kind in ("child", "stray", "stray_clean"):
@@ -759,7 +761,17 @@ class Turn:
 
 def parse(argv):
     parser = argparse.ArgumentParser(allow_abbrev=False, add_help=False)
-    for name in ("exit-at", "hang-at", "error-at", "auth-at", "need-env", "stderr", "mode", "pids"):
+    for name in (
+        "exit-at",
+        "hang-at",
+        "error-at",
+        "auth-at",
+        "need-env",
+        "stderr",
+        "mode",
+        "pids",
+        "id-prefix",
+    ):
         parser.add_argument(f"--{name}", default="")
     for name in SWITCHES.split():
         parser.add_argument(f"--{name}", action="store_true")

@@ -46,17 +46,16 @@ async def test_context_is_kept_and_updates_come_whole_and_in_order(tmp_path: Pat
         ]
 
 
-async def test_a_permission_is_asked_for_with_all_that_is_known_of_the_call(
-    tmp_path: Path,
-) -> None:
+async def test_a_permission_is_asked_for_after_what_is_known_of_the_call(tmp_path: Path) -> None:
     async with opened(tmp_path, "--bare") as connection:
         follower = Follower("yes-once")
         await connection.prompt("write a.txt hello", follower, PATIENT)
         (asked,) = follower.asked
-        # The request names only the call; the rest is from the update before it.
-        assert (asked.tool_call.kind, asked.tool_call.title) == ("edit", "Write a.txt")
-        assert asked.tool_call.content is not None
-        assert isinstance(asked.tool_call.content[0], schema.FileEditToolCallContent)
+        # The request names only the call; the rest is in the update that was handed on before it.
+        assert (asked.tool_call.kind, asked.tool_call.title) == (None, None)
+        [told] = [u for u in follower.updates if isinstance(u, schema.ToolCallStart)]
+        assert told.tool_call_id == asked.tool_call.tool_call_id
+        assert (told.kind, told.title) == ("edit", "Write a.txt")
         assert [option.option_id for option in asked.options] == [
             "yes-once",
             "yes-always",
@@ -249,6 +248,14 @@ async def test_errors_of_a_prompt_leave_the_session_usable(tmp_path: Path) -> No
         assert caught.value.cause is Cause.PROTOCOL
         assert caught.value.last_words == "API Error: 400"
         assert await tell(connection, "count") == ["prompts: 3"]
+
+
+async def test_no_half_of_a_secret_is_left_where_what_it_said_is_cut(tmp_path: Path) -> None:
+    async with opened(tmp_path, env={"THE_KEY": "sk-planted-0123456789"}) as connection:
+        with pytest.raises(PromptFailed) as caught:
+            await tell(connection, f"error -32603 {'x' * 485} sk-planted-0123456789")
+        assert "xxx ***" in caught.value.last_words
+        assert "sk-" not in caught.value.last_words
 
 
 async def test_a_listener_that_fails_ends_the_turn_with_its_error(tmp_path: Path) -> None:

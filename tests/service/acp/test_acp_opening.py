@@ -85,6 +85,7 @@ def _lives(pids: Path) -> bool:
         (["--hang-at", "new"], AcpSessionInitFailed, "timeout", "hanging at new"),
         (["--error-at", "new:-32603"], AcpSessionInitFailed, "initialize", "error at new"),
         (["--auth-at", "new"], AcpSessionInitFailed, "auth_required", "Authentication"),
+        (["--id-prefix", "x" * 257], AcpSessionInitFailed, "initialize", ""),
         (["--modes", "auto,yolo"], AcpSessionInitFailed, "permission_mode", ""),
         (["--modes", "auto,ask", "--stubborn"], AcpSessionInitFailed, "permission_mode", ""),
         (["--modes", "auto,ask", "--refuse-mode"], AcpSessionInitFailed, "permission_mode", ""),

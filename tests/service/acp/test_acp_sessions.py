@@ -102,7 +102,9 @@ async def test_a_directory_outside_the_roots_is_refused_however_it_is_written(
             with pytest.raises(AcpCwdNotAllowed) as caught:
                 await b.sessions.create(b.spec(cwd=cwd), request_id="q")
             assert caught.value.metadata == {"cwd": cwd}
-        for cwd in (f"{b.root}/none", f"{b.root}/\0"):
+        (b.root / "circle").symlink_to(b.root / "circle")
+        for name in ("none", "\0", "circle", "circle/in", "x" * 300):
+            cwd = f"{b.root}/{name}"
             with pytest.raises(InvalidField):
                 await b.sessions.create(b.spec(cwd=cwd), request_id="q")
         # A link that stays inside is followed once, and the process starts where it led.
@@ -144,6 +146,20 @@ async def test_a_directory_that_becomes_a_link_while_the_process_starts(tmp_path
 
 
 # What a client may ask for
+
+
+async def test_a_variable_that_is_no_longer_allowed_is_not_given_to_an_old_session(
+    tmp_path: Path,
+) -> None:
+    url = f"sqlite:///{tmp_path}/acp.db"
+    async with bench(tmp_path, database_url=url, env_names=("OURS", "THEIRS")) as b:
+        session_id = await b.spawned(env_names=["OURS", "THEIRS"])
+        assert {"OURS", "THEIRS"} <= set(b.house.orders[-1].env_names)
+    async with bench(tmp_path, database_url=url, env_names=("OURS",)) as b:
+        await b.reaper.recover()
+        await b.sessions.open(session_id)
+        assert "OURS" in b.house.orders[-1].env_names
+        assert "THEIRS" not in b.house.orders[-1].env_names
 
 
 async def test_a_client_reads_no_variable_that_is_not_named_for_it(tmp_path: Path) -> None:

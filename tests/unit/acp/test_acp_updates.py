@@ -25,6 +25,7 @@ from acp_svc.domain.toolcalls import (
 from acp_svc.domain.updates import (
     LEFT_OUT,
     MESSAGE_BYTES,
+    MOST_CALLS,
     MOST_EVENTS,
     Between,
     Entry,
@@ -161,6 +162,19 @@ def test_a_prompt_that_never_stops_telling_writes_a_bounded_number_of_events() -
     assert len(told) - len(ended) <= MOST_EVENTS
     # What was told as begun was told as ended.
     assert {one.call_id for one in calls} == ended
+
+
+def test_a_call_after_thousands_is_still_known_when_it_asks() -> None:
+    story = Story()
+    story.take(Patch("first", title="Watch", status="in_progress"))
+    for number in range(3 * MOST_CALLS):
+        story.take(Patch(f"c{number}", kind="edit", status="completed"))
+        story.due()
+    story.take(Patch("late", title="Read notes.txt", kind="read"))
+    # The request names only the call.
+    assert story.call(Patch("late")).kind == "read"
+    assert story.call(Patch("first")).title == "Watch"
+    assert max(len(story._calls), len(story._shown)) <= MOST_CALLS
 
 
 def test_ten_megabytes_of_text_are_cut_and_not_shown_twice() -> None:
