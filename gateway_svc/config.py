@@ -10,6 +10,7 @@ from gateway_svc.domain.binding import AcpRules
 from gateway_svc.domain.commands.queueing import MODES
 from gateway_svc.domain.deliveries import AnnounceStyle
 from gateway_svc.domain.principals import (
+    LONGEST_TOKEN,
     SHORTEST_TOKEN,
     Principal,
     Scope,
@@ -125,10 +126,12 @@ def token_holders(
         secret = read_secret(
             f"{key}.token", env=token.token_env, file=token.token_file, environ=environ
         )
-        if len(secret) < SHORTEST_TOKEN or any(character.isspace() for character in secret):
+        # What no header can hold nobody could ever show.
+        sendable = secret.isascii() and secret.isprintable() and " " not in secret
+        if not SHORTEST_TOKEN <= len(secret) <= LONGEST_TOKEN or not sendable:
             raise StartError(
-                f"{key}: the token must have at least {SHORTEST_TOKEN} characters and no spaces; "
-                "`openssl rand -hex 32` makes one"
+                f"{key}: the token must have {SHORTEST_TOKEN} to {LONGEST_TOKEN} letters, digits "
+                "and signs of ASCII and no spaces; `openssl rand -hex 32` makes one"
             )
         if secret in holders:
             raise StartError(f"{key}: the token of {holders[secret].name} is the same")

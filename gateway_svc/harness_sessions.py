@@ -1,4 +1,4 @@
-"""ACP sessions for clients and for chat commands: opened, prompted, changed, bound, closed.
+"""ACP sessions for clients and for chat commands: opened, prompted, changed, closed.
 
 The sessions themselves are kept by the ACP service. Here is decided whose they are, in which lane
 their prompts go, and where what they say is delivered.
@@ -16,14 +16,13 @@ from conveyor.gateway.v1 import gateway_service_pb2 as gw
 from conveyor.gateway.v1 import session_pb2
 from conveyor.scheduler.v1 import lane_pb2
 from gateway_svc.auth import Principal, Scope
-from gateway_svc.bindings import Bindings, taken
+from gateway_svc.bindings import Bindings
 from gateway_svc.domain.binding import check_ready, is_over
 from gateway_svc.domain.keys import parse_key
 from gateway_svc.domain.redaction import clear_acp_session, clear_run
-from gateway_svc.domain.reply_route import decode_address
 from gateway_svc.domain.routing import RoutingRules, check_request_id, checked_message
 from gateway_svc.domain.tokens import Positions, encode_token, session_subject
-from gateway_svc.harness_runs import HarnessRuns, Origin, address_of
+from gateway_svc.harness_runs import HarnessRuns, Origin
 from gateway_svc.harness_spawning import HarnessSpawning, check_permissions
 from gateway_svc.refusals import acp_session_not_found, own_words, session_not_found
 from gateway_svc.store import sessions as store
@@ -199,42 +198,14 @@ class HarnessSessions:
     async def bound(self, session_key: str, principal: Principal) -> acp_session.AcpSession | None:
         """Return the open session that answers a conversation, `None` when its agent does."""
         principal.require(Scope.READ)
-        row = await self._row(session_key, principal, "session_key")
+        key = parse_key(session_key)
+        row = await self._database.run(lambda connection: store.find(connection, key.text))
+        if row is None or not principal.may_see(row.customer_key):
+            raise session_not_found(session_key)
         known = await self._bindings.known(row)
         if known.bound is None:
             return None
         return await self._require(known.bound.acp_session_id, principal)
-
-    async def bind(self, session_key: str, acp_session_id: str, principal: Principal) -> None:
-        """Let a session answer the conversation that it was spawned for, after `unbind`.
-
-        Raises `InvalidField` for a session with another lane: one session works in one lane.
-        """
-        principal.require(Scope.CONTROL)
-        row = await self._row(session_key, principal, "session_key")
-        session = await self._require(acp_session_id, principal)
-        check_ready(session)
-        if session.spec.session_key != row.session_key:
-            raise invalid_field(
-                "acp_session_id",
-                "works in a lane of its own; spawn one for this conversation to bind it",
-            )
-        await self._bindings.check_free(row, "", "session_key")
-        address = decode_address(row.reply_address) or address_of(row.session_key)
-        if not await self._bindings.bind(row.session_key, session, address):
-            raise taken(row.bound_acp_session_id, "session_key")
-
-    async def unbind(self, session_key: str, principal: Principal) -> str:
-        """Let the agent answer a conversation again; returns the id of the session, which stays.
-
-        Empty when the conversation was not bound.
-        """
-        principal.require(Scope.CONTROL)
-        row = await self._row(session_key, principal, "session_key")
-        bound_id = row.bound_acp_session_id
-        if not bound_id or not await self._bindings.unbind(row.session_key, bound_id):
-            return ""
-        return bound_id
 
     async def _leave_lists(self, session: acp_session.AcpSession) -> None:
         """Let the lane of a closed session leave the lists when those of children do."""
@@ -262,17 +233,6 @@ class HarnessSessions:
         if not principal.may_see(answer.session.spec.customer_key):
             raise acp_session_not_found(acp_session_id)
         return answer.session
-
-    async def _row(
-        self, session_key: str, principal: Principal, field_name: str
-    ) -> store.SessionRow:
-        row = await self._find(parse_key(session_key, field_name).text)
-        if row is None or not principal.may_see(row.customer_key):
-            raise session_not_found(session_key)
-        return row
-
-    async def _find(self, session_key: str) -> store.SessionRow | None:
-        return await self._database.run(lambda connection: store.find(connection, session_key))
 
 
 def _token(session_key: str, sequence: int) -> str:

@@ -20,6 +20,8 @@ from tests.service.gateway.suite import Turn, suite
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(120)]
 
 DIFF = "--- src/a.py\n+++ src/a.py\n@@ -1,2 +1,2 @@\n keep\n-old <b>line</b>\n+new line"
+OWN_NAME = "constructor"
+"""What a harness calls a tool call: also what every object has in the language of the console."""
 PENDING, NOW, DONE = (
     event_pb2.HARNESS_ITEM_STATUS_PENDING,
     event_pb2.HARNESS_ITEM_STATUS_IN_PROGRESS,
@@ -44,7 +46,7 @@ class Coder(Harnesses):
             )
             read.output.add(text="keep\nold <b>line</b>")
             edit = event_pb2.HarnessToolCall(
-                tool_call_id="c2", title="Edit src/a.py", tool_kind="edit", status=PENDING
+                tool_call_id=OWN_NAME, title="Edit src/a.py", tool_kind="edit", status=PENDING
             )
             allowed = event_pb2.PermissionDecided(
                 acp_session_id=task.acp_session_id,
@@ -157,6 +159,8 @@ async def test_a_coding_agent_is_started_asked_prompted_and_closed(
             assert "allowed: approve-reads" in await read.inner_text()
             await read.locator("summary").click()
             assert "<b>" in await read.locator("pre").inner_text()
+            edit = await seen(page, ".call.wait", "Edit src/a.py")
+            assert "denied" not in await edit.inner_text(), "nobody has decided yet"
             card = await seen(page, ".card.question", "Question 1: Edit src/a.py")
             assert await card.locator(".diff .plus").inner_text() == "+new line\n"
             assert await card.locator(".diff b").count() == 0

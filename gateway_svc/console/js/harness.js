@@ -10,7 +10,7 @@ export const itemTone = (status) => TONES[status] || "wait";
 
 // The work of one run: what its harness plans, calls, thinks and was allowed.
 export function newWork(runId, time) {
-  return { id: `work ${runId}`, type: "work", runId, time, plan: [], calls: [], thought: "", decided: {}, over: false };
+  return { id: `work ${runId}`, type: "work", runId, time, plan: [], calls: [], thought: "", decided: new Map(), over: false };
 }
 
 export function update(work, updated) {
@@ -24,7 +24,7 @@ export function update(work, updated) {
 }
 
 export function decide(work, decided) {
-  work.decided[decided.tool_call_id] = decided;
+  work.decided.set(decided.tool_call_id, decided); // a map: a harness may call it `constructor`
   if (work.calls.some((call) => call.tool_call_id === decided.tool_call_id)) return;
   const status = "HARNESS_ITEM_STATUS_PENDING";
   work.calls.push({ tool_call_id: decided.tool_call_id, title: decided.title, tool_kind: decided.tool_kind, status });

@@ -61,7 +61,7 @@ export function drawWork(node, work) {
 
 // Only what changed is drawn again, so that an output which somebody opened stays open.
 function drawCall(node, call, work) {
-  const decided = work.decided[call.tool_call_id];
+  const decided = work.decided.get(call.tool_call_id);
   const signature = JSON.stringify([call, decided, work.over]);
   if (node.signature === signature) return;
   node.signature = signature;

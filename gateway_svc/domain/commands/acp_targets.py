@@ -61,7 +61,7 @@ def pick_and_tell(
     """
     first, after = options.phrase(message)
     if not first:
-        first, _, after = message.partition(" ")
+        first, after, *_ = *message.split(maxsplit=1), ""
     after = after.strip()
     open_ones = [session for session in sessions if live(session)]
     marked = first.startswith("#") and first[1:].isdigit()

@@ -19,6 +19,7 @@ _MOST_BEHIND = 1000
 _END = re.compile(r"--\s+")
 # Telephones write quotation marks and dashes as they like.
 _QUOTES = {'"': '"”', "'": "'’", "“": '”"', "„": '“”"', "«": "»", "‘": "’'"}
+_MARKS = "".join({*_QUOTES, *_QUOTES.values()})
 
 
 def phrase(rest: str) -> tuple[str, str]:
@@ -93,11 +94,20 @@ def _named(form: Form, begun: re.Match[str]) -> Option | None:
     return next((option for option in form.options if option.name == name), None)
 
 
+def _is_option(form: Form, rest: str) -> bool:
+    begun = _FIRST.match(rest)
+    if begun is None:
+        return _END.match(rest) is not None
+    return begun[1] == "--" or _named(form, begun) is not None
+
+
 def _value(
     form: Form, option: Option, rest: str, found: dict[str, str]
 ) -> tuple[str, str] | Problem:
     """Split off the value of an option."""
-    value, after = _word(rest)
+    # What begins with dashes is the next option, and nothing between quotation marks is no value.
+    value, after = ("", "") if _is_option(form, rest.strip()) else _word(rest)
+    value = value if value.strip(_MARKS) else ""
     words = joined(option.choices, "or") if option.choices else option.what
     if not value:
         return Problem(f"`--{option.name}` needs {words}, for example `{form.example}`")

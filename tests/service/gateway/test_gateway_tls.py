@@ -164,7 +164,8 @@ async def test_starts_that_would_protect_nothing(
 @pytest.mark.parametrize(
     ("tokens", "problem"),
     [
-        (["short"], r"gateway\.tokens\.t0: the token must have at least 16 characters"),
+        (["short"], r"gateway\.tokens\.t0: the token must have 16 to 4096 letters"),
+        (["pässword-of-the-house"], r"gateway\.tokens\.t0: .* of ASCII and no spaces"),
         (["two words of a token"], r"gateway\.tokens\.t0: the token must have"),
         ([" \n"], r"gateway\.tokens\.t0\.token_file: .* is empty"),
         ([TOKEN, TOKEN], r"gateway\.tokens\.t1: the token of t0 is the same"),

@@ -114,6 +114,7 @@ def test_the_only_one_that_is_open_is_meant_and_several_are_listed() -> None:
         ("site go on", ALL, "", SITE, "go on"),
         ('"site" go on', ALL, "", SITE, "go on"),
         ("2 go  on", ALL, "", SITE, "go  on"),
+        ("site\ngo on", ALL, "", SITE, "go on"),
         ("fix the site", ALL[:1], "", DOCS, "fix the site"),
         ("docs fix it", ALL[:1], "", DOCS, "fix it"),
         ("1 more test", ALL[:1], "", DOCS, "1 more test"),

@@ -236,6 +236,10 @@ def test_a_slip_gets_a_hint(text: str, meant: str) -> None:
         ("/flow shw 1", ("“shw” is nothing", "`/flow show 1`")),
         ("/acp spawn", ("needs a harness", "<harness>")),
         ("/acp spawn claude --bind", ("`--bind` needs here or off", "/acp spawn claude")),
+        ("/acp spawn claude --cwd --bind here", ("`--cwd` needs a directory",)),
+        ("/acp spawn claude --label —bind here fix", ("`--label` needs a label",)),
+        ('/acp spawn claude --label "" fix', ("`--label` needs a label",)),
+        ("/acp spawn claude --cwd -- fix --label", ("`--cwd` needs a directory",)),
         ("/acp spawn claude --bind there fix", ("“there” is no binding: say here or off",)),
         (
             "/acp spawn claude fix --mode fast",
