@@ -17,7 +17,7 @@ from conveyor_client.cli.output import print_json_line
 from conveyor_client.cli.printer import Printer, printer
 from conveyor_client.cli.reading import read_lines
 from conveyor_client.client import ConveyorClient
-from svckit.errors import ServiceError
+from svckit.errors import QuestionClosed, QuestionNotFound, ServiceError
 
 
 async def follow_work(
@@ -91,8 +91,11 @@ class Typed:
                 continue
             try:
                 await self._client.answer(question.question_id, option_id)
+            except (QuestionClosed, QuestionNotFound) as error:
+                self._say(error.message)
             except ServiceError as error:
                 self._say(error.message)
+                continue  # it is open still, and may be answered again
             self._open.pop(question.question_id, None)
 
     def _say(self, text: str) -> None:

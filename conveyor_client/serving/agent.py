@@ -48,7 +48,7 @@ from conveyor.scheduler.v1 import run_pb2 as run_pb
 from conveyor_client.client import ConveyorClient
 from conveyor_client.serving.content import BadContent, Block, blocks_of, message_of
 from conveyor_client.serving.showing import Shown, permission
-from svckit.errors import ServiceError, Unreachable
+from svckit.errors import InvalidField, PayloadTooLarge, ServiceError, Unreachable
 from svckit.ids import new_ulid
 from svckit.logging import get_logger
 
@@ -67,6 +67,7 @@ COMMANDS = {
 _PREFIX = "acp-client"
 _PAGE = 200
 _MOST_PAGES = 5
+_BAD_PROMPT = (InvalidField, PayloadTooLarge)
 _AUTH_REQUIRED, _NOT_FOUND, _INVALID_PARAMS, _INTERNAL = -32000, -32002, -32602, -32603
 _log = get_logger("conveyor.acp.serve")
 
@@ -376,7 +377,7 @@ def _failed(run: run_pb.Run) -> RequestError:
 
 def _refused(error: ServiceError) -> RequestError:
     code = {"UNAUTHENTICATED": _AUTH_REQUIRED, "NOT_FOUND": _NOT_FOUND}.get(
-        error.grpc_code, _INVALID_PARAMS if error.reason == "INVALID_FIELD" else _INTERNAL
+        error.grpc_code, _INVALID_PARAMS if isinstance(error, _BAD_PROMPT) else _INTERNAL
     )
     hint = " (is the suite running? start it with `conveyor up`)"
     message = error.message + (hint if isinstance(error, Unreachable) else "")

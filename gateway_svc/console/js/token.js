@@ -36,7 +36,8 @@ function ask(refused) {
   const field = byId("sign-in-token");
   byId("sign-in-problem").hidden = !refused;
   field.value = "";
-  dialog.showModal();
+  const show = () => { if (!dialog.open) dialog.showModal(); };
+  show();
   return new Promise((done) => {
     byId("sign-in-form").onsubmit = (event) => {
       event.preventDefault();
@@ -53,7 +54,7 @@ function ask(refused) {
       signedIn();
     };
     // Without a token there is nothing to see behind it.
-    dialog.onclose = () => { if (!hasToken() || kept() === refused) dialog.showModal(); };
+    dialog.onclose = () => { if (!hasToken() || kept() === refused) show(); };
   });
 }
 
