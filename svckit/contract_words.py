@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
+
 from conveyor.acp.v1 import session_pb2
 from conveyor.agent.v1 import probe_pb2
 from conveyor.common.v1 import question_pb2
 from svckit.words import count
 
 _LINE = 100
-_DIFF_HEADS = ("--- ", "+++ ", "@@ ")
+_FILES = ("--- ", "+++ ")
+_HUNK = re.compile(r"@@ -\d+(?:,(\d+))? \+\d+(?:,(\d+))? @@")
 
 VERDICTS = {
     probe_pb2.PROBE_VERDICT_ORCHESTRATOR: "orchestrator",
@@ -58,6 +62,27 @@ SESSION_STATES = {
 """Where an ACP session is in its life."""
 
 
+def _changes(diff: str) -> Iterator[str]:
+    """Yield the lines of a unified diff without its heads.
+
+    Within a hunk nothing is a head, whatever it looks like: a line that is left out here is allowed
+    by people who never saw it.
+    """
+    old = new = 0
+    for line in diff.split("\n"):
+        if old > 0 or new > 0:
+            old -= line[:1] in (" ", "-")
+            new -= line[:1] in (" ", "+")
+            yield line
+        elif hunk := _HUNK.match(line):
+            old, new = (int(lines or 1) for lines in hunk.groups())
+        elif line.startswith("@@"):
+            old = new = len(diff)  # what follows was not compared: it is content to the end
+            yield line
+        elif line and not line.startswith(_FILES):
+            yield line
+
+
 def asked_for(question: question_pb2.Question, most_lines: int = 12) -> list[str]:
     """Return what a harness would do if it were allowed: a command line, or lines of a diff.
 
@@ -71,7 +96,7 @@ def asked_for(question: question_pb2.Question, most_lines: int = 12) -> list[str
     if isinstance(command, str):
         lines = [f"$ {line}" for line in command.splitlines() if line.strip()]
     elif isinstance(diff, str):
-        lines = [line for line in diff.splitlines() if not line.startswith(_DIFF_HEADS)]
+        lines = list(_changes(diff))
     shown = [line if len(line) <= _LINE else line[: _LINE - 1] + "…" for line in lines[:most_lines]]
     left = len(lines) - len(shown)
     return [*shown, f"… {count(left, 'more line')}"] if left else shown

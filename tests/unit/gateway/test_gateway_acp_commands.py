@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+
 import pytest
 from google.rpc import error_details_pb2
 from hypothesis import given
@@ -467,3 +469,18 @@ def test_permissions_that_ask_nobody_are_an_operators_to_choose() -> None:
     with pytest.raises(ScopeMissing, match="choose ask") as refused:
         check_permissions(everything, customer, usual)
     assert refused.value.metadata == {"scope": "admin"}
+
+
+def test_no_line_of_a_change_is_left_out_because_it_looks_like_a_head() -> None:
+    old = ["-- keep this", "select 1", "@@ x"]
+    new = ["select 1", '++ system("rm -rf /")', "@@ y", "-- more"]
+    diff = "\n".join(difflib.unified_diff(old, new, "a.sql", "a.sql", lineterm=""))
+    shown = asked_for(asks(diff=diff))
+    assert sorted(line[1:] for line in shown if line[0] == "-") == ["-- keep this", "@@ x"]
+    assert sorted(line[1:] for line in shown if line[0] == "+") == sorted(new[1:])
+    assert not any("a.sql" in line for line in shown)
+    large = "--- a.sql\n+++ a.sql\n@@ too large to compare, begins with @@\n+++ system()"
+    assert asked_for(asks(diff=large))[1:] == ["+++ system()"]
+        "@@ too large to compare, begins with @@",
+        "+++ system()",
+    ]
