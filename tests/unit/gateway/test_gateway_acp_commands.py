@@ -481,6 +481,3 @@ def test_no_line_of_a_change_is_left_out_because_it_looks_like_a_head() -> None:
     assert not any("a.sql" in line for line in shown)
     large = "--- a.sql\n+++ a.sql\n@@ too large to compare, begins with @@\n+++ system()"
     assert asked_for(asks(diff=large))[1:] == ["+++ system()"]
-        "@@ too large to compare, begins with @@",
-        "+++ system()",
-    ]
