@@ -34,7 +34,8 @@ class PromptStore:
     async def mark(self, session_id: str, run_id: str, key: str, now_us: int) -> Session:
         """Note that a prompt is about to be sent, and that its session was told something.
 
-        Marking the same one again does no harm. Raises `AcpSessionNotFound`.
+        Keys of a run differ in a number only. Marking the same one again does no harm. Raises
+        `AcpSessionNotFound`.
         """
 
         def write(db: sa.Connection) -> Session:
@@ -63,7 +64,10 @@ class PromptStore:
             row = db.execute(
                 sa.select(t.prompts)
                 .where(t.prompts.c.run_id == run_id)
-                .order_by(t.prompts.c.sent_us.desc(), t.prompts.c.prompt_key.desc())
+                # By the number of the turn, not by time: a clock may be set back.
+                .order_by(
+                    sa.func.length(t.prompts.c.prompt_key).desc(), t.prompts.c.prompt_key.desc()
+                )
                 .limit(1)
             ).one_or_none()
             return None if row is None else _sent(row)

@@ -32,6 +32,16 @@ sessions = Table(
     Index("sessions_lane", "session_key", "session_id"),
 )
 
+# Whose a conversation inside a harness is. Kept when our session is forgotten, opened a new one, or
+# moved: the harness still has it, and who knows its id could go on with it.
+conversations = Table(
+    "conversations",
+    metadata,
+    Column("harness_id", String(64), primary_key=True),
+    Column("upstream_id", String(256), primary_key=True),
+    Column("customer_key", String(256), nullable=False),
+)
+
 spawn_requests = Table(
     "spawn_requests",
     metadata,

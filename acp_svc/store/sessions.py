@@ -195,18 +195,45 @@ def _check_resumed(db: sa.Connection, session: Session) -> None:
     And the conversation of one customer is not for another, should its id get known.
     """
     spec = session.spec
+    owner = _owner(db, spec.harness_id, spec.resume_id)
+    if owner not in (None, spec.customer_key):
+        raise invalid_field("spec.resume_id", "names no session that can be resumed")
     rows = db.scalars(
         sa.select(t.sessions.c.data).where(
-            t.sessions.c.upstream_id == spec.resume_id, t.sessions.c.harness_id == spec.harness_id
+            t.sessions.c.upstream_id == spec.resume_id,
+            t.sessions.c.harness_id == spec.harness_id,
+            t.sessions.c.state.in_([state.value for state in UNENDED]),
         )
     )
     for other in map(_decoder.decode, rows):
         if other.spec.customer_key != spec.customer_key:
             raise invalid_field("spec.resume_id", "names no session that can be resumed")
-        if not other.state.ended:
-            raise invalid_field(
-                "spec.resume_id", f"is open as session {other.session_id}; prompt it, or close it"
+        raise invalid_field(
+            "spec.resume_id", f"is open as session {other.session_id}; prompt it, or close it"
+        )
+
+
+def _owner(db: sa.Connection, harness_id: str, upstream_id: str) -> str | None:
+    """Return the customer whose conversation of a harness it is; None for one that is not ours."""
+    return db.scalar(
+        sa.select(t.conversations.c.customer_key).where(
+            t.conversations.c.harness_id == harness_id,
+            t.conversations.c.upstream_id == upstream_id,
+        )
+    )
+
+
+def _note_conversation(db: sa.Connection, session: Session) -> None:
+    """Note whose conversation is open in the harness; the first who had it keeps it."""
+    spec = session.spec
+    if _owner(db, spec.harness_id, session.upstream_id) is None:
+        db.execute(
+            sa.insert(t.conversations).values(
+                harness_id=spec.harness_id,
+                upstream_id=session.upstream_id,
+                customer_key=spec.customer_key,
             )
+        )
 
 
 def read_row(db: sa.Connection, session_id: str, *, lock: bool = False) -> Session | None:
@@ -220,6 +247,8 @@ def write_row(db: sa.Connection, before: Session, after: Session) -> Session:
     """Store a session in the place of what it was, if it differs."""
     if after == before:
         return before
+    if after.upstream_id and after.upstream_id != before.upstream_id:
+        _note_conversation(db, after)
     db.execute(
         sa.update(t.sessions)
         .where(t.sessions.c.session_id == before.session_id)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 
@@ -13,6 +15,7 @@ from acp_svc.domain.session import State
 from acp_svc.store import schema
 from acp_svc.store.sessions import Chosen
 from svckit.database import Database
+from svckit.errors import InvalidField
 from tests.service.acp.bench_sessions import bench
 
 
@@ -47,6 +50,27 @@ async def test_sessions_and_prompts_outlive_the_service(database_url: str, tmp_p
         assert sent is not None
         assert not sent.ended
         assert await b.spawned("1", customer_key="c1", label="é") == ids[1]
+
+
+async def test_a_database_of_before_learns_whose_conversations_are(
+    database_url: str, tmp_path: Path
+) -> None:
+    async with bench(tmp_path, database_url=database_url) as b:
+        session_id = await b.spawned("1", customer_key="ann")
+        upstream = (await b.sessions.find(session_id)).upstream_id
+        await b.sessions.close(session_id)
+
+    def back(db: sa.Connection) -> None:
+        db.execute(sa.text("DROP TABLE conversations"))
+        db.execute(sa.text("UPDATE alembic_version SET version_num = '0001'"))
+
+    database = await Database.open(database_url, migrations=MIGRATIONS, name="acp")
+    await database.run(back)
+    await database.close()
+    async with bench(tmp_path, database_url=database_url) as b:
+        await b.store.forget_ended(b.clock.now_us() + 1, 9)
+        with pytest.raises(InvalidField, match="names no session"):
+            await b.spawned("2", customer_key="bob", resume_id=upstream)
 
 
 async def test_what_retention_no_longer_keeps_is_forgotten(tmp_path: Path) -> None:
