@@ -46,6 +46,9 @@ class Work:
     live: Live
     follower: Follower
     reports: list[asyncio.Task[None]] = field(default_factory=list)
+    gave_up_waiting: bool = False
+    """Set when the prompt ended while its run waited for people: what the run waits for is still
+    theirs to answer, and it cannot end with a reply before somebody has given it back."""
     over_budget: ServiceError | None = None
     """Set when a report said that a budget is used up."""
 
@@ -122,7 +125,8 @@ class Driver:
     async def _wait_for_people(self, work: Work, prompting: asyncio.Task[Ended]) -> None:
         """Give the slot back until somebody answers, and hand the answers over.
 
-        What the harness tells meanwhile is written on. When it fails meanwhile, so does the turn.
+        What the harness tells meanwhile is written on. When it ends meanwhile, so does the waiting:
+        its questions went with it.
         """
         follower, turn = work.follower, work.turn
         wait = run_pb2.ApprovalWait(question_ids=list(follower.waiting))
@@ -133,7 +137,8 @@ class Driver:
         waiting = asyncio.create_task(turn.wait_kept(request), name="wait for people")
         try:
             while not waiting.done():
-                if prompting.done() and prompting.exception() is not None:
+                if prompting.done():
+                    work.gave_up_waiting = waiting.cancel()
                     return
                 await _first(waiting, follower.news, prompting)
                 await self._note(work)
@@ -147,7 +152,7 @@ class Driver:
             waiting.cancel()
             await asyncio.wait([waiting])
             if not waiting.cancelled():
-                waiting.exception()  # told above, or the turn fails for another reason
+                waiting.exception()  # told above, or the turn ends for another reason
         follower.answer(turn.leased.resumption.answers)
         await self._sessions.asking(work.live, len(follower.waiting))
 

@@ -17,11 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from acp_svc.domain.install import PROGRAMS, System
+from svckit.programs import environment
 
 VERSION_SECONDS = 10.0
 """How long a program may take to say its version. Some start a whole runtime for it."""
-
-_INHERITED = ("PATH", "HOME", "LOGNAME", "USER", "SHELL", "TERM", "LANG", "TMPDIR")
 
 
 def this_system() -> System:
@@ -34,11 +33,6 @@ def find_program(program: str) -> Path | None:
     """Return where a program is, by name on the search path or as a path."""
     found = shutil.which(os.path.expanduser(program))
     return Path(found) if found else None
-
-
-def process_env(own: Mapping[str, str]) -> dict[str, str]:
-    """Return the environment of a harness process."""
-    return {name: os.environ[name] for name in _INHERITED if name in os.environ} | dict(own)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +54,7 @@ async def ask_version(program: Path, arguments: Sequence[str], env: Mapping[str,
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
-            env=process_env(env),
+            env=environment(os.environ, env),
             start_new_session=True,
         )
     except OSError as error:

@@ -143,7 +143,15 @@ class Processes:
                     )
                     raise
             await self.stop(place)
-            await self._take_room(place.session_id)
+            try:
+                await self._take_room(place.session_id)
+            except Full:
+                # Whoever wants it comes again: it is not idle.
+                now_us = self._clock.now_us()
+                await self._store.change(
+                    place.session_id, lambda stored: rules.wanted(stored, now_us)
+                )
+                raise
             try:
                 live = await self._start(place, session)
             except BaseException:

@@ -52,7 +52,7 @@ from svckit.eventwriter import EventWriter
 from svckit.grpc import client
 from svckit.logging import get_logger
 from svckit.settings_model import AcpSettings
-from svckit.turn import Complete, Fail, LeasedTurn, Outcome, Suspend
+from svckit.turn import Complete, Fail, LeasedTurn, Outcome, Release, Suspend
 from svckit.usage import UsageReporter
 
 if TYPE_CHECKING:
@@ -276,7 +276,11 @@ class TurnRunner:
                 else:
                     span.set_attribute("conveyor.acp.stop_reason", ended.stop_reason)
                     outcome = await self._done(work, ended, taken)
-        return await self._ended(turn, session, key, outcome)
+        ending = await self._ended(turn, session, key, outcome)
+        # Under a kept lease no run completes. The next lease of this turn tells what was stored.
+        if work.gave_up_waiting and isinstance(outcome, Complete):
+            return Release("nobody has to answer any more")
+        return ending
 
     # Its end
 

@@ -172,6 +172,13 @@ def opened(
     )
 
 
+def wanted(session: Session, now_us: int) -> Session:
+    """Somebody wants to use it, and has to wait for room."""
+    if not session.state.open:
+        return session
+    return msgspec.structs.replace(session, active_us=now_us)
+
+
 def not_opened(session: Session, trouble: Trouble, now_us: int) -> Session:
     """Opening it failed: the end of one that was never open, another try later for any other."""
     if not session.state.open:

@@ -26,6 +26,7 @@ is no directive is answered with `heard: LINE`. What the agent says arrives as m
     ask KIND TITLE        asks and does nothing; says `allowed OPTION_ID`, `denied OPTION_ID` or
                           `cancelled`; KIND `none` sends no kind
     asks N                asks N times at once, says `answered: ID, ID, ...` in the order of asking
+    ask-and-go TITLE      asks and does not wait for the answer
     ask-empty             asks with an empty list of options
     plan                  a plan of three entries, then the same with one done
     usage                 a usage update (1200 of 200000 tokens, 0.25 USD), and usage in the answer
@@ -631,6 +632,9 @@ class Turn:
         allowed, chosen = self.outcome(self.ask_start(fields))
         self.ended(fields, "completed" if allowed else "failed")
         self.say(f"{'allowed' if allowed else 'denied'} {chosen}" if chosen else "cancelled")
+
+    def do_ask_and_go(self, title):
+        self.ask_start(self.start_call(title or "something", "edit"))
 
     def do_asks(self, number):
         calls = [self.start_call(f"Thing {n + 1}", "edit") for n in range(int(number))]

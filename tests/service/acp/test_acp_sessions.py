@@ -189,6 +189,29 @@ async def test_a_session_of_a_harness_is_resumed_by_its_customer_and_only_once(
         assert b.house.orders[-1].must_resume
 
 
+async def test_what_a_session_left_behind_in_its_harness_is_for_no_other_customer(
+    tmp_path: Path,
+) -> None:
+    async with bench(tmp_path) as b:
+        session_id = await b.spawned("1", customer_key="ann")
+        await b.worked(session_id, "r1")
+        upstream = (await b.sessions.find(session_id)).upstream_id
+        # A new conversation takes its place, and then not even the session is known any more.
+        await b.sessions.configure(session_id, Changes(fresh=True))
+        await b.worked(session_id, "r2")
+        assert (await b.sessions.find(session_id)).upstream_id not in ("", upstream)
+        with pytest.raises(InvalidField, match="names no session"):
+            await b.spawned("2", customer_key="bob", resume_id=upstream)
+        await b.sessions.close(session_id)
+        b.clock.advance(400 * 86_400)
+        await b.reaper.remove_old(b.clock.now_us())
+        with pytest.raises(AcpSessionNotFound):
+            await b.sessions.find(session_id)
+        with pytest.raises(InvalidField, match="names no session"):
+            await b.spawned("3", customer_key="bob", resume_id=upstream)
+        await b.spawned("4", customer_key="ann", resume_id=upstream)
+
+
 # Room
 
 
@@ -354,6 +377,20 @@ async def test_a_session_for_one_turn_closes_after_it(tmp_path: Path) -> None:
         await eventually(closed)
         with pytest.raises(AcpSessionNotFound):
             await b.sessions.open(session_id)
+
+
+async def test_the_newest_prompt_of_a_run_is_known_also_when_the_clock_was_set_back(
+    tmp_path: Path,
+) -> None:
+    async with bench(tmp_path) as b:
+        session_id = await b.spawned()
+        await b.sessions.mark_sent(session_id, "r", "turn-9")
+        await b.sessions.ended("r", "turn-9", b"old")
+        b.clock.advance(-60)
+        await b.sessions.mark_sent(session_id, "r", "turn-10")
+        sent = await b.sessions.was_sent("r")
+        assert sent is not None
+        assert (sent.key, sent.ended) == ("turn-10", False)
 
 
 async def test_a_prompt_that_was_sent_is_known_after_its_end(tmp_path: Path) -> None:
@@ -548,6 +585,21 @@ async def test_idle_ones_are_closed_and_those_at_work_are_not(tmp_path: Path) ->
             assert await state(b, idle) is State.CLOSED
             assert await state(b, parked) is State.CLOSED
             assert await state(b, busy) is State.BUSY
+
+
+async def test_one_whose_run_waits_for_room_is_not_idle(tmp_path: Path) -> None:
+    async with bench(tmp_path, max_sessions=1, idle_minutes=10) as b:
+        first = await b.spawned("1")
+        waiting = await b.sessions.create(b.spec(), request_id="2")
+        live = await b.sessions.open(first)
+        async with b.sessions.busy(live, "r"):
+            for _ in range(4):
+                b.clock.advance(300)
+                with pytest.raises(Full):
+                    await b.sessions.open(waiting.session_id)
+                await b.reaper.look()
+            assert await state(b, waiting.session_id) is State.STARTING
+        await b.sessions.open(waiting.session_id)
 
 
 async def test_a_spawn_whose_caller_never_came_back_is_given_up(tmp_path: Path) -> None:

@@ -440,6 +440,19 @@ async def test_more_sessions_than_allowed_wait_without_a_slot(
         assert result_of(run).reopened == s.ACP_OPENING_RESUMED
 
 
+async def test_a_harness_that_ends_its_turn_while_people_are_asked_is_not_waited_for(
+    tmp_path: Path,
+) -> None:
+    async with turn_bench(tmp_path) as b:
+        session = await b.spawn()
+        run_id = await b.send(session, "ask-and-go Edit it ;; slow 1 ;; say:done without you")
+        await b.questions()
+        assert reply_of(await b.ended(run_id)).endswith("done without you")
+        await b.questions(0)
+        assert await b.decisions(run_id) == [(False, "cancelled", "")]
+        assert await b.prompt(session, "count") == "prompts: 2"
+
+
 async def test_a_permission_that_nobody_answers_is_denied(tmp_path: Path) -> None:
     async with turn_bench(tmp_path, {"bare": ["--bare"]}) as b:
         session_id = await b.spawn("bare", ask_timeout={"seconds": 10})
