@@ -452,8 +452,10 @@ class GatewayServiceServicer:
     def SpawnAcpSession(self, request, context):
         """Opens an ACP session and can bind a conversation to it. Scope `control`, and `admin` to choose
         `PERMISSION_MODE_APPROVE_ALL` where it is not the configured mode. Idempotent per `request_id`.
-        Fails with the reasons of `AcpService.SpawnSession`, or `INVALID_FIELD` for a conversation that
-        another open session answers.
+        A repeated request is answered as before, also when its session has ended since. Fails with the
+        reasons of `AcpService.SpawnSession`, `INVALID_FIELD` for a conversation that another open
+        session answers, `LANE_FULL`, `REQUEST_ID_REUSED` (also for another first prompt), or
+        `ACP_SESSION_NOT_FOUND` when a request comes again that was refused after its session was opened.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -476,8 +478,8 @@ class GatewayServiceServicer:
     def PromptAcpSession(self, request, context):
         """Queues a prompt for an ACP session. Scope `send`. Idempotent per `request_id`. Its answer, and
         what it asks, go where the session was spawned from. Fails with `ACP_SESSION_NOT_FOUND` (also
-        when it has ended), `ACP_SESSION_INIT_FAILED` (it is not ready yet), `LANE_FULL` or
-        `REQUEST_ID_REUSED`.
+        when it has ended, though not for a prompt that was accepted before), `ACP_SESSION_INIT_FAILED`
+        (it is not ready yet), `LANE_FULL` or `REQUEST_ID_REUSED`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -149,8 +149,10 @@ class GatewayServiceStub:
     SpawnAcpSession: _grpc.UnaryUnaryMultiCallable[_gateway_service_pb2.SpawnAcpSessionRequest, _gateway_service_pb2.SpawnAcpSessionResponse]
     """Opens an ACP session and can bind a conversation to it. Scope `control`, and `admin` to choose
     `PERMISSION_MODE_APPROVE_ALL` where it is not the configured mode. Idempotent per `request_id`.
-    Fails with the reasons of `AcpService.SpawnSession`, or `INVALID_FIELD` for a conversation that
-    another open session answers.
+    A repeated request is answered as before, also when its session has ended since. Fails with the
+    reasons of `AcpService.SpawnSession`, `INVALID_FIELD` for a conversation that another open
+    session answers, `LANE_FULL`, `REQUEST_ID_REUSED` (also for another first prompt), or
+    `ACP_SESSION_NOT_FOUND` when a request comes again that was refused after its session was opened.
     """
     ListAcpSessions: _grpc.UnaryUnaryMultiCallable[_gateway_service_pb2.ListAcpSessionsRequest, _gateway_service_pb2.ListAcpSessionsResponse]
     """Lists ACP sessions, newest first. Scope `read`. Read only."""
@@ -159,8 +161,8 @@ class GatewayServiceStub:
     PromptAcpSession: _grpc.UnaryUnaryMultiCallable[_gateway_service_pb2.PromptAcpSessionRequest, _gateway_service_pb2.PromptAcpSessionResponse]
     """Queues a prompt for an ACP session. Scope `send`. Idempotent per `request_id`. Its answer, and
     what it asks, go where the session was spawned from. Fails with `ACP_SESSION_NOT_FOUND` (also
-    when it has ended), `ACP_SESSION_INIT_FAILED` (it is not ready yet), `LANE_FULL` or
-    `REQUEST_ID_REUSED`.
+    when it has ended, though not for a prompt that was accepted before), `ACP_SESSION_INIT_FAILED`
+    (it is not ready yet), `LANE_FULL` or `REQUEST_ID_REUSED`.
     """
     ConfigureAcpSession: _grpc.UnaryUnaryMultiCallable[_gateway_service_pb2.ConfigureAcpSessionRequest, _gateway_service_pb2.ConfigureAcpSessionResponse]
     """Changes settings of an open ACP session; takes effect with its next turn. Scope `control`, and
@@ -302,8 +304,10 @@ class GatewayServiceAsyncStub(GatewayServiceStub):
     SpawnAcpSession: _aio.UnaryUnaryMultiCallable[_gateway_service_pb2.SpawnAcpSessionRequest, _gateway_service_pb2.SpawnAcpSessionResponse]  # type: ignore[assignment]
     """Opens an ACP session and can bind a conversation to it. Scope `control`, and `admin` to choose
     `PERMISSION_MODE_APPROVE_ALL` where it is not the configured mode. Idempotent per `request_id`.
-    Fails with the reasons of `AcpService.SpawnSession`, or `INVALID_FIELD` for a conversation that
-    another open session answers.
+    A repeated request is answered as before, also when its session has ended since. Fails with the
+    reasons of `AcpService.SpawnSession`, `INVALID_FIELD` for a conversation that another open
+    session answers, `LANE_FULL`, `REQUEST_ID_REUSED` (also for another first prompt), or
+    `ACP_SESSION_NOT_FOUND` when a request comes again that was refused after its session was opened.
     """
     ListAcpSessions: _aio.UnaryUnaryMultiCallable[_gateway_service_pb2.ListAcpSessionsRequest, _gateway_service_pb2.ListAcpSessionsResponse]  # type: ignore[assignment]
     """Lists ACP sessions, newest first. Scope `read`. Read only."""
@@ -312,8 +316,8 @@ class GatewayServiceAsyncStub(GatewayServiceStub):
     PromptAcpSession: _aio.UnaryUnaryMultiCallable[_gateway_service_pb2.PromptAcpSessionRequest, _gateway_service_pb2.PromptAcpSessionResponse]  # type: ignore[assignment]
     """Queues a prompt for an ACP session. Scope `send`. Idempotent per `request_id`. Its answer, and
     what it asks, go where the session was spawned from. Fails with `ACP_SESSION_NOT_FOUND` (also
-    when it has ended), `ACP_SESSION_INIT_FAILED` (it is not ready yet), `LANE_FULL` or
-    `REQUEST_ID_REUSED`.
+    when it has ended, though not for a prompt that was accepted before), `ACP_SESSION_INIT_FAILED`
+    (it is not ready yet), `LANE_FULL` or `REQUEST_ID_REUSED`.
     """
     ConfigureAcpSession: _aio.UnaryUnaryMultiCallable[_gateway_service_pb2.ConfigureAcpSessionRequest, _gateway_service_pb2.ConfigureAcpSessionResponse]  # type: ignore[assignment]
     """Changes settings of an open ACP session; takes effect with its next turn. Scope `control`, and
@@ -608,8 +612,10 @@ class GatewayServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_gateway_service_pb2.SpawnAcpSessionResponse, _abc.Awaitable[_gateway_service_pb2.SpawnAcpSessionResponse]]:
         """Opens an ACP session and can bind a conversation to it. Scope `control`, and `admin` to choose
         `PERMISSION_MODE_APPROVE_ALL` where it is not the configured mode. Idempotent per `request_id`.
-        Fails with the reasons of `AcpService.SpawnSession`, or `INVALID_FIELD` for a conversation that
-        another open session answers.
+        A repeated request is answered as before, also when its session has ended since. Fails with the
+        reasons of `AcpService.SpawnSession`, `INVALID_FIELD` for a conversation that another open
+        session answers, `LANE_FULL`, `REQUEST_ID_REUSED` (also for another first prompt), or
+        `ACP_SESSION_NOT_FOUND` when a request comes again that was refused after its session was opened.
         """
 
     @_abc_1.abstractmethod
@@ -636,8 +642,8 @@ class GatewayServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_gateway_service_pb2.PromptAcpSessionResponse, _abc.Awaitable[_gateway_service_pb2.PromptAcpSessionResponse]]:
         """Queues a prompt for an ACP session. Scope `send`. Idempotent per `request_id`. Its answer, and
         what it asks, go where the session was spawned from. Fails with `ACP_SESSION_NOT_FOUND` (also
-        when it has ended), `ACP_SESSION_INIT_FAILED` (it is not ready yet), `LANE_FULL` or
-        `REQUEST_ID_REUSED`.
+        when it has ended, though not for a prompt that was accepted before), `ACP_SESSION_INIT_FAILED`
+        (it is not ready yet), `LANE_FULL` or `REQUEST_ID_REUSED`.
         """
 
     @_abc_1.abstractmethod
