@@ -11,6 +11,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -155,6 +156,10 @@ class Doctor:
         name = f"{opening.agent_name} {opening.agent_version}".strip() or "it does not say its name"
         again = "opens sessions again" if opening.resumes or opening.loads else "has no memory"
         examination.ok(Check.INITIALIZE, f"{name}; {again} after a restart")
+        if opening.agent_version:
+            # What it says of itself is right also of a program that an interpreter runs, and of
+            # one that knows no `--version`.
+            examination.correct(Check.VERSION, opening.agent_version)
         await opening.enter(order)
         signs = login_signs(harness)
         if signs is None:
@@ -228,6 +233,13 @@ class _Examination:
     def ok(self, check: Check, message: str) -> None:
         """Add a good one."""
         self.add(check, Finding(Status.OK, message))
+
+    def correct(self, check: Check, message: str) -> None:
+        """Put a good finding in the place of one that was made before."""
+        self._made = [
+            replace(one, finding=Finding(Status.OK, message)) if one.check is check else one
+            for one in self._made
+        ]
 
     def failed(self, check: Check, message: str, code: str, hint: str) -> None:
         """Add the failure that ends it."""

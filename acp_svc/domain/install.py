@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -64,19 +65,33 @@ def _python_tool(installer: Installer, system: System) -> str:
         python = f" --python python{installer.python}" if installer.python else ""
         return f"pipx install{python} {package}"
     python = f"python{installer.python}" if installer.python else "python3"
+    first = _packages(system, {"brew": "pipx", "apt-get": "pipx", "dnf": "pipx"})
+    if first:
+        # Not pip: these systems do not let it install beside their own packages.
+        return f"{first} && pipx install --python {python} {package}"
     return f"{python} -m pip install --user {package}"
 
 
 def _node(system: System) -> str:
+    names = {"brew": "node", "winget": "OpenJS.NodeJS.LTS"}
+    names |= dict.fromkeys(("apt-get", "dnf", "pacman", "apk"), "nodejs npm")
+    return _packages(system, names) or "open https://nodejs.org"
+
+
+def _packages(system: System, names: Mapping[str, str]) -> str:
+    """Return how this system's packages are installed; `names` says them for each of its programs.
+
+    Empty when it has none of those.
+    """
     sudo = "" if system.root else "sudo "
-    for program, command in (
-        ("brew", "brew install node"),
-        ("apt-get", f"{sudo}apt-get install -y nodejs npm"),
-        ("dnf", f"{sudo}dnf install -y nodejs npm"),
-        ("pacman", f"{sudo}pacman -S --noconfirm nodejs npm"),
-        ("apk", f"{sudo}apk add nodejs npm"),
-        ("winget", "winget install OpenJS.NodeJS.LTS"),
+    for program, install in (
+        ("brew", "brew install"),
+        ("apt-get", f"{sudo}apt-get install -y"),
+        ("dnf", f"{sudo}dnf install -y"),
+        ("pacman", f"{sudo}pacman -S --noconfirm"),
+        ("apk", f"{sudo}apk add"),
+        ("winget", "winget install"),
     ):
-        if program in system.programs:
-            return command
-    return "open https://nodejs.org"
+        if program in system.programs and program in names:
+            return f"{install} {names[program]}"
+    return ""

@@ -43,7 +43,10 @@ def choose_harness(catalog: Catalog, enabled: bool, harness_id: str) -> Harness 
     if harness is not None:
         return harness
     if not harness_id:
-        message = "no harness was named and acp.default_harness is not set"
+        message = (
+            "no harness was named: name one (`conveyor acp harnesses` lists them), "
+            "or set acp.default_harness"
+        )
     elif harness_id in catalog.harnesses:
         message = f"harness {harness_id!r} is not in acp.allowed_harnesses"
     else:
@@ -70,9 +73,10 @@ def directory_refusal(cwd: str, resolved: PurePath, roots: Sequence[PurePath]) -
     """
     if PurePath(cwd).is_absolute() and any(resolved.is_relative_to(root) for root in roots):
         return None
+    allowed = ", ".join(str(root) for root in roots)
     return Refusal(
         "ACP_CWD_NOT_ALLOWED",
-        "the working directory is not an absolute path inside acp.workspace_roots",
+        f"the working directory is not an absolute path inside acp.workspace_roots: {allowed}",
         {"cwd": cwd},
     )
 

@@ -20,6 +20,14 @@ _KINDS = {
     doctor.DOCTOR_CHECK_KIND_PERMISSION_MODE: "permissions",
     doctor.DOCTOR_CHECK_KIND_WORKSPACE_ROOTS: "directories",
 }
+_FAILURES = {
+    doctor.DOCTOR_CHECK_KIND_ENABLED: "switched off",
+    doctor.DOCTOR_CHECK_KIND_VERSION: "cannot be started",
+    doctor.DOCTOR_CHECK_KIND_STARTS: "does not start",
+    doctor.DOCTOR_CHECK_KIND_INITIALIZE: "does not answer",
+    doctor.DOCTOR_CHECK_KIND_AUTHENTICATION: "opens no session",
+    doctor.DOCTOR_CHECK_KIND_PERMISSION_MODE: "does not ask for permission",
+}
 _NOT_MADE = (doctor.DOCTOR_STATUS_FAILED, doctor.DOCTOR_STATUS_SKIPPED)
 _BAD = (doctor.DOCTOR_STATUS_FAILED, doctor.DOCTOR_STATUS_WARNING)
 
@@ -61,7 +69,7 @@ def _told(harness_id: str, check: doctor.DoctorCheck) -> list[str]:
         # Its code is that of a failure, which it is not.
         what, code = f"look at {what}", ""
     else:
-        what = f"{what} failed"
+        what = _FAILURES.get(check.kind, f"{what} failed")
     line = f"{who}{what}{code}: {shorten(check.message, _LINE)}"
     return [f"{line}. {hint}" if hint else line]
 

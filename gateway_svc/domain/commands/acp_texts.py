@@ -110,7 +110,7 @@ def status_text(
         # What it asks for says the same.
         "" if any(question.title in work.doing for question in questions) else work.doing,
         *(_question(question) for question in questions[:2]),
-        "It answers this conversation" if bound else "",
+        "It answers this conversation" if bound and live(session) else "",
     ]
     if session.error.message:
         lines.append(f"Last error: {shorten(session.error.message, _LINE)}")
@@ -176,9 +176,14 @@ def spawned_text(session: acp.AcpSession, *, bound: bool, task: bool, thread: st
         if task
         else f"{name} says here when it is ready.",
     ]
-    if bound:
+    once = session.spec.mode == acp.ACP_SESSION_MODE_ONESHOT
+    if once:
+        # One turn is all it has: the task, or what comes first.
+        after = "When that is done" if task else "It does one thing, what you tell it first; then"
+        lines.append(f"{after} it closes by itself.")
+    elif bound:
         lines.append("What you write here goes to it, until `/acp close`.")
-    elif session.spec.mode != acp.ACP_SESSION_MODE_ONESHOT:
+    if not bound and not (once and task):
         lines.append(f"`/acp steer {_typed(session)} …` tells it something.")
     if thread == "auto":
         lines.append(_THREADS["auto"])

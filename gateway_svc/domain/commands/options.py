@@ -110,16 +110,19 @@ def _value(
     value = value if value.strip(_MARKS) else ""
     words = joined(option.choices, "or") if option.choices else option.what
     if not value:
-        return Problem(f"`--{option.name}` needs {words}, for example `{form.example}`")
+        return Problem(f"`--{option.name}` needs {words}{_example(option)}")
     if option.name in found:
         return Problem(f"`--{option.name}` is there twice: say it once, with {words}")
     if option.choices:
         value = value.lower()
         if value not in option.choices:
-            return Problem(
-                f"“{cut(value)}” is no {option.what}: say {words}, for example `{form.example}`"
-            )
+            return Problem(f"“{cut(value)}” is no {option.what}: say {words}{_example(option)}")
     return value, after
+
+
+def _example(option: Option) -> str:
+    """Return how the option is said. Of those without choices the name says enough."""
+    return f", for example `--{option.name} {option.choices[0]}`" if option.choices else ""
 
 
 def _word(rest: str) -> tuple[str, str]:

@@ -86,6 +86,7 @@ async def test_a_good_harness_is_healthy(tmp_path: Path, monkeypatch: pytest.Mon
     assert report.check_time.seconds > 0
     own = lines(report, "own")
     assert tuple(own) == CHECKS
+    assert own["VERSION"].message == "1.0", "its own, not that of the interpreter that runs it"
     assert own["INITIALIZE"].message == "scripted 1.0; opens sessions again after a restart"
     assert own["PERMISSION_MODE"].message == "approve-reads; its own mode is 'ask'"
     service = lines(report, "")

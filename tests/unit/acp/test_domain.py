@@ -44,6 +44,11 @@ PIP = Installer("pip", "agent<2", python="3.12")
             "uv tool install --python 3.12 'agent<2'",
         ),
         (PIP, System("linux", frozenset({"pipx"})), "pipx install --python python3.12 'agent<2'"),
+        (
+            PIP,
+            System("linux", frozenset({"apt-get"})),
+            "sudo apt-get install -y pipx && pipx install --python python3.12 'agent<2'",
+        ),
         (PIP, System("linux", frozenset()), "python3.12 -m pip install --user 'agent<2'"),
         (
             Installer("script", "https://x.test/i"),

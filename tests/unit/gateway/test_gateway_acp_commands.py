@@ -278,6 +278,11 @@ def test_what_is_said_of_a_spawn() -> None:
         "This channel has no threads, so it works beside this conversation; `--bind here` lets "
         "it answer here.",
     ]
+    starting.spec.mode = acp.ACP_SESSION_MODE_ONESHOT
+    once = spawned_text(starting, bound=True, task=False, thread="")
+    assert once.endswith("\nIt does one thing, what you tell it first; then it closes by itself.")
+    once = spawned_text(starting, bound=False, task=True, thread="")
+    assert once.endswith("\nWhen that is done it closes by itself.")
     assert "no threads: say `--bind here`" in thread_problem("here", bound=False)
     assert "exclude each other" in thread_problem("auto", bound=True)
     assert not thread_problem("auto", bound=False)
@@ -334,7 +339,7 @@ def test_the_doctor_names_each_missing_one_with_its_code_and_command() -> None:
         "directories failed (ACP_CWD_NOT_ALLOWED): no directory is allowed. set roots",
         "codex: not installed (ACP_BACKEND_MISSING): `npm install -g codex-acp`",
         "goose: not installed (ACP_BACKEND_MISSING): open https://example.com",
-        "vibe: logged in failed (ACP_BACKEND_UNAVAILABLE): it is not logged in. run `vibe`",
+        "vibe: opens no session (ACP_BACKEND_UNAVAILABLE): it is not logged in. run `vibe`",
     ]
     good = report(("claude", 2, OK, "", "/bin/claude", ""), healthy=True)
     assert doctor_text(good) == "healthy: yes\nclaude: works"

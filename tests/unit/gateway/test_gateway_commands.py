@@ -235,7 +235,7 @@ def test_a_slip_gets_a_hint(text: str, meant: str) -> None:
         ("/approve 1 2", ("takes no “2”", "`/approve 2`")),
         ("/flow shw 1", ("“shw” is nothing", "`/flow show 1`")),
         ("/acp spawn", ("needs a harness", "<harness>")),
-        ("/acp spawn claude --bind", ("`--bind` needs here or off", "/acp spawn claude")),
+        ("/acp spawn claude --bind", ("`--bind` needs here or off", "`--bind here`")),
         ("/acp spawn claude --cwd --bind here", ("`--cwd` needs a directory",)),
         ("/acp spawn claude --label —bind here fix", ("`--label` needs a label",)),
         ('/acp spawn claude --label "" fix', ("`--label` needs a label",)),
