@@ -4,12 +4,10 @@ answers queue `acp`."""
 from __future__ import annotations
 
 import asyncio
-import hashlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
-from secrets import token_hex
 from typing import TYPE_CHECKING
 
 from acp_svc.creating import Creator
@@ -32,6 +30,7 @@ from svckit.database import Database
 from svckit.errors import StartError
 from svckit.grpc.channel import make_channel
 from svckit.housekeeping import keep_tidy
+from svckit.programs import owner_name
 from svckit.service import App, Context, Registered
 from svckit.settings import Settings
 from svckit.usage import UsageReporter
@@ -83,25 +82,16 @@ def catalog_of(settings: Settings) -> Catalog:
         raise StartError(str(error)) from error
 
 
-def owner_of(settings: Settings) -> str:
-    """Name this worker as no other on the machine is named, the same after a restart."""
-    url = settings.store.url
-    if url.startswith("memory:"):
-        return token_hex(8)  # nothing of it outlives the process
-    if url.startswith("sqlite:"):
-        url = str(settings.store.directory.absolute())
-    words = f"{url} {settings.services.acp} {WORKER_NAME}"
-    return hashlib.sha256(words.encode()).hexdigest()[:16]
-
-
 @asynccontextmanager
 async def build(context: Context) -> AsyncIterator[App]:
     """Open what the service needs, and close it afterwards; a `Build` of `svckit.service`."""
     settings, clock = context.settings, context.clock
     acp = settings.acp
     catalog = catalog_of(settings)
-    owner = owner_of(settings)
-    database = await Database.open(_database_of(settings), migrations=MIGRATIONS, name="acp")
+    owner = owner_name(settings.store, settings.services.acp, WORKER_NAME)
+    database = await Database.open(
+        settings.store.database("acp"), migrations=MIGRATIONS, name="acp"
+    )
     channel = make_channel(settings.services.scheduler, tracer=context.tracer)
     store, prompt_store = SessionStore(database), PromptStore(database)
     processes = Processes(
@@ -195,11 +185,3 @@ async def build(context: Context) -> AsyncIterator[App]:
         await processes.drain()
         await channel.close()
         await database.close()
-
-
-def _database_of(settings: Settings) -> str:
-    if settings.store.url.startswith("memory:"):
-        return ":memory:"
-    if settings.store.url.startswith("sqlite:///"):
-        return str(settings.store.file("acp"))
-    return settings.store.url

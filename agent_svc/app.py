@@ -67,7 +67,9 @@ async def build(context: Context) -> AsyncIterator[App]:
     catalog = Catalog(settings, clock)
     _check_models(agents, catalog)
     tool_servers = McpTools(settings, clock)
-    database = await Database.open(_database_of(settings), migrations=MIGRATIONS, name="agent")
+    database = await Database.open(
+        settings.store.database("agent"), migrations=MIGRATIONS, name="agent"
+    )
     channel = make_channel(settings.services.scheduler, tracer=context.tracer)
     acp_channel = make_channel(settings.services.acp, tracer=context.tracer)
     try:
@@ -146,14 +148,6 @@ async def build(context: Context) -> AsyncIterator[App]:
         await acp_channel.close()
         await channel.close()
         await database.close()
-
-
-def _database_of(settings: Settings) -> str:
-    if settings.store.url.startswith("memory:"):
-        return ":memory:"
-    if settings.store.url.startswith("sqlite:///"):
-        return str(settings.store.file("agent"))
-    return settings.store.url
 
 
 def _check_models(agents: Agents, catalog: Catalog) -> None:

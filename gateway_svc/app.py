@@ -20,7 +20,6 @@ from gateway_svc.config import (
     is_loopback,
     refuse_unsupported,
     routing_rules,
-    store_of,
     token_holders,
 )
 from gateway_svc.conversations import Conversations
@@ -103,7 +102,9 @@ async def _build(
         )
     bound = bind_http(settings.gateway.http)
     stack.callback(bound.close)
-    database = await Database.open(store_of(settings), migrations=MIGRATIONS, name="gateway")
+    database = await Database.open(
+        settings.store.database("gateway"), migrations=MIGRATIONS, name="gateway"
+    )
     stack.push_async_callback(database.close)
     addresses = settings.services
     neighbours = await stack.enter_async_context(

@@ -68,16 +68,6 @@ def routing_rules(settings: Settings) -> RoutingRules:
     )
 
 
-def store_of(settings: Settings) -> str:
-    """Return what the gateway keeps its state in: a file, or a database in PostgreSQL."""
-    url = settings.store.url
-    if url.startswith("memory:"):
-        return ":memory:"
-    if url.startswith("sqlite:"):
-        return str(settings.store.file("gateway"))
-    return url
-
-
 def announce_styles(settings: Settings) -> dict[str, AnnounceStyle]:
     """Return how much of the ends of sub-agents the recipients of each channel are told."""
     return {

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import os
 import re
 import signal
@@ -23,6 +24,7 @@ from secrets import token_hex
 from typing import Self
 
 from svckit.families import FamilyRecord
+from svckit.settings_model import StoreSettings
 
 INHERITED = ("HOME", "LANG", "LC_ALL", "LOGNAME", "PATH", "SHELL", "TERM", "TMPDIR", "TZ", "USER")
 """Variables that any program needs. Everything else is given by name, so that no secret leaks."""
@@ -47,6 +49,14 @@ _running: set[Program] = set()
 def environment(ours: Mapping[str, str], extra: Mapping[str, str]) -> dict[str, str]:
     """What a program sees: of `ours` what any program needs, and `extra`."""
     return {name: ours[name] for name in INHERITED if name in ours} | dict(extra)
+
+
+def owner_name(store: StoreSettings, address: str, worker: str) -> str:
+    """Name a worker as no other on the machine is named, the same after a restart."""
+    if store.url.startswith("memory:"):
+        return token_hex(8)  # nothing of it outlives the process
+    place = str(store.directory.absolute()) if store.url.startswith("sqlite:") else store.url
+    return hashlib.sha256(f"{place} {address} {worker}".encode()).hexdigest()[:16]
 
 
 def _found_from_here(program: str) -> str:

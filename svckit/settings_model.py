@@ -129,6 +129,12 @@ class StoreSettings(Table):
         """SQLite file of one service, for example `data/agent.db`."""
         return self.directory / f"{service}.db"
 
+    def database(self, service: str) -> str:
+        """What one service keeps its state in, as `Database.open` takes it."""
+        if self.url.startswith("memory:"):
+            return ":memory:"
+        return str(self.file(service)) if self.url.startswith("sqlite:///") else self.url
+
 
 class LaneSettings(Table):
     """`[lanes.<name>]`: a global lane."""

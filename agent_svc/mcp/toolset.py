@@ -7,11 +7,9 @@ and nothing takes longer than the configuration allows.
 from __future__ import annotations
 
 import asyncio
-import hashlib
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from secrets import token_hex
 
 import msgspec
 
@@ -26,7 +24,7 @@ from agent_svc.work import Work
 from svckit.clock import Clock
 from svckit.errors import StartError
 from svckit.logging import get_logger
-from svckit.programs import clear_up
+from svckit.programs import clear_up, owner_name
 from svckit.settings import Settings
 from svckit.settings_model import McpSettings
 
@@ -47,7 +45,9 @@ class McpTools:
                 f"mcp.{next(iter(settings.mcp))}: tool servers need an optional part: "
                 "pip install 'conveyor-suite[mcp]'"
             )
-        self._owner = _owner(settings)
+        self._owner = owner_name(
+            settings.store, settings.services.agent, settings.agent.worker_name
+        )
         self._settings = settings.mcp
         self._clock = clock
         # One of each for every workspace: what works in a directory of one agent is no other's.
@@ -148,17 +148,6 @@ class McpTools:
     async def close(self) -> None:
         """Stop all servers, at once."""
         await asyncio.gather(*(server.close() for server in self._servers.values()))
-
-
-def _owner(settings: Settings) -> str:
-    """Name this worker as no other on the machine is named, the same after a restart."""
-    url = settings.store.url
-    if url.startswith("memory:"):
-        return token_hex(8)  # nothing of it outlives the process
-    if url.startswith("sqlite:"):
-        url = str(settings.store.directory.absolute())
-    words = f"{url} {settings.services.agent} {settings.agent.worker_name}"
-    return hashlib.sha256(words.encode()).hexdigest()[:16]
 
 
 def _choice(own: McpSettings) -> mcptools.ServerChoice:
