@@ -85,6 +85,8 @@ def spec_from_proto(given: pb.AcpSessionSpec, defaults: Defaults) -> Spec:
     for name, longest in _LENGTHS.items():
         if len(getattr(given, name)) > longest:
             raise invalid_field(f"spec.{name}", f"must have at most {longest} characters")
+        if "\0" in getattr(given, name):
+            raise invalid_field(f"spec.{name}", "holds a zero byte")
     if len(given.env_names) > _MOST_VARIABLES:
         raise invalid_field("spec.env_names", f"must be at most {_MOST_VARIABLES}")
     for place, name in enumerate(given.env_names):

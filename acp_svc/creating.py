@@ -58,6 +58,8 @@ class Creator:
         """
         if not 1 <= len(request_id) <= 128:
             raise invalid_field("request_id", "must have 1 to 128 characters")
+        if "\0" in request_id:
+            raise invalid_field("request_id", "holds a zero byte")
         if not self._settings.enabled:
             raise refused(preflight.DISABLED)
         asked = spec_from_proto(given, self._defaults)

@@ -12,7 +12,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from acp_svc import reading
-from acp_svc.domain.metering import Meter, Spent
+from acp_svc.domain.metering import Meter, Spent, together
 from acp_svc.domain.session import Session
 from acp_svc.following import MOST_REQUESTS, Follower
 from acp_svc.harness.connection import Connection
@@ -116,8 +116,8 @@ class Driver:
         follower = work.follower
         await follower.write()
         spent, follower.spent = follower.spent, []
-        for part in spent:
-            self._report(work, part)
+        if spent:
+            self._report(work, together(spent))
         if follower.remember:
             said, follower.remember = follower.remember, {}
             await self._sessions.remember(work.session.session_id, said)

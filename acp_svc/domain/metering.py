@@ -7,6 +7,7 @@ and never twice. What a harness does not report cannot be counted.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 
@@ -29,6 +30,17 @@ class Totals:
     read: int
     written: int
     cached: int = 0
+
+
+def together(parts: Sequence[Spent]) -> Spent:
+    """Return what was used in all: a harness may report more often than is told on."""
+    return Spent(
+        read=sum(part.read for part in parts),
+        written=sum(part.written for part in parts),
+        cached=sum(part.cached for part in parts),
+        cost_micros=sum(part.cost_micros for part in parts),
+        priced=all(part.priced for part in parts),
+    )
 
 
 class Meter:

@@ -21,6 +21,7 @@ from svckit.errors import AcpSessionNotFound, RequestIdReused, invalid_field
 _encoder = msgspec.json.Encoder()
 _decoder = msgspec.json.Decoder(Session)
 
+_CHOSEN_BY = ("harness_id", "customer_key", "parent_session_key", "session_key")
 UNENDED = tuple(state for state in State if not state.ended)
 
 
@@ -73,6 +74,8 @@ class SessionStore:
 
     async def get(self, session_id: str) -> Session | None:
         """Return a session, ended ones too, or None."""
+        if "\0" in session_id:
+            return None  # PostgreSQL does not even look
         return await self._db.run(lambda db: read_row(db, session_id))
 
     async def change(self, session_id: str, rule: Callable[[Session], Session]) -> Session:
@@ -123,6 +126,9 @@ class SessionStore:
 
     async def page(self, chosen: Chosen, *, before: str, limit: int) -> list[Session]:
         """At most `limit` sessions, newest first, older than the id `before` (empty: all)."""
+        wanted = {name: value for name in _CHOSEN_BY if (value := getattr(chosen, name))}
+        if any("\0" in value for value in wanted.values()):
+            return []  # PostgreSQL does not even look
         query = (
             sa.select(t.sessions.c.data)
             .where(t.sessions.c.state.in_([state.value for state in chosen.states]))
@@ -131,9 +137,8 @@ class SessionStore:
         )
         if before:
             query = query.where(t.sessions.c.session_id < before)
-        for name in ("harness_id", "customer_key", "parent_session_key", "session_key"):
-            if value := getattr(chosen, name):
-                query = query.where(t.sessions.c[name] == value)
+        for name, value in wanted.items():
+            query = query.where(t.sessions.c[name] == value)
         return await self._sessions(query)
 
     async def still_since(self, states: Iterable[State], before_us: int) -> list[Session]:

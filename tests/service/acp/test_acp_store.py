@@ -15,7 +15,7 @@ from acp_svc.domain.session import State
 from acp_svc.store import schema
 from acp_svc.store.sessions import Chosen
 from svckit.database import Database
-from svckit.errors import InvalidField
+from svckit.errors import AcpSessionNotFound, InvalidField
 from tests.service.acp.bench_sessions import bench
 
 
@@ -100,3 +100,18 @@ async def test_rules_are_applied_to_what_is_stored_at_that_moment(tmp_path: Path
         after = await b.store.change(session_id, lambda s: rules.asking(s, 1, 2))
         assert (after.run_id, after.open_questions) == ("r", 1)
         await b.store.change(session_id, lambda _: before)
+
+
+async def test_a_zero_byte_is_nothing_that_a_database_fails_on(
+    database_url: str, tmp_path: Path
+) -> None:
+    async with bench(tmp_path, database_url=database_url) as b:
+        for name in ("resume_id", "session_key", "customer_key", "label"):
+            with pytest.raises(InvalidField) as caught:
+                await b.spawned(**{name: "a\0b"})
+            assert caught.value.metadata == {"field": f"spec.{name}"}
+        with pytest.raises(InvalidField):
+            await b.spawned("a\0b")
+        with pytest.raises(AcpSessionNotFound):
+            await b.sessions.find("a\0b")
+        assert await b.sessions.page(Chosen(session_key="a\0b"), before="", limit=9) == []

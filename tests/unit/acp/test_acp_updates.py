@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from acp_svc import reading
 from acp_svc.domain.cutting import bounded, clean, line
-from acp_svc.domain.metering import Meter, Spent, Totals
+from acp_svc.domain.metering import Meter, Spent, Totals, together
 from acp_svc.domain.toolcalls import (
     Diff,
     Patch,
@@ -332,3 +332,9 @@ def test_the_reply_says_why_there_is_no_more() -> None:
     assert closing_words("Claude", "refusal", "No.", []) == "No.\n\n(Claude refused to go on.)"
     silent = closing_words("OpenCode", "end_turn", " ", ["Write a.txt"])
     assert silent == "OpenCode ended its turn without a word. Not allowed: Write a.txt."
+
+
+def test_many_reports_at_once_are_one() -> None:
+    parts = [Spent(read=2, cost_micros=5), Spent(read=1, written=3, cached=1)]
+    assert together(parts) == Spent(read=3, written=3, cached=1, cost_micros=5)
+    assert not together([*parts, Spent(priced=False)]).priced
