@@ -109,12 +109,15 @@ class Conversations:
         principal.require(Scope.SEND)
         check_request_id(request.request_id)
         row = await self.require(request.session_key, principal)
-        await self._bindings.renew(row)
         try:
             answer = await call(self._upstream.agents.ResetSession(request), service="agent")
         except SessionNotFound:
             # No turn of it has begun: there is no transcript to forget.
+            await self._bindings.renew(row)
             return ag.ResetSessionResponse(epoch=row.epoch)
+        if answer.epoch > row.epoch:
+            # Else it is a request that comes again: what was said since is not for it to forget.
+            await self._bindings.renew(row)
         await self._database.run(
             lambda connection: store.raise_epoch(connection, row.session_key, answer.epoch)
         )

@@ -221,6 +221,18 @@ async def test_new_makes_the_session_that_answers_forget(acp: tuple[Suite, Harne
     assert await answered(around, ANN, "afresh") == "claude: afresh"
 
 
+async def test_a_reset_that_comes_again_does_not_forget_what_was_said_since(
+    acp: tuple[Suite, Harnesses],
+) -> None:
+    around, harnesses = acp
+    await ended(around, (await spawned(around, ANN)).opening.run.run_id)
+    around.agents.always("ResetSession", ag.ResetSessionResponse(epoch=1))
+    for _ in range(2):
+        reset = await around.http.delete(f"/v1/sessions/{ANN}", headers={"Idempotency-Key": "r"})
+        assert reset.json() == {"epoch": "1"}
+    assert [change.fresh for change in harnesses.changes] == [True]
+
+
 async def test_a_conversation_is_answered_by_one_session_at_a_time(
     acp: tuple[Suite, Harnesses],
 ) -> None:
