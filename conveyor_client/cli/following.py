@@ -30,21 +30,22 @@ async def follow_work(
     narrator = Narrator(live=sys.stdout.isatty(), work=True, typed=interactive)
     typing = asyncio.create_task(typed.answer(read_lines())) if typed else None
     try:
-        return await _follow(stream, narrator, shown, typed, json=json)
+        return await show_until_ended(stream, narrator, shown, typed, json=json)
     finally:
         if typing is not None:
             typing.cancel()
             await asyncio.gather(typing, return_exceptions=True)
 
 
-async def _follow(
+async def show_until_ended(
     stream: AsyncGenerator[gateway_pb.ChatResponse, None],
     narrator: Narrator,
     shown: Printer,
-    typed: Typed | None,
+    typed: Typed | None = None,
     *,
     json: bool,
 ) -> bool:
+    """Show a run until it ended, as JSON lines or in words; True when it succeeded."""
     succeeded = False
     async with aclosing(stream):
         async for item in stream:

@@ -101,23 +101,11 @@ def send(
 
 async def _follow(stream: AsyncChat, *, json: bool, live: bool = False) -> bool:
     """Show a chat until its run ended; True when it succeeded."""
-    from conveyor.scheduler.v1 import run_pb2
+    from conveyor_client.cli.following import show_until_ended
     from conveyor_client.cli.narrate import Narrator
-    from conveyor_client.cli.output import print_json_line
     from conveyor_client.cli.printer import printer
 
-    narrator, shown = Narrator(live=live), printer()
-    succeeded = False
-    async with aclosing(stream):
-        async for item in stream:
-            if item.HasField("ended"):
-                succeeded = item.ended.state == run_pb2.RUN_STATE_SUCCEEDED
-            if json:
-                print_json_line(item)
-                continue
-            for utterance in narrator.tell(item):
-                shown.show(utterance)
-    return succeeded
+    return await show_until_ended(stream, Narrator(live=live), printer(), json=json)
 
 
 def chat(
