@@ -37,6 +37,11 @@ def shorten(text: str, limit: int = 100) -> str:
     return line if len(line) <= limit else line[: limit - 1] + "…"
 
 
+def last_lines(text: str, most: int = 3) -> list[str]:
+    """Return the last lines with something on them, newest last, each cut to a line's length."""
+    return [line for line in (shorten(one, 120) for one in text.splitlines()) if line][-most:]
+
+
 def joined(words: Iterable[str], last: str = "and") -> str:
     """Return `a`, `a and b`, `a, b and c`."""
     *others, final = words

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from conveyor.acp.v1 import session_pb2 as acp_pb
 from conveyor.events.v1 import event_pb2 as event_pb
 from conveyor_client.cli.output import plain, when
-from svckit.words import count, shorten, span
+from svckit.grpc.status import from_proto
+from svckit.words import count, last_lines, shorten, span
 
 STATES = {
     acp_pb.ACP_SESSION_STATE_STARTING: ("starting", "yellow"),
@@ -84,6 +85,8 @@ def session_lines(session: acp_pb.AcpSession, bound: bool) -> Iterator[str]:
             yield f"  {name + ':':15}{plain(value)}"
     if session.error.message:
         yield f"  {'trouble:':15}[red]{plain(shorten(session.error.message, 400))}[/]"
+        for line in last_lines(from_proto(session.error).metadata.get("lastWords", "")):
+            yield f"  {'':15}› {plain(line)}"
 
 
 def _seconds(session: acp_pb.AcpSession) -> str:

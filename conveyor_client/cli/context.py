@@ -139,6 +139,7 @@ def explain_failure(error: Exception) -> tuple[str, int] | None:
     from conveyor_client.supervision.suite import SuiteFailed
     from svckit.errors import ServiceError, Unreachable
     from svckit.settings import ConfigError
+    from svckit.words import last_lines
 
     if isinstance(error, CannotRun | SuiteFailed):
         return str(error), error.exit_code
@@ -147,5 +148,6 @@ def explain_failure(error: Exception) -> tuple[str, int] | None:
     if isinstance(error, Unreachable):
         return f"{error.message} (is the suite running? start it with `conveyor up`)", 1
     if isinstance(error, ServiceError):
-        return f"{error.message} ({error.reason})", 1
+        said = last_lines(error.metadata.get("lastWords", ""))
+        return "\n".join([f"{error.message} ({error.reason})", *(f"  › {one}" for one in said)]), 1
     return None

@@ -22,7 +22,8 @@ from conveyor_client.cli.asking import ways
 from conveyor_client.cli.output import seconds, state_word, text_of, tokens
 from conveyor_client.cli.places import fate, place
 from svckit.contract_words import asked_for
-from svckit.words import shorten, span, time_limit
+from svckit.grpc.status import from_proto
+from svckit.words import last_lines, shorten, span, time_limit
 
 
 class Voice(Enum):
@@ -172,6 +173,10 @@ class Narrator:
             yield from self._line(
                 f"the run {_ended_word(run.state)}" + (f": {why}" if why else ""), Voice.BAD
             )
+            if run.HasField("error"):
+                # What a program wrote before it failed, where the error is about one.
+                for line in last_lines(from_proto(run.error).metadata.get("lastWords", "")):
+                    yield from self._line(f"› {line}")
 
     def _event(self, event: event_pb.Event) -> Iterator[Utterance]:
         kind = event.WhichOneof("payload")

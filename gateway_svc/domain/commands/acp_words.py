@@ -6,7 +6,7 @@ from google.rpc import error_details_pb2, status_pb2
 
 from conveyor.acp.v1 import session_pb2 as acp
 from svckit.contract_words import PERMISSION_MODES, SESSION_STATES
-from svckit.words import shorten
+from svckit.words import last_lines, shorten
 
 _LABEL = 40
 _ENDED = frozenset({acp.ACP_SESSION_STATE_CLOSED, acp.ACP_SESSION_STATE_FAILED})
@@ -59,5 +59,4 @@ def last_words(error: status_pb2.Status, most: int = 3) -> list[str]:
     for detail in error.details:
         if detail.Is(error_details_pb2.ErrorInfo.DESCRIPTOR):
             detail.Unpack(info)
-    lines = [shorten(line, 120) for line in info.metadata["lastWords"].splitlines()]
-    return [line for line in lines if line][-most:]
+    return last_lines(info.metadata["lastWords"], most)

@@ -21,7 +21,8 @@ from conveyor.scheduler.v1 import scheduler_service_pb2 as scheduler_pb
 from conveyor_client.cli.following import Typed
 from conveyor_client.cli.narrate import Utterance
 from conveyor_client.client import ConveyorClient
-from svckit.errors import AcpSessionInitFailed, QuestionClosed
+from svckit.errors import AcpBackendUnavailable, AcpSessionInitFailed, QuestionClosed
+from svckit.grpc.status import to_proto
 from svckit.testing import eventually
 
 from .conftest import Gateway
@@ -239,6 +240,20 @@ async def test_a_session_that_is_not_ready_is_said_in_one_line(
     )
     assert await conveyor("--address", gateway.address, "acp", "prompt", "S", "x") == 1
     assert capsys.readouterr().err == "error: wait (ACP_SESSION_INIT_FAILED)\n"
+
+
+async def test_the_last_words_of_a_harness_are_shown_wherever_its_failure_is(
+    gateway: Gateway, capsys: pytest.CaptureFixture[str]
+) -> None:
+    failed = AcpBackendUnavailable("it ended", metadata={"lastWords": "no\x1b[2J key\nbye\n"})
+    gateway.script.always("SpawnAcpSession", failed)
+    assert await conveyor("--address", gateway.address, "acp", "spawn", "claude") == 1
+    said = capsys.readouterr().err
+    assert said == "error: it ended (ACP_BACKEND_UNAVAILABLE)\n  › no[2J key\n  › bye\n"
+    one = session(error=to_proto(failed))
+    gateway.script.always("GetAcpSession", gateway_pb.GetAcpSessionResponse(session=one))
+    assert await conveyor("--address", gateway.address, "acp", "show", "S") == 0
+    assert capsys.readouterr().out.endswith(f"  {'':15}› bye\n")
 
 
 async def test_a_bound_conversation_says_who_answers(

@@ -9,6 +9,8 @@ from conveyor.scheduler.v1 import announcement_pb2, lane_pb2, run_pb2, scheduler
 from conveyor_client.cli.asking import choose_option, choose_question, options_line
 from conveyor_client.cli.narrate import Narrator, Utterance, Voice
 from conveyor_client.cli.places import fate
+from svckit.errors import AcpTurnFailed
+from svckit.grpc.status import to_proto
 
 
 def said(narrator: Narrator, *items: gateway_pb.ChatResponse) -> list[Utterance]:
@@ -123,6 +125,16 @@ def test_a_failed_run_is_told_with_its_reason() -> None:
     item.ended.error.message = "no attempt is left"
     assert said(Narrator(), item) == [
         Utterance(Voice.BAD, "the run failed: no attempt is left"),
+    ]
+
+
+def test_what_a_harness_wrote_last_is_told_with_the_failure() -> None:
+    item = ended(state=run_pb2.RUN_STATE_FAILED)
+    words = {"cause": "crashed", "lastWords": "one\ntwo\n\nthree\nfour"}
+    item.ended.error.CopyFrom(to_proto(AcpTurnFailed("it was stopped", metadata=words)))
+    assert said(Narrator(), item) == [
+        Utterance(Voice.BAD, "the run failed: it was stopped"),
+        *(Utterance(Voice.NEWS, f"› {line}") for line in ("two", "three", "four")),
     ]
 
 
