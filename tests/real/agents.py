@@ -118,8 +118,8 @@ class Place:
 def placed(agent: RealAgent, model: ModelServer) -> Iterator[Place]:
     """Make a home and a workspace for an agent. Skips when it is not installed."""
     record = agent.record
-    # Below the agents, not in the directory for temporary files: Codex puts no helper programs
-    # there, without which its sandbox does not start. No link in it: its path is compared.
+    # Not in the directory for temporary files, also where the whole repository is: Codex puts no
+    # helper programs there, without which its sandbox does not start. No link: paths are compared.
     homes = AGENTS.resolve() / "homes"
     homes.mkdir(exist_ok=True)
     base = Path(tempfile.mkdtemp(prefix=f"{agent.harness_id}-", dir=homes))
@@ -128,7 +128,8 @@ def placed(agent: RealAgent, model: ModelServer) -> Iterator[Place]:
     workspace.mkdir()
     (workspace / "notes.txt").write_text("the bird is a heron\n")
     (base / "outside.txt").write_text("the fish is a pike\n")
-    env = {"HOME": str(home), **agent.prepare(home, workspace, model)}
+    (base / "tmp").mkdir()
+    env = {"HOME": str(home), "TMPDIR": str(base / "tmp"), **agent.prepare(home, workspace, model)}
     lines = [f"[acp.harness.{agent.harness_id}]"]
     if agent.own_command:
         command = [record["program"], str(DEEPAGENTS_SCRIPT)]
