@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import islice
 from typing import Any, TypeAlias
 
 from acp import schema
@@ -12,6 +13,8 @@ from acp_svc.harness.types import Update
 Option: TypeAlias = schema.SessionConfigOptionSelect | schema.SessionConfigOptionBoolean
 MOST = 100
 """Most modes, models and options of each that are taken note of."""
+LONGEST = 256
+"""Of an id or a value."""
 
 
 class Offers:
@@ -46,8 +49,8 @@ class Offers:
     ) -> None:
         """Take what was said when the session was opened."""
         if modes is not None:
-            self.modes = tuple(mode.id for mode in modes.available_modes[:MOST])
-            self.mode = modes.current_mode_id
+            self.modes = _fitting(mode.id for mode in modes.available_modes)
+            self.mode = _fit(modes.current_mode_id)
         if options is not None:
             self.configured(options)
 
@@ -57,35 +60,36 @@ class Offers:
             return
         offered = models.get("availableModels")
         current = models.get("currentModelId")
-        names = [
+        self.models = _fitting(
             one.get("modelId")
             for one in (offered if isinstance(offered, list) else ())
             if isinstance(one, dict)
-        ]
-        self.models = tuple(name for name in names[:MOST] if isinstance(name, str))
-        self.model = current if isinstance(current, str) else ""
+        )
+        self.model = _fit(current)
 
     def configured(self, options: Sequence[Option]) -> None:
         """Take the list of options, which is always whole."""
         self.options = {}
         self._booleans = set()
         for option in options[:MOST]:
+            if not _fit(option.id):
+                continue
             if isinstance(option, schema.SessionConfigOptionBoolean):
                 self._booleans.add(option.id)
                 self.options[option.id] = "true" if option.current_value else "false"
             elif option.category == "mode":
                 self.mode_option = option.id
-                self.modes, self.mode = _values(option), option.current_value
+                self.modes, self.mode = _values(option), _fit(option.current_value)
             elif option.category == "model":
                 self.model_option = option.id
-                self.models, self.model = _values(option), option.current_value
+                self.models, self.model = _values(option), _fit(option.current_value)
             else:
-                self.options[option.id] = option.current_value
+                self.options[option.id] = _fit(option.current_value)
 
     def heard(self, update: Update) -> bool:
         """Take what an update says of them; returns whether it said something."""
         if isinstance(update, schema.CurrentModeUpdate):
-            self.mode = update.current_mode_id
+            self.mode = _fit(update.current_mode_id)
             self.told = True
         elif isinstance(update, schema.ConfigOptionUpdate):
             self.configured(update.config_options)
@@ -102,8 +106,18 @@ class Offers:
         return text == "true"
 
 
+def _fit(given: object) -> str:
+    """Return an id or a value if it can be kept and shown; else empty, for it cannot be cut."""
+    fits = isinstance(given, str) and len(given) <= LONGEST and given.isprintable()
+    return str(given) if fits else ""
+
+
+def _fitting(ids: Iterable[object]) -> tuple[str, ...]:
+    return tuple(islice(filter(None, map(_fit, ids)), MOST))
+
+
 def _values(option: schema.SessionConfigOptionSelect) -> tuple[str, ...]:
-    return tuple(_flat(option.options))[:MOST]
+    return _fitting(_flat(option.options))
 
 
 def _flat(
