@@ -16,12 +16,6 @@ from svckit.errors import AcpSessionInitFailed, InvalidField
 from svckit.testing import eventually
 
 
-@pytest.fixture(autouse=True)
-def _quickly(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("svckit.programs.CLOSED_SECONDS", 0.1)
-    monkeypatch.setattr("svckit.programs.TERMINATED_SECONDS", 0.1)
-
-
 def alive(pid: int) -> bool:
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"

@@ -22,12 +22,6 @@ from svckit.testing import in_process
 CHECKS = ("COMMAND_FOUND", "VERSION", "STARTS", "INITIALIZE", "AUTHENTICATION", "PERMISSION_MODE")
 
 
-@pytest.fixture(autouse=True)
-def _quickly(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("svckit.programs.CLOSED_SECONDS", 0.1)
-    monkeypatch.setattr("svckit.programs.TERMINATED_SECONDS", 0.1)
-
-
 def with_walls(monkeypatch: pytest.MonkeyPatch, found: Availability) -> None:
     async def availability(*, fresh: bool = False) -> Availability:
         return found

@@ -22,13 +22,6 @@ from svckit.errors import (
 from svckit.testing import eventually
 
 
-@pytest.fixture(autouse=True)
-def _quickly(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Those that resist are given less time."""
-    monkeypatch.setattr("svckit.programs.CLOSED_SECONDS", 0.1)
-    monkeypatch.setattr("svckit.programs.TERMINATED_SECONDS", 0.1)
-
-
 async def test_a_new_session_says_what_it_offers(tmp_path: Path) -> None:
     flags = ["--modes", "plan,ask", "--models", "a,b", "--options", "effort=low,high", "--load"]
     async with opened(tmp_path, *flags) as connection:

@@ -19,11 +19,10 @@ READS, DENY = PermissionMode.APPROVE_READS, PermissionMode.DENY_ALL
 
 
 @pytest.fixture(autouse=True)
-async def _walls(monkeypatch: pytest.MonkeyPatch) -> None:
+async def _walls() -> None:
     found = await WALLS.availability()
     if not found.bwrap:
         pytest.skip(f"no sandbox here: {found.problem}; {found.hint}")
-    monkeypatch.setattr("svckit.programs.CLOSED_SECONDS", 0.1)
 
 
 def alive(pid: int) -> bool:
