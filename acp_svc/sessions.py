@@ -108,7 +108,9 @@ class Sessions:
         try:
             return (await self.open(session.session_id)).session
         except Full:
-            await self._store.remove(session.session_id)
+            # The same call again may have found room meanwhile: then it is that one's.
+            if not self._processes.opens(session.session_id):
+                await self._store.remove_unopened(session.session_id)
             raise
 
     # For runs

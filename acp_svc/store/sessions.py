@@ -113,10 +113,13 @@ class SessionStore:
 
         return await self._db.run(write)
 
-    async def remove(self, session_id: str) -> None:
-        """Forget a session and its request, as if it had never been asked for."""
+    async def remove_unopened(self, session_id: str) -> None:
+        """Forget a session that never opened, and its request, as if it had not been asked for."""
 
         def write(db: sa.Connection) -> None:
+            session = read_row(db, session_id, lock=True)
+            if session is None or session.state is not State.STARTING:
+                return
             db.execute(sa.delete(t.sessions).where(t.sessions.c.session_id == session_id))
             db.execute(
                 sa.delete(t.spawn_requests).where(t.spawn_requests.c.session_id == session_id)

@@ -250,6 +250,32 @@ async def test_when_all_are_at_work_nobody_waits_inside(tmp_path: Path) -> None:
         assert (await b.sessions.spawn(b.spec(), request_id="3")).state is State.READY
 
 
+async def test_a_spawn_that_found_no_room_takes_nothing_from_its_repetition(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with bench(tmp_path, max_sessions=1) as b:
+        first = await b.spawned("1")
+        reached, go_on = asyncio.Event(), asyncio.Event()
+        remove = b.store.remove_unopened
+
+        async def late(session_id: str) -> None:
+            reached.set()
+            await go_on.wait()
+            await remove(session_id)
+
+        monkeypatch.setattr(b.store, "remove_unopened", late)
+        live = await b.sessions.open(first)
+        async with b.sessions.busy(live, "r"):
+            refused = asyncio.create_task(b.sessions.spawn(b.spec(), request_id="2"))
+            await reached.wait()
+        # Room, and the same call again, before the refusal is cleared up.
+        again = await b.sessions.spawn(b.spec(), request_id="2")
+        go_on.set()
+        with pytest.raises(Full):
+            await refused
+        assert await state(b, again.session_id) is State.READY
+
+
 async def test_by_setting_a_spawn_is_refused_when_it_would_wait(tmp_path: Path) -> None:
     async with bench(tmp_path, max_sessions=1, when_full="reject") as b:
         first = await b.spawned("1")
