@@ -20,6 +20,16 @@ from tests.service.gateway.suite import Turn, suite
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(120)]
 
 DIFF = "--- src/a.py\n+++ src/a.py\n@@ -1,2 +1,2 @@\n keep\n-old <b>line</b>\n+new line"
+NARROWEST_OF_MANY = """() => {
+  const list = document.querySelector("#agent-list");
+  const [entry] = list.children;
+  const more = Array.from({ length: 8 }, () => entry.cloneNode(true));
+  list.append(...more);
+  const widths = more.map((one) => one.querySelector(".title").getBoundingClientRect().width);
+  more.forEach((one) => one.remove());
+  return Math.min(...widths);
+}"""
+"""The width of a name in the list when there are many coding agents."""
 OWN_NAME = "constructor"
 """What a harness calls a tool call: also what every object has in the language of the console."""
 PENDING, NOW, DONE = (
@@ -184,6 +194,7 @@ async def test_a_coding_agent_is_started_asked_prompted_and_closed(
                 "document.documentElement.scrollWidth - document.documentElement.clientWidth"
             )
             assert overflow <= 0
+            assert await page.evaluate(NARROWEST_OF_MANY) > 15, "states leave room for names"
             await page.screenshot(path=str(tmp_path / "agent-small.png"))
             await page.click("#agent-close")
             await seen(page, "#no-agents", "None is open")

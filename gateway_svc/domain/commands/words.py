@@ -74,6 +74,9 @@ def state_words(run: run_pb2.Run, live_children: int = 0, position: int = 0) -> 
 
 def model_words(run: run_pb2.Run) -> str:
     """Return the model of a run, as `requested → effective` when they differ."""
+    if run.spec.queue == "acp" and not run.requested_model:
+        # Its harness is the one that was asked for, whatever stands in its reports of usage.
+        return run.spec.estimate_key.split("/")[1] if "/" in run.spec.estimate_key else "a harness"
     # Before the first model call only the key for estimates, `agent/model`, says what was asked.
     requested = run.requested_model or run.spec.estimate_key.partition("/")[2]
     effective = run.effective_model or requested

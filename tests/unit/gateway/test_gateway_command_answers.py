@@ -199,6 +199,13 @@ def test_the_model_that_answered_is_named_when_it_is_another_one() -> None:
     assert words.model_words(made) == "lab:large → lab:small"
 
 
+def test_a_coding_agent_is_not_said_to_stand_in_for_itself() -> None:
+    made = run("r")
+    made.spec.queue, made.spec.estimate_key = "acp", "acp/claude"
+    made.effective_model = "acp:claude"
+    assert words.model_words(made) == "claude"
+
+
 @given(
     st.lists(st.sampled_from(STATES), max_size=60),
     st.integers(1, 12),
