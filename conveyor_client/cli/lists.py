@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -56,6 +57,10 @@ def sessions(
                         f"[dim]{out.when(message.create_time)}[/]"
                     )
                     target.print(out.plain(out.text_of(message)))
+                if not messages.messages and not page:
+                    all_of_it = f"conveyor watch --session {shlex.quote(key)} --from-start"
+                    print("Nothing was said to its agent. With what coding agents were told:")
+                    print(f"  {out.printable(all_of_it)}")
                 more(messages.next_page_token)
                 return
             wanted = session_pb2.SessionFilter(include_archived=archived)

@@ -280,6 +280,10 @@ async def test_messages_of_a_session(gateway: Gateway, capsys: pytest.CaptureFix
     assert await conveyor("--address", gateway.address, "sessions", SESSION) == 0
     # What people wrote is text, not markup.
     assert "[bold]hi[/]" in capsys.readouterr().out
+    gateway.script.always("ListMessages", agent_pb.ListMessagesResponse())
+    assert await conveyor("--address", gateway.address, "sessions", "a chat") == 0
+    # A coding agent answered it: what it was told is in the events, not with our agent.
+    assert "conveyor watch --session 'a chat' --from-start" in capsys.readouterr().out
 
 
 async def test_flow_show_prints_the_tree(
