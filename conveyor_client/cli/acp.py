@@ -51,14 +51,14 @@ class AcpStateName(StrEnum):
 
 Permissions = Annotated[
     PermissionName | None,
-    typer.Option("--permissions", help="What it may do unasked. Default: as configured."),
+    typer.Option("--permissions", help="What it may do unasked."),
 ]
 Cwd = Annotated[str, typer.Option(help="Working directory on the server.")]
 Label = Annotated[str, typer.Option(help="Short name for people.")]
-Model = Annotated[str, typer.Option(help="Model of the harness. Default: its own choice.")]
+Model = Annotated[str, typer.Option(help="Model of the harness.")]
 TurnTimeout = Annotated[
     float | None,
-    typer.Option(help="Seconds that one turn may work. Default: as configured.", min=1),
+    typer.Option(help="Seconds that one turn may work.", min=1),
 ]
 RequestId = Annotated[
     str | None, typer.Option(help="Giving it again with the same id does it once.")
@@ -99,7 +99,10 @@ def spawn(
     request_id: RequestId = None,
     json: Json = False,
 ) -> None:
-    """Open a session in a harness; with a task, prompt it. Exit 1 when that failed."""
+    """Open a session in a harness; with a task, prompt it. Exit 1 when that failed.
+
+    What is left out is as configured; the model is the harness's own choice then.
+    """
     prompt = sys.stdin.read() if task == "-" else task
 
     async def work() -> bool:
@@ -323,7 +326,7 @@ def set_(
     ] = False,
     json: Json = False,
 ) -> None:
-    """Change settings of a session; takes effect with its next turn."""
+    """Change settings of a session with its next turn; what is left out stays as it is."""
 
     async def work() -> None:
         from conveyor.acp.v1 import session_pb2
