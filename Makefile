@@ -6,7 +6,7 @@ MAKEFLAGS += --no-print-directory
 BIN := .venv/bin
 ARGS ?=
 # How many tests run side by side; those of a file stay together. JOBS=0: one by one, for a debugger.
-JOBS ?= 2
+JOBS ?= 3
 
 ##@ Use
 

@@ -43,6 +43,10 @@ _BASE = (
     "--ro-bind-try",
     "/proc/sys",
     "/proc/sys",
+    # Where it was told to put temporary files could not be written.
+    "--setenv",
+    "TMPDIR",
+    str(TEMPORARY),
 )
 _AS_ROOT = ("--cap-add", "CAP_DAC_OVERRIDE")
 """Root reads files of others; that opens nothing that is mounted to be read only."""

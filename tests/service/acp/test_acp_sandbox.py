@@ -79,6 +79,16 @@ async def test_root_inside_cannot_take_the_walls_down(tmp_path: Path) -> None:
     assert said[2].split()[1:] in (["CapEff:", "0" * 16], ["CapEff:", f"{2:016}"]), said
 
 
+async def test_temporary_files_work_wherever_they_were_to_be(tmp_path: Path) -> None:
+    # What a service is told of them may lie where nothing can be written: Claude Code ended then.
+    (tmp_path / "own").mkdir()
+    env = {"TMPDIR": str(tmp_path / "own")}
+    async with opened(tmp_path, permissions=DENY, sandbox="auto", env=env) as connection:
+        (said,) = await tell(connection, "run mktemp")
+    assert said.startswith("ran: /tmp/tmp."), said
+    assert os.listdir(tmp_path / "own") == []
+
+
 async def test_what_it_makes_at_home_works_and_does_not_last(tmp_path: Path) -> None:
     home = tmp_path / "home"
     home.mkdir()

@@ -41,6 +41,7 @@ def mounts(walls: Walls) -> list[tuple[str, ...]]:
             "--proc": 2,
             "--cap-drop": 2,
             "--cap-add": 2,
+            "--setenv": 3,
         }.get(rest[0], 1)
         found.append(tuple(rest[:size]))
         rest = rest[size:]
@@ -57,6 +58,7 @@ def test_everything_can_be_read_and_its_own_written() -> None:
         ("--dev", "/dev"),
         ("--proc", "/proc"),
         ("--ro-bind-try", "/proc/sys", "/proc/sys"),
+        ("--setenv", "TMPDIR", "/tmp"),
         ("--tmpfs", "/tmp"),
         ("--bind", "/home/me/.claude", "/home/me/.claude"),
     ]
