@@ -21,7 +21,7 @@ from conveyor.events.v1 import event_pb2
 from conveyor.scheduler.v1 import run_pb2
 from conveyor.scheduler.v1 import scheduler_service_pb2 as scheduler_pb
 from conveyor.scheduler.v1 import scheduler_service_pb2_grpc as scheduler_grpc
-from svckit.errors import NotLeader
+from svckit.errors import NotLeader, Unreachable
 from svckit.grpc.channel import make_channel
 from svckit.grpc.client import call
 from svckit.testing import eventually
@@ -242,7 +242,8 @@ async def test_the_leader_is_frozen_and_woken(cluster: Cluster) -> None:
             assert not any(each.done() for each in asked)
             cluster.signal(leader, signal.SIGCONT)
             for refusal in await asyncio.gather(*asked, return_exceptions=True):
-                assert isinstance(refusal, NotLeader), refusal
+                # On a machine so slow that the connection was given up first, nobody was answered.
+                assert isinstance(refusal, NotLeader | Unreachable), refusal
             await load.everybody_is_answered()
             with pytest.raises(NotLeader) as refused:
                 await read()
