@@ -292,10 +292,18 @@ async function openOwn() {
   open(sessions[0]?.session_key || (await newKey()));
 }
 
+// One at a time: a choice that waits for a token goes on with the next one, and a second choice
+// would later replace the conversation in which somebody already writes.
+let choosing = null;
+function chooseOwn() {
+  choosing ||= openOwn().finally(() => { choosing = null; });
+  chosen = choosing;
+}
+
 const asked = decodeURIComponent(location.hash.slice(1));
 if (asked || !hasToken()) open(asked || HOME);
-else chosen = openOwn();
-onSignIn(() => { if (!asked && current === HOME) chosen = openOwn(); });
+else chooseOwn();
+onSignIn(() => { if (!asked && current === HOME) chooseOwn(); });
 every(LANES_EVERY, loadLanes);
 every(SESSIONS_EVERY, loadSessions);
 agents.start(every);

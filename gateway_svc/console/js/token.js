@@ -36,6 +36,7 @@ function ask(refused) {
   const field = byId("sign-in-token");
   byId("sign-in-problem").hidden = !refused;
   field.value = "";
+  let given = false;
   const show = () => { if (!dialog.open) dialog.showModal(); };
   show();
   return new Promise((done) => {
@@ -49,12 +50,14 @@ function ask(refused) {
       }
       sessionStorage.setItem(KEPT, token);
       field.value = "";
+      given = true;
       dialog.close();
       done();
       signedIn();
     };
-    // Without a token there is nothing to see behind it.
-    dialog.onclose = () => { if (!hasToken() || kept() === refused) show(); };
+    // Without a token there is nothing to see behind it. One that was given is tried first: to ask
+    // before it is refused would empty the field while the next one is typed.
+    dialog.onclose = () => { if (!given) show(); };
   });
 }
 
