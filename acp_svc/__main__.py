@@ -14,7 +14,7 @@ def main() -> NoReturn:
     service.main(
         "acp",
         build,
-        lambda settings: settings.services.acp,
+        lambda settings: settings.acp.listen or settings.services.acp,
         # Child processes are its trade.
         new_loop=asyncio.new_event_loop,
     )

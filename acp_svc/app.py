@@ -41,7 +41,6 @@ if TYPE_CHECKING:
     from conveyor.scheduler.v1.limit_service_pb2_grpc import LimitServiceAsyncStub
     from conveyor.scheduler.v1.scheduler_service_pb2_grpc import SchedulerServiceAsyncStub
 
-WORKER_NAME = "acp-0"
 SLOTS = MAX_POLL_RUNS
 """Turns that the worker takes at a time: more than anybody wants. How many are at work the global
 lane bounds, which can be changed live, and how many have a process `max_sessions` does: a run that
@@ -88,14 +87,14 @@ async def build(context: Context) -> AsyncIterator[App]:
     settings, clock = context.settings, context.clock
     acp = settings.acp
     catalog = catalog_of(settings)
-    owner = owner_name(settings.store, settings.services.acp, WORKER_NAME)
+    owner = owner_name(settings.store, settings.services.acp, acp.worker_name)
     database = await Database.open(
         settings.store.database("acp"), migrations=MIGRATIONS, name="acp"
     )
     channel = make_channel(settings.services.scheduler, tracer=context.tracer)
     store, prompt_store = SessionStore(database), PromptStore(database)
     processes = Processes(
-        store, Opener(catalog, acp, owner), clock, worker=WORKER_NAME, most=acp.max_sessions
+        store, Opener(catalog, acp, owner), clock, worker=acp.worker_name, most=acp.max_sessions
     )
     try:
         scheduler: SchedulerServiceAsyncStub = sched_grpc.SchedulerServiceStub(channel)
@@ -115,7 +114,7 @@ async def build(context: Context) -> AsyncIterator[App]:
             store,
             prompt_store,
             clock,
-            worker=WORKER_NAME,
+            worker=acp.worker_name,
             owner=owner,
             idle_minutes=acp.idle_minutes,
             keep=settings.retention,
@@ -144,7 +143,7 @@ async def build(context: Context) -> AsyncIterator[App]:
         worker = Worker(
             channel,
             queue="acp",
-            name=WORKER_NAME,
+            name=acp.worker_name,
             slots=SLOTS,
             handler=runner,
             drain_grace=DRAIN_GRACE_SECONDS,

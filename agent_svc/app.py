@@ -56,7 +56,7 @@ LAST_REPORTS_SECONDS = 1.0
 
 def address_of(settings: Settings) -> str:
     """Where the service listens."""
-    return settings.services.agent
+    return settings.agent.listen or settings.services.agent
 
 
 @asynccontextmanager

@@ -63,6 +63,7 @@ class Settings(BaseSettings):
     channels: dict[m.Name, m.ChannelSettings] = {}
     routes: tuple[m.RouteSettings, ...] = ()
     telemetry: m.TelemetrySettings = m.TelemetrySettings()
+    metrics: m.MetricsSettings = m.MetricsSettings()
     services: m.ServicesSettings = m.ServicesSettings()
     scheduler: m.SchedulerServiceSettings = m.SchedulerServiceSettings()
     agent: m.AgentServiceSettings = m.AgentServiceSettings()

@@ -63,6 +63,13 @@ def _tool_server(value: str) -> str:
     return value
 
 
+def _trace_url(value: str) -> str:
+    fits = value.startswith(("http://", "https://")) and value.count("{trace_id}") == 1
+    if value and not fits:
+        raise ValueError("must be an http or https address with {trace_id} in it, once")
+    return value
+
+
 def _name(value: str) -> str:
     if not _NAME.fullmatch(value):
         raise ValueError("must be 1 to 64 characters of a-z, 0-9, '_', '.' and '-'")
@@ -449,9 +456,14 @@ class HarnessSettings(Table):
 class AcpSettings(Table):
     """`[acp]`: external coding agents. An empty list of harnesses allows all.
 
+    `listen`: where the service listens, when not where it is dialled. `worker_name`: each service
+    that shares a database has its own.
+
     `env_names`: variables of the service that whoever spawns a session may pass on to it.
     """
 
+    listen: OptionalAddress = ""
+    worker_name: str = Field(default="acp-0", min_length=1, max_length=64)
     enabled: bool = True
     permission_mode: PermissionMode = "approve-reads"
     default_harness: str = ""
@@ -636,10 +648,30 @@ class RouteSettings(Table):
 
 
 class TelemetrySettings(Table):
-    """`[telemetry]`: where traces go. Content of messages is left out unless asked for."""
+    """`[telemetry]`: where traces go. Content of messages is left out unless asked for.
+
+    `sample_ratio`: the part of all flows that is traced, decided once for each. `continuation`:
+    whether queued work is below what created it, in one trace, or begins a trace with a link.
+    `ui_url`: where a person sees a trace, with `{trace_id}` in it.
+    """
 
     otlp_endpoint: str = ""
     capture_content: bool = False
+    sample_ratio: float = Field(default=1.0, ge=0, le=1)
+    continuation: Literal["parent", "link"] = "parent"
+    ui_url: Annotated[str, AfterValidator(_trace_url)] = ""
+
+
+class MetricsSettings(Table):
+    """`[metrics]`: where each service answers `GET /metrics`, for Prometheus. Empty: nowhere.
+
+    The gateway answers on its HTTP address too, to whoever may read.
+    """
+
+    gateway: OptionalAddress = ""
+    scheduler: OptionalAddress = ""
+    agent: OptionalAddress = ""
+    acp: OptionalAddress = ""
 
 
 class ServicesSettings(Table):
@@ -663,8 +695,10 @@ class SchedulerServiceSettings(Table):
 
 
 class AgentServiceSettings(Table):
-    """`[agent]`: the agent service's own worker."""
+    """`[agent]`: the agent service's own worker. `listen`: where it listens, when not where it
+    is dialled."""
 
+    listen: OptionalAddress = ""
     worker_name: str = Field(default="agent-0", min_length=1, max_length=64)
     slots: int = Field(default=16, ge=1, le=64)
 
