@@ -8,21 +8,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
-import grpc
 import httpx
 import pytest
 from google.protobuf import json_format
-from opentelemetry.proto.collector.trace.v1 import trace_service_pb2 as otlp
-from opentelemetry.proto.collector.trace.v1 import trace_service_pb2_grpc as otlp_grpc
-from opentelemetry.proto.trace.v1 import trace_pb2
 
 from conveyor.agent.v1 import task_pb2 as task_pb
 from conveyor.events.v1 import event_pb2
-from svckit.testing import eventually, free_port
+from svckit.testing import eventually
 from svckit.testing.fake_openai import Answer, ChatRequest, Reply
+from tests.otlp import SOON, Receiver, receiver
 from tests.system.harness import (
     SUCCEEDED,
     Suite,
@@ -40,30 +35,10 @@ ASKED = "Compare the hotels and the flights to Porto."
 TASKS = ("look at the hotels in Porto", "look at the flights to Porto")
 
 
-class Collector(otlp_grpc.TraceServiceServicer):
-    """Receives spans as a tracing backend would."""
-
-    def __init__(self) -> None:
-        self.spans: list[trace_pb2.Span] = []
-
-    def Export(
-        self, request: otlp.ExportTraceServiceRequest, context: Any
-    ) -> otlp.ExportTraceServiceResponse:
-        for resource in request.resource_spans:
-            for scope in resource.scope_spans:
-                self.spans.extend(scope.spans)
-        return otlp.ExportTraceServiceResponse()
-
-
 @pytest.fixture(scope="module")
-def collector() -> Iterator[tuple[Collector, int]]:
-    server = grpc.server(ThreadPoolExecutor(2))
-    receiver, port = Collector(), free_port()
-    otlp_grpc.add_TraceServiceServicer_to_server(receiver, server)  # type: ignore[no-untyped-call]
-    server.add_insecure_port(f"127.0.0.1:{port}")
-    server.start()
-    yield receiver, port
-    server.stop(None).wait()
+def collector() -> Iterator[Receiver]:
+    with receiver() as made:
+        yield made
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +62,7 @@ def _weak_and_strong(request: ChatRequest) -> Answer:
 @pytest.fixture(scope="module")
 def suite(
     provider: Provider,
-    collector: tuple[Collector, int],
+    collector: Receiver,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Suite]:
     toml = f"""
@@ -101,15 +76,14 @@ mode = "off"
 [providers.local]
 base_url = "{provider.fake.base_url}"
 [telemetry]
-otlp_endpoint = "http://127.0.0.1:{collector[1]}"
+otlp_endpoint = "{collector.endpoint}"
 """
-    environ = {"OTEL_BSP_SCHEDULE_DELAY": "200"}
-    with running(tmp_path_factory.mktemp("guard"), toml, environ=environ) as suite:
+    with running(tmp_path_factory.mktemp("guard"), toml, environ=SOON) as suite:
         yield suite
 
 
 async def test_an_excuse_never_reaches_the_customer_who_gets_a_delegated_answer(
-    suite: Suite, provider: Provider, collector: tuple[Collector, int], session: str
+    suite: Suite, provider: Provider, collector: Receiver, session: str
 ) -> None:
     async with suite.client() as client:
         watching = asyncio.create_task(_read_sse(suite, session))
@@ -155,8 +129,8 @@ async def test_an_excuse_never_reaches_the_customer_who_gets_a_delegated_answer(
         assert {EXCUSE in item.excerpt for item in result.interventions} == {True}
         shown = suite.cli("flow", "show", told.run_id).stdout
         assert "guard: false claim → insisted → forced → fell back to local:strong" in shown
-        await eventually(lambda: len(_guard_spans(collector[0])) == 3)
-        assert _guard_spans(collector[0]) == ["insist", "force_tool", "fall_back_model"]
+        await eventually(lambda: len(_guard_spans(collector)) == 3)
+        assert _guard_spans(collector) == ["insist", "force_tool", "fall_back_model"]
 
 
 async def test_with_the_guard_off_the_excuse_goes_through(
@@ -174,7 +148,7 @@ async def test_with_the_guard_off_the_excuse_goes_through(
     assert not payloads(told.events, "guard_intervened")
 
 
-def _guard_spans(collector: Collector) -> list[str]:
+def _guard_spans(collector: Receiver) -> list[str]:
     """The steps that the turn's spans tell of, in the order they were taken."""
     events = [
         event
@@ -183,8 +157,8 @@ def _guard_spans(collector: Collector) -> list[str]:
         if event.name == "delegation guard"
     ]
     steps = []
-    for event in sorted(events, key=lambda event: event.time_unix_nano):
-        found = {item.key: item.value.string_value for item in event.attributes}
+    for event in sorted(events, key=lambda event: event.time):
+        found = event.attributes
         assert found["conveyor.guard.trigger"] == "false_claim"
         assert EXCUSE not in str(found)
         steps.append(found["conveyor.guard.step"])
