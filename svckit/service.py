@@ -34,7 +34,7 @@ import uvloop
 from grpc import ServerCredentials, aio
 from opentelemetry import trace
 
-from svckit import failpoints
+from svckit import failpoints, pseudonyms
 from svckit.clock import Clock, SystemClock
 from svckit.errors import ServiceError, StartError
 from svckit.grpc import deadline, health
@@ -282,6 +282,10 @@ def main(
         settings = load(arguments.config)
     except ConfigError as err:
         _refuse(name, "; ".join(err.problems))
+    try:
+        pseudonyms.setup(settings)
+    except StartError as err:
+        _refuse(name, str(err))
     setup_logging(name, settings)
     from svckit import telemetry as telemetry_module
 

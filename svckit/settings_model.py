@@ -652,7 +652,9 @@ class TelemetrySettings(Table):
 
     `sample_ratio`: the part of all flows that is traced, decided once for each. `continuation`:
     whether queued work is below what created it, in one trace, or begins a trace with a link.
-    `ui_url`: where a person sees a trace, with `{trace_id}` in it.
+    `ui_url`: where a person sees a trace, with `{trace_id}` in it. `hash_key_file`: with the key of
+    the pseudonyms that stand for people and conversations, or `hash_key_env`, the variable that has
+    it; the same for all services.
     """
 
     otlp_endpoint: str = ""
@@ -660,6 +662,14 @@ class TelemetrySettings(Table):
     sample_ratio: float = Field(default=1.0, ge=0, le=1)
     continuation: Literal["parent", "link"] = "parent"
     ui_url: Annotated[str, AfterValidator(_trace_url)] = ""
+    hash_key_env: str = ""
+    hash_key_file: str = ""
+
+    @model_validator(mode="after")
+    def _one_key(self) -> Self:
+        if self.hash_key_env and self.hash_key_file:
+            raise ValueError("needs hash_key_env or hash_key_file, not both")
+        return self
 
 
 class MetricsSettings(Table):

@@ -184,6 +184,8 @@ MEANING = {
     "telemetry.sample_ratio": "The part of all flows that is traced, decided once for each",
     "telemetry.continuation": "`parent`: queued work is in the trace of what created it. `link`: it begins a trace of its own that links there",
     "telemetry.ui_url": "Where people see a trace, for example `http://127.0.0.1:16686/trace/{trace_id}`. Empty links nowhere",
+    "telemetry.hash_key_file": "File with the secret key of the pseudonyms that stand for people and conversations in traces, metrics and logs. The same for all services; empty uses a public one",
+    "telemetry.hash_key_env": "Or the environment variable that has it",
     "metrics.gateway": "Where the gateway answers `GET /metrics` without a token, for Prometheus. Empty: only on its HTTP address",
     "metrics.scheduler": "Where the scheduler answers `GET /metrics`. Empty: nowhere",
     "metrics.agent": "Where `agent_svc` answers `GET /metrics`. Empty: nowhere",

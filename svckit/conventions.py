@@ -1,0 +1,340 @@
+"""Every name in our traces and metrics: of spans, attributes, span events, metrics and labels.
+
+Two conventions are followed at once, so that general tracing UIs and those made for models both
+show a trace well: the GenAI semantic conventions of OpenTelemetry, and OpenInference. The functions
+below give what both call one thing; nobody else writes a name down. Names of our own begin with
+`conveyor.`, those of metrics with `conveyor_`.
+
+Values: names of people and conversations are pseudonyms (`svckit.pseudonyms`), contents are only
+there with `telemetry.capture_content`, and a span's name has few values: ids are attributes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TypeAlias
+
+from svckit import pseudonyms
+
+Value: TypeAlias = str | bool | int | float | Sequence[str]
+Attributes: TypeAlias = dict[str, Value]
+
+TRACER = "conveyor"
+"""Instrumentation scope of all spans and metrics."""
+
+# -- Span names -----------------------------------------------------------------------------------
+
+WAIT_SESSION_LANE = "wait session lane"
+WAIT_CHILDREN = "wait children"
+WAIT_APPROVAL = "wait approval"
+WAIT_LIMIT = "wait limit"
+WAIT_RETRY = "wait retry"
+WAIT_PERMISSION = "wait permission"
+RUN_STARTED = "run.started"
+RUN_LOST = "run.lost"
+
+
+def enqueue_span(queue: str) -> str:
+    """A run was accepted (PRODUCER, scheduler)."""
+    return f"enqueue {queue}"
+
+
+def wait_global_lane_span(lane: str) -> str:
+    """A run waited for a slot (scheduler)."""
+    return f"wait global lane {lane}"
+
+
+def run_span(queue: str) -> str:
+    """A turn of a run (CONSUMER, worker)."""
+    return f"run {queue}"
+
+
+def announce_span(lane: str) -> str:
+    """The end of a child was told to its parent (PRODUCER, scheduler). `lane`: the parent's."""
+    return f"announce {lane}"
+
+
+def agent_span(name: str) -> str:
+    """An agent or a harness at work (INTERNAL, or CLIENT when it is another process)."""
+    return f"invoke_agent {name}"
+
+
+def chat_span(model: str) -> str:
+    """A model call (CLIENT)."""
+    return f"chat {model}"
+
+
+def tool_span(name: str) -> str:
+    """A tool at work (INTERNAL)."""
+    return f"execute_tool {name}"
+
+
+def open_span(harness: str) -> str:
+    """A session of a harness is made ready (INTERNAL)."""
+    return f"open {harness}"
+
+
+def command_span(name: str) -> str:
+    """A command of a conversation, such as `/stop` (INTERNAL, gateway)."""
+    return f"command {name}"
+
+
+def deliver_span(channel_kind: str) -> str:
+    """A message was given to a channel (PRODUCER, gateway)."""
+    return f"deliver {channel_kind}"
+
+
+# -- Attributes: general conventions --------------------------------------------------------------
+
+SERVICE_NAME = "service.name"
+SERVICE_NAMESPACE = "service.namespace"
+SERVICE_INSTANCE_ID = "service.instance.id"
+SERVICE_VERSION = "service.version"
+ERROR_TYPE = "error.type"
+RPC_SYSTEM = "rpc.system"
+RPC_METHOD = "rpc.method"
+RPC_STATUS_CODE = "rpc.response.status_code"
+HTTP_REQUEST_METHOD = "http.request.method"
+HTTP_ROUTE = "http.route"
+HTTP_STATUS_CODE = "http.response.status_code"
+PEER_SERVICE = "peer.service"
+
+# -- Attributes: GenAI ----------------------------------------------------------------------------
+
+GEN_AI_OPERATION_NAME = "gen_ai.operation.name"
+GEN_AI_CONVERSATION_ID = "gen_ai.conversation.id"
+GEN_AI_PROVIDER_NAME = "gen_ai.provider.name"
+GEN_AI_AGENT_NAME = "gen_ai.agent.name"
+GEN_AI_REQUEST_MODEL = "gen_ai.request.model"
+GEN_AI_RESPONSE_MODEL = "gen_ai.response.model"
+GEN_AI_FINISH_REASONS = "gen_ai.response.finish_reasons"
+GEN_AI_INPUT_TOKENS = "gen_ai.usage.input_tokens"
+GEN_AI_OUTPUT_TOKENS = "gen_ai.usage.output_tokens"
+GEN_AI_CACHED_TOKENS = "gen_ai.usage.cache_read.input_tokens"
+GEN_AI_TOOL_NAME = "gen_ai.tool.name"
+GEN_AI_TOOL_CALL_ID = "gen_ai.tool.call.id"
+GEN_AI_TOOL_TYPE = "gen_ai.tool.type"
+# Contents: only with `telemetry.capture_content`.
+GEN_AI_INPUT_MESSAGES = "gen_ai.input.messages"
+GEN_AI_OUTPUT_MESSAGES = "gen_ai.output.messages"
+
+# -- Attributes: OpenInference --------------------------------------------------------------------
+
+OPENINFERENCE_SPAN_KIND = "openinference.span.kind"
+AGENT, LLM, TOOL, CHAIN = "AGENT", "LLM", "TOOL", "CHAIN"
+SESSION_ID = "session.id"
+AGENT_NAME = "agent.name"
+LLM_MODEL_NAME = "llm.model_name"
+LLM_PROVIDER = "llm.provider"
+LLM_PROMPT_TOKENS = "llm.token_count.prompt"
+LLM_COMPLETION_TOKENS = "llm.token_count.completion"
+LLM_TOTAL_TOKENS = "llm.token_count.total"
+LLM_CACHED_TOKENS = "llm.token_count.prompt_details.cache_read"
+LLM_COST_USD = "llm.cost.total"
+TOOL_NAME = "tool.name"
+# Contents: only with `telemetry.capture_content`.
+INPUT_VALUE = "input.value"
+INPUT_MIME_TYPE = "input.mime_type"
+OUTPUT_VALUE = "output.value"
+OUTPUT_MIME_TYPE = "output.mime_type"
+MIME_JSON = "application/json"
+MIME_TEXT = "text/plain"
+
+# -- Attributes: our own --------------------------------------------------------------------------
+
+SPAN_KIND = "conveyor.span_kind"
+"""The kind of the span, and below its links, for UIs that keep neither."""
+LINKS = "conveyor.links"
+"""Links as `trace id:span id`."""
+LINKS_LEFT_OUT = "conveyor.links.left_out"
+
+RUN_ID = "conveyor.run.id"
+PARENT_RUN_ID = "conveyor.run.parent_id"
+FLOW_ID = "conveyor.flow.id"
+QUEUE = "conveyor.queue"
+LANE = "conveyor.lane"
+DEPTH = "conveyor.depth"
+TURN = "conveyor.turn"
+ATTEMPT = "conveyor.attempt"
+WORKER = "conveyor.worker"
+CUSTOMER = "conveyor.customer"
+OUTCOME = "conveyor.outcome"
+"""How a turn ended: complete, suspend, fail or release."""
+RESUME_REASON = "conveyor.resume_reason"
+CAUSE = "conveyor.cause"
+REQUEST_ID = "conveyor.request_id"
+"""The id that an unexpected error was answered with, as in the logs."""
+
+WAIT_POSITION = "conveyor.wait.position"
+"""How many runs were before this one when it was accepted."""
+WAIT_ESTIMATE = "conveyor.wait.estimate_seconds"
+"""How long it was told to wait, all in all, when it was accepted."""
+WAIT_ESTIMATE_ERROR = "conveyor.wait.estimate_error_seconds"
+"""How much longer than that it took; negative when it was shorter."""
+WAIT_LIMIT_NAME = "conveyor.wait.limit"
+WAIT_CHILDREN_COUNT = "conveyor.wait.children"
+WAIT_QUESTIONS_COUNT = "conveyor.wait.questions"
+
+CHILDREN_STATE = "conveyor.child.state"
+CHILD_RUN_ID = "conveyor.child.run_id"
+LIVE_SIBLINGS = "conveyor.child.live_siblings"
+
+TOOL_CALLS = "conveyor.tool.calls"
+"""How many calls of a reply a tool span stands for."""
+STEP = "conveyor.step"
+MODEL_ATTEMPT = "conveyor.model.attempt"
+MODEL_FALLBACK = "conveyor.model.fallback"
+RETRY_REASON = "conveyor.model.retry_reason"
+RETRY_AFTER = "conveyor.model.retry_after_seconds"
+YIELDED = "conveyor.yielded"
+PROBE_PROMPT = "conveyor.probe.prompt"
+
+GUARD_TRIGGER = "conveyor.guard.trigger"
+GUARD_STEP = "conveyor.guard.step"
+GUARD_MODEL = "conveyor.guard.model"
+GUARD_RESOLVED = "conveyor.guard.resolved"
+
+STEERED_INPUTS = "conveyor.steered.inputs"
+QUESTION_ID = "conveyor.question.id"
+QUESTION_KIND = "conveyor.question.kind"
+QUESTION_OUTCOME = "conveyor.question.outcome"
+
+ACP_SESSION_ID = "conveyor.acp.session.id"
+ACP_HARNESS = "conveyor.acp.harness"
+ACP_PERMISSION_MODE = "conveyor.acp.permission_mode"
+ACP_PERMISSION_ALLOWED = "conveyor.acp.permission.allowed"
+ACP_PERMISSION_RULE = "conveyor.acp.permission.rule"
+ACP_STOP_REASON = "conveyor.acp.stop_reason"
+
+CHANNEL_KIND = "conveyor.channel.kind"
+CHANNEL = "conveyor.channel"
+COMMAND = "conveyor.command"
+HOOK = "conveyor.hook"
+RECIPIENT = "conveyor.recipient"
+DELIVERY_ATTEMPT = "conveyor.delivery.attempt"
+DELIVERY_OUTCOME = "conveyor.delivery.outcome"
+
+# -- Events on spans ------------------------------------------------------------------------------
+
+EVENT_GUARD = "delegation guard"
+EVENT_LIMIT = "waits for a limit"
+EVENT_STEERED = "steered"
+EVENT_QUESTION = "question asked"
+EVENT_ANSWER = "question answered"
+EVENT_YIELD = "yields"
+EVENT_MODEL_RETRY = "model call repeated"
+
+# -- What both conventions call one thing ---------------------------------------------------------
+
+
+def conversation(session_key: str) -> Attributes:
+    """Which conversation a span belongs to; nothing when it belongs to none."""
+    if not session_key:
+        return {}
+    pseudonym = pseudonyms.of(session_key)
+    return {GEN_AI_CONVERSATION_ID: pseudonym, SESSION_ID: pseudonym}
+
+
+def agent_turn(name: str, session_key: str) -> Attributes:
+    """An agent or a harness at work on a turn."""
+    return {
+        GEN_AI_OPERATION_NAME: "invoke_agent",
+        OPENINFERENCE_SPAN_KIND: AGENT,
+        GEN_AI_AGENT_NAME: name,
+        AGENT_NAME: name,
+        **conversation(session_key),
+    }
+
+
+def model_call(model: str, session_key: str) -> Attributes:
+    """A model is asked. `model` is a full name, such as `openai:gpt-5`, or a built-in one."""
+    provider, colon, _ = model.partition(":")
+    return {
+        GEN_AI_OPERATION_NAME: "chat",
+        OPENINFERENCE_SPAN_KIND: LLM,
+        GEN_AI_REQUEST_MODEL: model,
+        LLM_MODEL_NAME: model,
+        **({GEN_AI_PROVIDER_NAME: provider, LLM_PROVIDER: provider} if colon else {}),
+        **conversation(session_key),
+    }
+
+
+def model_answered(
+    model: str, *, read: int, written: int, cached: int = 0, cost_usd: float | None = None
+) -> Attributes:
+    """A model answered: which one, and the tokens it read (cached ones included) and wrote."""
+    found: Attributes = {
+        GEN_AI_RESPONSE_MODEL: model,
+        LLM_MODEL_NAME: model,
+        GEN_AI_INPUT_TOKENS: read,
+        LLM_PROMPT_TOKENS: read,
+        GEN_AI_OUTPUT_TOKENS: written,
+        LLM_COMPLETION_TOKENS: written,
+        LLM_TOTAL_TOKENS: read + written,
+    }
+    if cached:
+        found[GEN_AI_CACHED_TOKENS] = found[LLM_CACHED_TOKENS] = cached
+    if cost_usd is not None:
+        found[LLM_COST_USD] = cost_usd
+    return found
+
+
+def tool_call(name: str, call_ids: Sequence[str]) -> Attributes:
+    """A tool at work, for one call or for several that go together."""
+    return {
+        GEN_AI_OPERATION_NAME: "execute_tool",
+        OPENINFERENCE_SPAN_KIND: TOOL,
+        GEN_AI_TOOL_NAME: name,
+        TOOL_NAME: name,
+        GEN_AI_TOOL_CALL_ID: call_ids[0] if len(call_ids) == 1 else list(call_ids),
+    }
+
+
+def content(*, asked: str = "", answered: str = "", mime_type: str = MIME_TEXT) -> Attributes:
+    """What was said, as text or as JSON: only with `telemetry.capture_content`."""
+    found: Attributes = {}
+    if asked:
+        found |= {GEN_AI_INPUT_MESSAGES: asked, INPUT_VALUE: asked, INPUT_MIME_TYPE: mime_type}
+    if answered:
+        found |= {
+            GEN_AI_OUTPUT_MESSAGES: answered,
+            OUTPUT_VALUE: answered,
+            OUTPUT_MIME_TYPE: mime_type,
+        }
+    return found
+
+
+# -- Metrics and their labels ---------------------------------------------------------------------
+# Names as Prometheus shows them, but for the `_total` of counters and the unit.
+
+METRIC_LANE_WAITING = "conveyor_lane_waiting"
+METRIC_LANE_RUNNING = "conveyor_lane_running"
+METRIC_LANE_SUSPENDED = "conveyor_lane_suspended"
+METRIC_LANE_LIMIT = "conveyor_lane_limit"
+METRIC_LANE_WAIT = "conveyor_lane_wait"
+METRIC_TURN = "conveyor_turn_duration"
+METRIC_LEASES_LOST = "conveyor_leases_lost"
+METRIC_ATTEMPTS = "conveyor_attempts"
+METRIC_ESTIMATE_ERROR = "conveyor_estimate_error"
+METRIC_ANNOUNCEMENTS_PENDING = "conveyor_announcements_pending"
+METRIC_WATCHER_LAG = "conveyor_watcher_lag"
+METRIC_EVENT_LOOP_LAG = "conveyor_event_loop_lag"
+METRIC_MODEL_CALLS = "conveyor_model_calls"
+METRIC_TOKENS = "conveyor_tokens"
+METRIC_COST = "conveyor_cost_usd"
+METRIC_RATE_LIMITED = "conveyor_model_rate_limited"
+METRIC_GUARD = "conveyor_guard_interventions"
+METRIC_ACP_SESSIONS = "conveyor_acp_sessions"
+METRIC_PERMISSION_WAIT = "conveyor_acp_permission_wait"
+METRIC_SPANS_DROPPED = "conveyor_spans_dropped"
+METRIC_SPANS_EXPORTED = "conveyor_spans_exported"
+
+LABEL_LANE = "lane"
+LABEL_QUEUE = "queue"
+LABEL_MODEL = "model"
+LABEL_CHANNEL_KIND = "channel_kind"
+LABEL_REASON = "reason"
+LABEL_OUTCOME = "outcome"
+LABEL_KIND = "kind"
+LABEL_STATE = "state"
+LABEL_STEP = "step"
