@@ -289,7 +289,7 @@ def main(
     setup_logging(name, settings)
     from svckit import telemetry as telemetry_module
 
-    telemetry = telemetry_module.setup(name, settings, make_global=True)
+    telemetry = telemetry_module.setup(name, settings)
     try:
         with asyncio.Runner(loop_factory=new_loop) as runner:
             code = runner.run(

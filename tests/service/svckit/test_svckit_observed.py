@@ -11,6 +11,9 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
+from opentelemetry import trace
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from conveyor.events.v1 import event_log_service_pb2 as log_pb2
 from conveyor.events.v1 import event_log_service_pb2_grpc as log_grpc
@@ -87,6 +90,19 @@ def test_spans_are_made_without_an_exporter_and_the_exporter_does_not_hold_the_e
     made = telemetry.setup("example", settings)
     made.tracer.start_span("s").end()
     made.shutdown()
+
+
+def test_tracers_of_libraries_record_nothing() -> None:
+    """FastAPI, and the SDKs of MCP and ACP, put paths, queries and arguments into their spans."""
+    found = InMemorySpanExporter()
+    made = telemetry.setup("example", load(environ={}), processors=(SimpleSpanProcessor(found),))
+    with made.tracer.start_as_current_span("ours") as ours:
+        theirs = trace.get_tracer("a library").start_span("theirs", attributes={"path": "/secret"})
+        # What they pass on to others still belongs to the trace.
+        assert theirs.get_span_context().trace_id == ours.get_span_context().trace_id
+        theirs.end()
+    made.shutdown()
+    assert [span.name for span in found.get_finished_spans()] == ["ours"]
 
 
 def building(script: ScriptedServicer, *, dies: bool = False) -> Any:
