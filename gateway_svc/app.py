@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -34,10 +34,8 @@ from gateway_svc.hook_settings import hooks_of
 from gateway_svc.hooks import Hooks, HookServices
 from gateway_svc.http.edge import Edge
 from gateway_svc.http.health import Readiness, build_health_router
-from gateway_svc.http.metrics import Metrics
 from gateway_svc.http.routes import build_router
-from gateway_svc.http.server import WebServer, address_of, bind_http, build_web
-from gateway_svc.http.sse import STREAMS
+from gateway_svc.http.server import build_web
 from gateway_svc.inbox import Inbox
 from gateway_svc.intake import Intake
 from gateway_svc.operations import Operations
@@ -55,9 +53,12 @@ from gateway_svc.watching.lanes import SpawnedLanes
 from gateway_svc.watching.log import EventLog
 from gateway_svc.watching.session import SessionWatcher
 from svckit.database import Database
+from svckit.errors import StoreUnavailable
 from svckit.housekeeping import keep_tidy
 from svckit.logging import get_logger
+from svckit.metrics import definitions
 from svckit.service import App, Build, Context, Registered
+from svckit.web import WebServer, bind_http
 
 MIGRATIONS = Path(__file__).parent / "store" / "migrations"
 
@@ -90,8 +91,10 @@ async def _build(
     context: Context, channels: Mapping[str, Channel], stack: AsyncExitStack
 ) -> GatewayApp:
     settings, draining, clock = context.settings, context.draining, context.clock
+    metrics = context.metrics
     refuse_unsupported(settings, served=channels)
-    door, tls = Door(token_holders(settings), time.monotonic), load_tls(settings.gateway.tls)
+    door = Door(token_holders(settings), time.monotonic, metrics)
+    tls = load_tls(settings.gateway.tls)
     hooks = hooks_of(settings)
     open_to_others = not all(map(is_loopback, (settings.gateway.http, settings.gateway.grpc)))
     if tls is None and open_to_others:
@@ -117,7 +120,7 @@ async def _build(
 
     rules = replace(routing_rules(settings), holders=door.holders)
     event_log = EventLog(upstream)
-    dispatcher = Dispatcher(database, channels, clock)
+    dispatcher = Dispatcher(database, channels, clock, metrics=metrics)
     bindings = Bindings(database, upstream, clock)
     conversations = Conversations(database, upstream, event_log, bindings, rules, clock)
     operations, questions = Operations(upstream), Questions(upstream)
@@ -149,7 +152,7 @@ async def _build(
         providers=frozenset(settings.providers),
     )
     commands = Commands(services, channels, dispatcher.wake)
-    inbox = Inbox(database, intake, bindings, rules, clock, commands)
+    inbox = Inbox(database, intake, bindings, rules, clock, commands, metrics)
     use_cases = UseCases(
         inbox=inbox,
         chats=ChatService(inbox, event_log, upstream, draining),
@@ -171,19 +174,21 @@ async def _build(
     )
 
     forget = partial(remove_old, database, settings.retention)
-    metrics = _described(Metrics())
+    waiting = metrics.gauge(definitions.DELIVERIES_PENDING)
 
-    async def refresh() -> None:
-        metrics.set("conveyor_gateway_outbox_pending", await database.run(outbox.count_pending))
-        metrics.set("conveyor_gateway_delivered_total", dispatcher.delivered)
-        metrics.set("conveyor_gateway_given_up_total", dispatcher.given_up)
-        metrics.set("conveyor_gateway_log_position", follower.position)
+    async def count_waiting() -> None:
+        with suppress(StoreUnavailable):  # what it said before stands: the rest can be told
+            found = await database.run(outbox.count_pending)
+            for channel in {*channels, *found}:
+                waiting.set(found.get(channel, 0), channel)
 
+    metrics.before(count_waiting)
+    metrics.read(definitions.DELIVERY_POSITION, lambda: follower.position)
     origins = settings.gateway.allowed_origins
     web = build_web(
         [
             build_router(use_cases, metrics),
-            build_health_router(Readiness(database, neighbours, draining), metrics, refresh),
+            build_health_router(Readiness(database, neighbours, draining), metrics),
         ],
         origins,
         door,
@@ -197,7 +202,7 @@ async def _build(
     )
     server = WebServer(edge, bound, tls.http if tls else None)
     servicer = GatewayServicer(use_cases)
-    http_address = address_of(bound)
+    http_address = server.address
     log.info("console", address=f"{'https' if tls else 'http'}://{http_address}/")
     return GatewayApp(
         services=[
@@ -214,15 +219,3 @@ async def _build(
         credentials=tls.grpc if tls else None,
         http_address=http_address,
     )
-
-
-def _described(metrics: Metrics) -> Metrics:
-    for name, kind, text in (
-        (STREAMS, "gauge", "Server-sent event streams that are open."),
-        ("conveyor_gateway_outbox_pending", "gauge", "Deliveries that wait."),
-        ("conveyor_gateway_delivered_total", "counter", "Deliveries made."),
-        ("conveyor_gateway_given_up_total", "counter", "Deliveries given up."),
-        ("conveyor_gateway_log_position", "gauge", "How far the event log was followed."),
-    ):
-        metrics.describe(name, kind, text)
-    return metrics

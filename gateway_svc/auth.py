@@ -12,7 +12,8 @@ from contextlib import contextmanager
 
 from gateway_svc.domain.principals import Principal, Scope, Tokens
 from gateway_svc.domain.rates import WINDOW_SECONDS, Rates
-from svckit.errors import RateLimited
+from svckit.errors import RateLimited, Unauthenticated
+from svckit.metrics import NOBODY, Metrics, definitions
 
 __all__ = ["LOCAL", "Door", "Principal", "Scope", "acting", "caller", "enter"]
 
@@ -45,11 +46,19 @@ def acting(principal: Principal) -> Iterator[None]:
 class Door:
     """Admits callers. One per process. `clock` gives seconds that never go back."""
 
-    def __init__(self, holders: Mapping[str, Principal], clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        holders: Mapping[str, Principal],
+        clock: Callable[[], float],
+        metrics: Metrics = NOBODY,
+    ) -> None:
         """Take the tokens, each with its holder; none means that everybody is `LOCAL`."""
         self._tokens = Tokens(holders)
         self._clock = clock
         self._rates = Rates()
+        self._refused = metrics.counter(definitions.CALLERS_REFUSED)
+        for reason in ("token", "rate"):
+            self._refused.start(reason)
         self.holders: Sequence[Principal] = tuple(holders.values())
 
     def admit(self, credentials: Sequence[str]) -> Principal:
@@ -57,7 +66,11 @@ class Door:
 
         Raises `Unauthenticated`, or `RateLimited` for one that calls too often.
         """
-        principal = self._tokens.holder(credentials) if self._tokens else LOCAL
+        try:
+            principal = self._tokens.holder(credentials) if self._tokens else LOCAL
+        except Unauthenticated:
+            self._refused.add("token")
+            raise
         self.count(principal)
         return principal
 
@@ -66,6 +79,7 @@ class Door:
         per_minute = principal.requests_per_minute
         wait = self._rates.take(principal.name, per_minute, self._clock())
         if wait > 0:
+            self._refused.add("rate")
             raise RateLimited(
                 f"more than {per_minute} calls in a minute; wait a moment",
                 metadata={"limit": str(per_minute), "windowSeconds": f"{WINDOW_SECONDS:g}"},

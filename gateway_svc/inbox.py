@@ -38,6 +38,7 @@ from gateway_svc.store import sessions as store
 from svckit.clock import Clock
 from svckit.database import Database
 from svckit.errors import RequestIdReused, invalid_field
+from svckit.metrics import NOBODY, Metrics, definitions
 
 T = TypeVar("T")
 
@@ -75,6 +76,7 @@ class Inbox:
         rules: RoutingRules,
         clock: Clock,
         commands: Commands,
+        metrics: Metrics = NOBODY,
     ) -> None:
         self._database = database
         self._intake = intake
@@ -82,6 +84,9 @@ class Inbox:
         self._rules = rules
         self._clock = clock
         self._commands = commands
+        self._messages = metrics.counter(definitions.MESSAGES)
+        for kind in ("message", "command"):
+            self._messages.start(kind)
         self._births: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     async def send(
@@ -125,9 +130,11 @@ class Inbox:
 
         is_said = read is None
         with own_words():
-            return await self._in_session(
+            accepted = await self._in_session(
                 inbound, request_id, principal, address, take, said=is_said
             )
+        self._messages.add("message" if is_said else "command")
+        return accepted
 
     async def _in_session(
         self,

@@ -1,9 +1,9 @@
-"""Every name in our traces and metrics: of spans, attributes, span events, metrics and labels.
+"""Every name in our traces: of spans, attributes and span events.
 
 Two conventions are followed at once, so that general tracing UIs and those made for models both
 show a trace well: the GenAI semantic conventions of OpenTelemetry, and OpenInference. The functions
 below give what both call one thing; nobody else writes a name down. Names of our own begin with
-`conveyor.`, those of metrics with `conveyor_`.
+`conveyor.`. What metrics are called says `svckit.metrics.definitions`.
 
 Values: names of people and conversations are pseudonyms (`svckit.pseudonyms`), contents are only
 there with `telemetry.capture_content`, and a span's name has few values: ids are attributes.
@@ -91,10 +91,6 @@ SERVICE_NAMESPACE = "service.namespace"
 SERVICE_INSTANCE_ID = "service.instance.id"
 SERVICE_VERSION = "service.version"
 ERROR_TYPE = "error.type"
-# An event of this name; never with `exception.message`, which may hold anything.
-EXCEPTION = "exception"
-EXCEPTION_TYPE = "exception.type"
-EXCEPTION_STACKTRACE = "exception.stacktrace"
 RPC_SYSTEM = "rpc.system"
 RPC_METHOD = "rpc.method"
 RPC_STATUS_CODE = "rpc.response.status_code"
@@ -306,39 +302,3 @@ def content(*, asked: str = "", answered: str = "", mime_type: str = MIME_TEXT) 
             OUTPUT_MIME_TYPE: mime_type,
         }
     return found
-
-
-# -- Metrics and their labels ---------------------------------------------------------------------
-# Names as Prometheus shows them, but for the `_total` of counters and the unit.
-
-METRIC_LANE_WAITING = "conveyor_lane_waiting"
-METRIC_LANE_RUNNING = "conveyor_lane_running"
-METRIC_LANE_SUSPENDED = "conveyor_lane_suspended"
-METRIC_LANE_LIMIT = "conveyor_lane_limit"
-METRIC_LANE_WAIT = "conveyor_lane_wait"
-METRIC_TURN = "conveyor_turn_duration"
-METRIC_LEASES_LOST = "conveyor_leases_lost"
-METRIC_ATTEMPTS = "conveyor_attempts"
-METRIC_ESTIMATE_ERROR = "conveyor_estimate_error"
-METRIC_ANNOUNCEMENTS_PENDING = "conveyor_announcements_pending"
-METRIC_WATCHER_LAG = "conveyor_watcher_lag"
-METRIC_EVENT_LOOP_LAG = "conveyor_event_loop_lag"
-METRIC_MODEL_CALLS = "conveyor_model_calls"
-METRIC_TOKENS = "conveyor_tokens"
-METRIC_COST = "conveyor_cost_usd"
-METRIC_RATE_LIMITED = "conveyor_model_rate_limited"
-METRIC_GUARD = "conveyor_guard_interventions"
-METRIC_ACP_SESSIONS = "conveyor_acp_sessions"
-METRIC_PERMISSION_WAIT = "conveyor_acp_permission_wait"
-METRIC_SPANS_DROPPED = "conveyor_spans_dropped"
-METRIC_SPANS_EXPORTED = "conveyor_spans_exported"
-
-LABEL_LANE = "lane"
-LABEL_QUEUE = "queue"
-LABEL_MODEL = "model"
-LABEL_CHANNEL_KIND = "channel_kind"
-LABEL_REASON = "reason"
-LABEL_OUTCOME = "outcome"
-LABEL_KIND = "kind"
-LABEL_STATE = "state"
-LABEL_STEP = "step"

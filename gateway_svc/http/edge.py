@@ -11,14 +11,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gateway_svc.domain.origin import OriginRules
 from gateway_svc.domain.routing import too_large
-from gateway_svc.http.metrics import Metrics
 from gateway_svc.http.wire import error_response
 from svckit.errors import ForeignOrigin, Internal, ServiceError, ShuttingDown
 from svckit.logging import get_logger
+from svckit.metrics import Metrics, definitions
 
 MAX_BODY_BYTES = 2 * 1024 * 1024
-REQUESTS = "conveyor_gateway_http_requests_total"
-SECONDS = "conveyor_gateway_http_request_seconds_total"
 
 CSP = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
@@ -49,12 +47,11 @@ class Edge:
     ) -> None:
         self._app = app
         self._rules = rules
-        self._metrics = metrics
+        self._requests = metrics.counter(definitions.HTTP_REQUESTS)
+        self._seconds = metrics.histogram(definitions.HTTP_SECONDS)
         self._tracer = tracer
         self._is_draining = is_draining
         self._max_body = max_body
-        metrics.describe(REQUESTS, "counter", "HTTP requests by method, route and status.")
-        metrics.describe(SECONDS, "counter", "Time to the first byte of the answer, summed.")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
@@ -70,10 +67,8 @@ class Edge:
             await self._serve(scope, receive, answer)
         finally:
             route = _route(scope)
-            self._metrics.add(
-                REQUESTS, method=_method(scope), route=route, status=str(answer.status)
-            )
-            self._metrics.add(SECONDS, (answer.started or time.monotonic()) - begun, route=route)
+            self._requests.add(_method(scope), route, str(answer.status))
+            self._seconds.observe((answer.started or time.monotonic()) - begun, route)
 
     async def _serve(self, scope: Scope, receive: Receive, answer: _Answer) -> None:
         headers = Headers(scope=scope)

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
 
 import grpc.aio
 import sqlalchemy as sa
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.responses import JSONResponse, Response
 
 from gateway_svc.auth import Scope, caller
-from gateway_svc.http.metrics import Metrics
 from svckit.database import Database
 from svckit.errors import StoreUnavailable
+from svckit.metrics import Metrics
+from svckit.metrics.exposition import exposed
 
 CHECK_SECONDS = 2.0
 # A scheduler that stands by is alive; this it says of the one that leads only.
@@ -61,9 +61,7 @@ class Readiness:
         return "ok" if serving else "not serving"
 
 
-def build_health_router(
-    readiness: Readiness, metrics: Metrics, refresh: Callable[[], Awaitable[None]]
-) -> APIRouter:
+def build_health_router(readiness: Readiness, metrics: Metrics) -> APIRouter:
     """Return `/healthz`, `/readyz` and `/metrics`."""
     router = APIRouter()
 
@@ -79,12 +77,10 @@ def build_health_router(
         return JSONResponse({"ready": ready, "parts": parts}, 200 if ready else 503)
 
     @router.get("/metrics")
-    async def show_metrics() -> Response:
+    async def show_metrics(request: Request) -> Response:
         # Figures of the process: no label of them names a customer, a session or a run.
         caller().require(Scope.READ)
-        await refresh()
-        return PlainTextResponse(
-            metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8"
-        )
+        text, content_type = await exposed(metrics, request.headers.get("accept", ""))
+        return Response(text, headers={"content-type": content_type})
 
     return router

@@ -25,14 +25,13 @@ from gateway_svc.http.bodies import (
     truth,
 )
 from gateway_svc.http.hook_routes import add_hook_routes
-from gateway_svc.http.metrics import Metrics
 from gateway_svc.http.sse import event_stream, probe_stream
 from gateway_svc.http.wire import parse_json, respond, to_message
 from gateway_svc.refusals import not_yet
 from gateway_svc.use_cases import UseCases
 from svckit.errors import invalid_field
+from svckit.metrics import Metrics
 
-MESSAGES = "conveyor_gateway_messages_total"
 _EVENT_PARAMETERS = frozenset({"include_descendants", "from_now", "payloads", "resume_token"})
 
 # Paths of the contract that a later release fills, and what they belong to.
@@ -46,14 +45,12 @@ _LATER = (
 def build_router(do: UseCases, metrics: Metrics) -> APIRouter:
     """Return the routes over the use cases."""
     router = APIRouter()
-    metrics.describe(MESSAGES, "counter", "Messages accepted over HTTP.")
 
     @router.post("/v1/sessions/{key}/messages")
     async def send_message(key: str, request: Request) -> Response:
         body = parse_json(await request.body())
         asked = send_request(plain(key), request.headers.get(IDEMPOTENCY_KEY), body)
         sent = await do.inbox.send(asked, caller())
-        metrics.add(MESSAGES)
         return respond(sent, 202)
 
     @router.get("/v1/sessions/{key}/events")

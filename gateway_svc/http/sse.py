@@ -13,11 +13,10 @@ from starlette.types import Receive, Scope, Send
 
 from conveyor.agent.v1 import agent_service_pb2 as ag
 from conveyor.gateway.v1 import gateway_service_pb2 as gw
-from gateway_svc.http.metrics import Metrics
 from gateway_svc.http.wire import error_body, to_dict
 from svckit.errors import ServiceError
+from svckit.metrics import Metrics, definitions
 
-STREAMS = "conveyor_gateway_streams"
 # An error that shows at once is an HTTP error; later ones are an event of the stream.
 FIRST_ITEM_SECONDS = 1.0
 # A provider that cannot be reached is an HTTP error too: it takes a few tries to know.
@@ -83,14 +82,14 @@ class _EventSource(EventSourceResponse):
         super().__init__(stream, ping=15, sep="\n", headers={"Cache-Control": "no-store"})
         self._first = first
         self._leave = leave
-        self._metrics = metrics
+        self._open = metrics.gauge(definitions.HTTP_STREAMS)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        self._metrics.add(STREAMS)
+        self._open.add()
         try:
             await super().__call__(scope, receive, send)
         finally:
-            self._metrics.add(STREAMS, -1)
+            self._open.add(by=-1)
             self._first.cancel()
             await asyncio.gather(self._first, return_exceptions=True)
             await self._leave()

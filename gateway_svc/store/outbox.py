@@ -100,10 +100,14 @@ def waiting_recipients(connection: sa.Connection) -> list[str]:
     return list(connection.execute(statement).scalars())
 
 
-def count_pending(connection: sa.Connection) -> int:
-    """Return how many deliveries wait."""
-    statement = sa.select(sa.func.count()).where(outbox.c.state == OutboxState.PENDING)
-    return int(connection.execute(statement).scalar_one())
+def count_pending(connection: sa.Connection) -> dict[str, int]:
+    """Return how many deliveries wait, by channel."""
+    statement = (
+        sa.select(outbox.c.channel, sa.func.count().label("waiting"))
+        .where(outbox.c.state == OutboxState.PENDING)
+        .group_by(outbox.c.channel)
+    )
+    return {row.channel: row.waiting for row in connection.execute(statement)}
 
 
 def first_pending(connection: sa.Connection, recipient: str) -> Entry | None:

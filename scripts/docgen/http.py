@@ -8,8 +8,8 @@ from unittest.mock import Mock
 from fastapi.routing import APIRoute
 
 from docgen import NOTE
-from gateway_svc.http.metrics import Metrics
 from gateway_svc.http.routes import _LATER, build_router
+from svckit.metrics import Metrics
 
 INTRO = """# HTTP
 

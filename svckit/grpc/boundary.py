@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import inspect
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeAlias
 
@@ -17,13 +18,13 @@ from grpc import aio
 from opentelemetry import context as otel_context
 from opentelemetry import propagate, trace
 
-from svckit import conventions
 from svckit.errors import PASSING, Internal, NotImplementedYet, ServiceError
 from svckit.grpc import deadline, methods
 from svckit.grpc.client import ERROR_CODES
 from svckit.grpc.status import code_of, from_rpc_error, to_proto, to_trailers
 from svckit.ids import new_ulid
-from svckit.logging import get_logger, where
+from svckit.logging import get_logger
+from svckit.metrics import NOBODY, Metrics, definitions
 
 _log = get_logger("svckit.grpc")
 
@@ -40,8 +41,12 @@ _FACTORIES: dict[tuple[bool, bool], Callable[..., Any]] = {
 class ServerBoundary(aio.ServerInterceptor):
     """Wraps all four kinds of handlers, and streams of both styles (generator and `write`)."""
 
-    def __init__(self, tracer: trace.Tracer) -> None:
+    def __init__(self, tracer: trace.Tracer, metrics: Metrics = NOBODY) -> None:
         self._tracer = tracer
+        self._metrics = metrics
+        self._calls = metrics.counter(definitions.GRPC_CALLS)
+        self._seconds = metrics.histogram(definitions.GRPC_SECONDS)
+        self._open = metrics.gauge(definitions.GRPC_OPEN)
         self._active: set[asyncio.Task[Any]] = set()
         # Wrapped once, not per call: method -> (handler, the same inside the boundary).
         self._wrapped: dict[str, tuple[Any, Any]] = {}
@@ -80,7 +85,11 @@ class ServerBoundary(aio.ServerInterceptor):
         )
         factory = _FACTORIES[handler.request_streaming, handler.response_streaming]
         return factory(
-            self._inside(_streaming(inner) if handler.response_streaming else inner, method),
+            self._inside(
+                _streaming(inner) if handler.response_streaming else inner,
+                method,
+                streams=handler.request_streaming or handler.response_streaming,
+            ),
             handler.request_deserializer,
             handler.response_serializer,
         )
@@ -92,9 +101,15 @@ class ServerBoundary(aio.ServerInterceptor):
         return self._inside(refuse, method)
 
     def _inside(
-        self, inner: Callable[[Any, ServicerContext], Any], method: str
+        self,
+        inner: Callable[[Any, ServicerContext], Any],
+        method: str,
+        *,
+        streams: bool = False,
     ) -> Callable[[Any, ServicerContext], Awaitable[Any]]:
         traced = methods.is_traced(method)
+        label = methods.short_name(method)
+        timed = self._metrics.listening and not streams and methods.ends_soon(method)
         name = method.lstrip("/")
         attributes = {"rpc.system": "grpc", "rpc.method": method}
 
@@ -111,6 +126,8 @@ class ServerBoundary(aio.ServerInterceptor):
                 scope = trace.set_span_in_context(span, scope)
             token = otel_context.attach(scope)
             code = grpc.StatusCode.OK
+            began = time.perf_counter() if timed else 0.0
+            self._open.add(label)
             try:
                 with deadline.scope(context.time_remaining()):
                     result = inner(request, context)
@@ -130,8 +147,7 @@ class ServerBoundary(aio.ServerInterceptor):
                 mapped = _as_service_error(err, method, context)
                 if mapped is None:
                     mapped, request_id = Internal("internal error"), new_ulid()
-                    # Not `record_exception`: it writes the exception's text into the span.
-                    span.add_event(conventions.EXCEPTION, _of_exception(err))
+                    span.record_exception(err)
                     _log.error("call failed", method=method, request_id=request_id, exc_info=err)
                 status = to_proto(mapped, request_id=request_id)
                 code = code_of(status)
@@ -141,6 +157,10 @@ class ServerBoundary(aio.ServerInterceptor):
                 await context.abort(code, status.message, trailers)
             finally:
                 self._active.discard(task)
+                self._open.add(label, by=-1)
+                self._calls.add(label, code.name)
+                if timed:
+                    self._seconds.observe(time.perf_counter() - began, label)
                 span.set_attribute("rpc.response.status_code", code.name)
                 if code in ERROR_CODES:
                     span.set_status(trace.StatusCode.ERROR, code.name)
@@ -173,13 +193,6 @@ def _parent(context: ServicerContext) -> otel_context.Context:
     if propagate.get_global_textmap().fields.isdisjoint(carrier):
         return otel_context.get_current()
     return propagate.extract(carrier)
-
-
-def _of_exception(err: Exception) -> conventions.Attributes:
-    return {
-        conventions.EXCEPTION_TYPE: type(err).__qualname__,
-        conventions.EXCEPTION_STACKTRACE: where(err),
-    }
 
 
 def _as_service_error(err: Exception, method: str, context: ServicerContext) -> ServiceError | None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from google.protobuf import descriptor_pool
+
 DEFAULT_TIMEOUT = 5.0
 LONG_POLL_MARGIN = 5.0
 
@@ -58,6 +60,40 @@ def is_traced(method: str) -> bool:
     return not (
         name in _UNTRACED or name.startswith("Watch") or service.startswith(_UNTRACED_SERVICES)
     )
+
+
+def ends_soon(method: str) -> bool:
+    """Tell whether a call of `method` takes as long as its work, not as long as nothing happens."""
+    return method.rpartition("/")[2] != "LeaseRuns"
+
+
+def short_name(method: str) -> str:
+    """Return `Service/Method` for a method of ours, `other` for what only a caller knows of.
+
+    Callers may call anything, and what they make up must not become a series of a metric.
+    """
+    service, _, name = method.lstrip("/").partition("/")
+    if service not in _METHODS:
+        return "other"
+    names = _METHODS[service] or _methods_of(service)
+    return f"{service.rpartition('.')[2]}/{name}" if name in names else "other"
+
+
+_METHODS: dict[str, frozenset[str]] = {
+    **dict.fromkeys(SERVICES, frozenset()),
+    "grpc.health.v1.Health": frozenset({"Check", "List", "Watch"}),
+    "grpc.reflection.v1alpha.ServerReflection": frozenset({"ServerReflectionInfo"}),
+}
+
+
+def _methods_of(service: str) -> frozenset[str]:
+    # Whatever serves it, or was made to call it, has described it.
+    try:
+        described = descriptor_pool.Default().FindServiceByName(service)
+    except KeyError:
+        return frozenset()
+    _METHODS[service] = frozenset(method.name for method in described.methods)
+    return _METHODS[service]
 
 
 def service_config() -> str:

@@ -18,12 +18,13 @@ from svckit.settings import Settings
 
 @dataclass(frozen=True)
 class InProcess:
-    """A running service. `channel` is closed with it."""
+    """A running service. `channel` is closed with it. `metrics`: where it answers for them."""
 
     address: str
     channel: aio.Channel
     app: App
     context: Context
+    metrics: str = ""
 
 
 @asynccontextmanager
@@ -47,7 +48,9 @@ async def in_process(
     ) as service:
         channel = make_channel(service.address, tracer=tracer, interceptors=client_interceptors)
         try:
-            yield InProcess(service.address, channel, service.app, service.context)
+            yield InProcess(
+                service.address, channel, service.app, service.context, service.metrics_address
+            )
         finally:
             await channel.close()
         if service.failed.done():

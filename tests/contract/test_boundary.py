@@ -313,7 +313,7 @@ async def test_service_errors_arrive_whole() -> None:
     assert bad.field_violations == (("a", "is b"),)
 
 
-async def test_exception_text_never_leaves_nor_is_traced_but_its_place_is_known_by_the_id(
+async def test_exception_text_never_leaves_but_is_logged_with_the_id(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     handlers = {
@@ -334,12 +334,6 @@ async def test_exception_text_never_leaves_nor_is_traced_but_its_place_is_known_
             assert request_id.encode() in trailers[DETAILS_KEY]
         await eventually(lambda: len(p.exporter.get_finished_spans()) == 4)
     assert p.spans().count("INTERNAL ERROR") == 4
-    boom, own = (e for span in p.exporter.get_finished_spans() for e in span.events)
-    for event, kind in ((boom, "ValueError"), (own, "Internal")):
-        assert event.attributes is not None
-        assert event.attributes["exception.type"] == kind
-        assert "in handler" in str(event.attributes)
-        assert "secret" not in str(event.attributes)
 
 
 @pytest.mark.parametrize("style", ["generate", "write"])

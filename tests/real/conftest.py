@@ -14,6 +14,8 @@ from tests.system.harness import Suite, running
 TOML = """\
 [acp]
 workspace_roots = ["{workspace}"]
+[runs]
+lease_seconds = 2
 """
 
 

@@ -96,8 +96,8 @@ async def test_replies_reach_the_channel_in_order(tmp_path: Path, caught: Caught
         assert {item.kind for item in phone.sent} == {DeliveryKind.REPLY}
         assert len({item.idempotency_key for item in phone.sent}) == 3
         text = (await around.http.get("/metrics")).text
-        assert "conveyor_gateway_outbox_pending 0" in text
-        assert "conveyor_gateway_delivered_total 3" in text
+        assert 'conveyor_deliveries_pending{channel="phone"} 0.0' in text
+        assert 'conveyor_deliveries_total{channel="phone",outcome="delivered"} 3.0' in text
 
 
 async def test_what_was_said_elsewhere_is_not_pushed(tmp_path: Path, caught: Caught) -> None:
@@ -227,7 +227,7 @@ async def test_what_cannot_be_delivered_is_given_up_and_the_next_goes(
         await caught.hear("ann", "two")
         await eventually(lambda: phone.texts("ann") == ["echo: two"])
         text = (await around.http.get("/metrics")).text
-        assert "conveyor_gateway_given_up_total 1" in text
+        assert 'conveyor_deliveries_total{channel="phone",outcome="given_up"} 1.0' in text
 
 
 async def test_one_recipients_trouble_holds_no_other(tmp_path: Path, caught: Caught) -> None:
@@ -258,7 +258,7 @@ async def test_a_crash_between_the_cursor_and_the_delivery_loses_nothing(
 
                 async def stored() -> bool:
                     text = (await around.http.get("/metrics")).text
-                    return "conveyor_gateway_outbox_pending 2" in text
+                    return 'conveyor_deliveries_pending{channel="phone"} 2.0' in text
 
                 await eventually(stored)
         assert phone.sent == []

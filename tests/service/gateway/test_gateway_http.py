@@ -477,7 +477,7 @@ async def test_health_and_metrics(gateway: Suite) -> None:
     await gateway.http.get("/v1/sessions/alice")
     text = (await gateway.http.get("/metrics")).text
     assert 'route="/v1/sessions/{key}",status="200"' in text
-    assert "conveyor_gateway_messages_total 1" in text
+    assert 'conveyor_messages_total{kind="message"} 1.0' in text
     assert "alice" not in text
 
 

@@ -19,7 +19,6 @@ from gateway_svc.domain.origin import origin_rules
 from gateway_svc.domain.redaction import clear_run
 from gateway_svc.domain.sessions import LaneUse, lane_use
 from gateway_svc.http.bodies import from_query, truth
-from gateway_svc.http.metrics import Metrics
 from gateway_svc.http.wire import error_body, to_dict, to_message
 from svckit.errors import InvalidField, ScopeMissing, invalid_field
 
@@ -284,20 +283,3 @@ def test_clients_see_less_of_a_run() -> None:
     assert not client.spec.HasField("task")
     assert not client.spec.HasField("reply_route")
     assert not client.result.HasField("details")
-
-
-def test_metrics_are_prometheus_text() -> None:
-    metrics = Metrics()
-    metrics.describe("a_total", "counter", "As.")
-    metrics.describe("b", "gauge", "Bs.")
-    metrics.add("a_total", route='x"\n\\')
-    metrics.add("a_total", 2, route="y")
-    assert metrics.text().splitlines() == [
-        "# HELP a_total As.",
-        "# TYPE a_total counter",
-        'a_total{route="x\\"\\n\\\\"} 1',
-        'a_total{route="y"} 2',
-        "# HELP b Bs.",
-        "# TYPE b gauge",
-        "b 0",
-    ]

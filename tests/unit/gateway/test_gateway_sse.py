@@ -9,9 +9,9 @@ import pytest
 from starlette.types import Message
 
 from conveyor.gateway.v1 import gateway_service_pb2 as gw
-from gateway_svc.http.metrics import Metrics
-from gateway_svc.http.sse import STREAMS, event_stream
+from gateway_svc.http.sse import event_stream
 from svckit.errors import EventsCompacted
+from svckit.metrics import Metrics, definitions
 
 SCOPE = {"type": "http", "method": "GET", "path": "/", "headers": []}
 
@@ -51,12 +51,11 @@ async def test_a_client_that_leaves_ends_its_watch(
 ) -> None:
     monkeypatch.setattr("gateway_svc.http.sse.FIRST_ITEM_SECONDS", 0.01)
     metrics, watch = Metrics(), Watch(said)
-    metrics.describe(STREAMS, "gauge", "open")
     response = await event_stream(watch.responses(), metrics)
     async with asyncio.timeout(5):
         await response(SCOPE, gone, send)  # type: ignore[arg-type]
     assert watch.closed
-    assert f"{STREAMS} 0" in metrics.text()
+    assert metrics.gauge(definitions.HTTP_STREAMS).values == {(): 0}
 
 
 async def test_a_failure_in_the_middle_is_the_last_event() -> None:

@@ -1,0 +1,62 @@
+"""Metrics as Prometheus asks for them. The text itself is written by `prometheus_client`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import accumulate
+from typing import TYPE_CHECKING
+
+from svckit.metrics.definitions import Kind
+from svckit.metrics.instruments import Histogram, Metrics, Shown
+
+if TYPE_CHECKING:
+    from prometheus_client.core import Metric
+
+
+async def exposed(metrics: Metrics, accept: str = "") -> tuple[bytes, str]:
+    """Return the text and its content type. `accept`: the header that says which form is wanted.
+
+    To be awaited on the event loop that counts.
+    """
+    # Imported here: only who is asked needs it.
+    from prometheus_client import CollectorRegistry, ProcessCollector
+    from prometheus_client.exposition import choose_encoder
+
+    await metrics.refresh()
+    # A registry of its own: several services may live in one process.
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(_Collector(metrics))
+    ProcessCollector(registry=registry)
+    encode, content_type = choose_encoder(accept)
+    return encode(registry), content_type
+
+
+class _Collector:
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+
+    def collect(self) -> Iterator[Metric]:
+        for instrument in self._metrics.instruments():
+            yield _family(instrument)
+
+
+def _family(instrument: Shown) -> Metric:
+    from prometheus_client import core
+
+    definition = instrument.definition
+    name, text, labels = definition.name, definition.help, definition.labels
+    if isinstance(instrument, Histogram):
+        histogram = core.HistogramMetricFamily(name, text, labels=labels)
+        bounds = [*(f"{bound:g}" for bound in definition.bounds), "+Inf"]
+        for values, counts in instrument.counts.items():
+            buckets = list(zip(bounds, map(float, accumulate(counts)), strict=True))
+            histogram.add_metric(values, buckets, instrument.sums[values])
+        return histogram
+    family: core.CounterMetricFamily | core.GaugeMetricFamily
+    if definition.kind is Kind.COUNTER:
+        family = core.CounterMetricFamily(name, text, labels=labels)
+    else:
+        family = core.GaugeMetricFamily(name, text, labels=labels)
+    for values, value in instrument.values.items():
+        family.add_metric(values, value)
+    return family
