@@ -242,7 +242,14 @@ class Calls(AcpCalls):
             gateway_pb.AnswerQuestionRequest(question_id=question_id, option_id=option_id),
         )
 
-    # Agents, models
+    # The gateway, agents, models
+
+    async def server_info(self) -> gateway_pb.ServerInfo:
+        """Say which release the gateway is, and where its traces are shown."""
+        answer = await self._to.call(
+            lambda stub: stub.GetServerInfo, gateway_pb.GetServerInfoRequest()
+        )
+        return answer.server
 
     async def agents(
         self, *, page_size: int = 0, page_token: str = ""

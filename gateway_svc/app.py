@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from conveyor.gateway.v1.gateway_service_pb2_grpc import add_GatewayServiceServicer_to_server
+from gateway_svc.about import About
 from gateway_svc.auth import Door
 from gateway_svc.bindings import Bindings
 from gateway_svc.commands import Commands
@@ -166,6 +167,7 @@ async def _build(
             hooks,
             HookServices(inbox, operations, harness_sessions, database, rules, clock, door.count),
         ),
+        about=About(settings.telemetry.ui_url, clock.now_us()),
     )
 
     styles = announce_styles(settings)
@@ -192,6 +194,7 @@ async def _build(
         ],
         origins,
         door,
+        settings.telemetry.ui_url,
     )
     edge = Edge(
         web,

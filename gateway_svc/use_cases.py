@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from gateway_svc.about import About
 from gateway_svc.conversations import Conversations
 from gateway_svc.harness_sessions import HarnessSessions
 from gateway_svc.hooks import Hooks
@@ -28,3 +29,4 @@ class UseCases:
     questions: Questions
     harness_sessions: HarnessSessions
     hooks: Hooks
+    about: About

@@ -31,6 +31,9 @@ class ServiceError(Exception):
     `message` is for people, names the fix where there is one, and never holds secrets or the text
     of another exception. `metadata` values are strings. `retry_after` is in seconds; left out, it
     is the default of the reason. `field_violations` are pairs of field path and description.
+
+    `trace_id` is set on what a call raised, not where it is made: the trace of the call that
+    failed, 32 hexadecimal digits, empty when it had none. `trace_url`: where a person sees it.
     """
 
     reason: str = "INTERNAL"
@@ -38,6 +41,8 @@ class ServiceError(Exception):
     http_status: int = 500
     metadata_keys: tuple[str, ...] = ()
     default_retry_after: float | None = None
+    trace_id: str = ""
+    trace_url: str = ""
 
     def __init__(
         self,

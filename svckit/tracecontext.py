@@ -28,6 +28,17 @@ def current() -> trace_pb2.TraceContext:
     return trace_pb2.TraceContext(**carrier)
 
 
+def current_id(within: context.Context | None = None) -> str:
+    """Return the trace id of the span that is active, 32 hexadecimal digits, empty without one."""
+    span = trace.get_current_span(within).get_span_context()
+    return trace.format_trace_id(span.trace_id) if span.is_valid else ""
+
+
+def page(template: str, trace_id: str) -> str:
+    """Return where a person sees a trace; `template` is `telemetry.ui_url`."""
+    return template.replace("{trace_id}", trace_id)
+
+
 def parent_of(stored: trace_pb2.TraceContext) -> context.Context:
     """Return a context to give to `start_span(context=...)`; a fresh root when none is stored."""
     carrier = {"traceparent": stored.traceparent, "tracestate": stored.tracestate}
@@ -43,5 +54,10 @@ def link_to(stored: trace_pb2.TraceContext) -> trace.Link | None:
 
 def trace_id_of(stored: trace_pb2.TraceContext) -> str:
     """Return the stored trace id, 32 hexadecimal digits, or an empty string."""
+    return current_id(parent_of(stored))
+
+
+def is_recorded(stored: trace_pb2.TraceContext) -> bool:
+    """Tell whether whoever began the stored trace decided that it is recorded."""
     span = trace.get_current_span(parent_of(stored)).get_span_context()
-    return trace.format_trace_id(span.trace_id) if span.is_valid else ""
+    return bool(span.trace_flags.sampled)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib.metadata import version
 from typing import Literal
 
 from acp import PROTOCOL_VERSION, RequestError, schema
@@ -15,13 +14,12 @@ from acp_svc.harness.peer import AUTH_REQUIRED, Gone, Peer
 from acp_svc.harness.setting import NotSet, fit, set_model, set_option
 from acp_svc.harness.types import Order
 from svckit.errors import AcpBackendUnavailable, AcpSessionInitFailed, ServiceError
+from svckit.version import __version__
 
 ID_CHARS = 256
 """Of a harness's session: what the store takes, and `AcpSessionSpec.resume_id`."""
 How = Literal["new", "resumed", "loaded"]
-_CLIENT = schema.Implementation(
-    name="conveyor", title="Conveyor", version=version("conveyor-suite")
-)
+_CLIENT = schema.Implementation(name="conveyor", title="Conveyor", version=__version__)
 
 
 class Opening:

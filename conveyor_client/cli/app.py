@@ -22,6 +22,7 @@ from conveyor_client.cli import (
     talk,
     tasks,
     up,
+    version,
     why,
 )
 from conveyor_client.cli.context import Options
@@ -35,11 +36,11 @@ app = typer.Typer(
 )
 
 
-def _version(wanted: bool) -> None:
+def _print_version(wanted: bool) -> None:
     if wanted:
-        from importlib.metadata import version
+        from svckit.version import __version__
 
-        typer.echo(version("conveyor-suite"))
+        typer.echo(__version__)
         raise typer.Exit
 
 
@@ -71,9 +72,11 @@ def _options(
         Path | None,
         typer.Option(help="Who signed the gateway's certificate (PEM); implies --tls."),
     ] = None,
-    version: Annotated[
+    show_version: Annotated[
         bool,
-        typer.Option("--version", callback=_version, is_eager=True, help="Print the version."),
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version."
+        ),
     ] = False,
 ) -> None:
     context.obj = Options(config, address, token_env, token_file, tls, ca_file)
@@ -102,3 +105,4 @@ acp.acp_app.command("harnesses")(harnesses.acp_harnesses)
 app.add_typer(acp.acp_app, name="acp")
 app.command("doctor")(local.doctor)
 app.add_typer(local.config_app, name="config")
+app.command("version")(version.version)

@@ -125,8 +125,15 @@ def options(context: typer.Context) -> Options:
 @asynccontextmanager
 async def connect(context: typer.Context) -> AsyncIterator[ConveyorClient]:
     """Open a client to the suite that the options name."""
+    from conveyor_client.cli.traces import find_page
+    from svckit.errors import ServiceError
+
     async with options(context).client() as client:
-        yield client
+        try:
+            yield client
+        except ServiceError as error:
+            await find_page(client, error)
+            raise
 
 
 def run(work: Coroutine[Any, Any, T]) -> T:
@@ -148,6 +155,9 @@ def explain_failure(error: Exception) -> tuple[str, int] | None:
     if isinstance(error, Unreachable):
         return f"{error.message} (is the suite running? start it with `conveyor up`)", 1
     if isinstance(error, ServiceError):
+        from conveyor_client.cli.traces import failure_line
+
         said = last_lines(error.metadata.get("lastWords", ""))
-        return "\n".join([f"{error.message} ({error.reason})", *(f"  › {one}" for one in said)]), 1
+        lines = [f"{error.message} ({error.reason})", *(f"  › {one}" for one in said)]
+        return "\n".join([*lines, *(f"  {one}" for one in [failure_line(error)] if one)]), 1
     return None

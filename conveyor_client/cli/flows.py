@@ -72,14 +72,17 @@ def flow_show(
 
     async def work() -> None:
         from conveyor_client.cli import output as out
+        from conveyor_client.cli.traces import print_trace
         from conveyor_client.cli.tree import flow_tree
 
         async with connect(context) as client:
             answer = await client.flow(flow_id)
             if json:
                 out.print_json(answer)
-            else:
-                out.console().print(flow_tree(answer))
+                return
+            out.console().print(flow_tree(answer))
+            for root in answer.nodes[:1]:
+                await print_trace(client, root.trace)
 
     run(work())
 

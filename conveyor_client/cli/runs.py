@@ -27,6 +27,7 @@ def runs(
     async def work() -> None:
         from conveyor.scheduler.v1 import run_pb2
         from conveyor_client.cli import output as out
+        from conveyor_client.cli.traces import print_trace
         from conveyor_client.cli.tree import node_line
 
         async with connect(context) as client:
@@ -41,6 +42,7 @@ def runs(
                     target.print(f"[bold]asked[/] {out.plain(out.text_of(input_.message))}")
                 if one.run.result.HasField("reply"):
                     target.print(f"[bold]said[/] {out.plain(out.text_of(one.run.result.reply))}")
+                await print_trace(client, one.run.trace)
                 return
             wanted = run_pb2.RunFilter(
                 session_key=session,

@@ -24,15 +24,17 @@ def why(
 
     async def work() -> None:
         from conveyor_client.cli import output as out
+        from conveyor_client.cli.traces import print_trace
 
         async with connect(context) as client:
             answer = await client.explain(run_id)
-        if json:
-            out.print_json(answer)
-            return
-        target = out.console()
-        for line in lines(answer.explanation):
-            target.print(line, soft_wrap=False)
+            if json:
+                out.print_json(answer)
+                return
+            target = out.console()
+            for line in lines(answer.explanation):
+                target.print(line, soft_wrap=False)
+            await print_trace(client, answer.explanation.run.trace)
 
     run(work())
 

@@ -199,6 +199,11 @@ def build_router(do: UseCases, metrics: Metrics) -> APIRouter:
         asked = from_query(request.query_params.multi_items(), gw.AcpDoctorRequest())
         return respond(await do.operations.acp_doctor(asked, caller()))
 
+    @router.get("/v1/server")
+    async def get_server_info(request: Request) -> Response:
+        asked = from_query(request.query_params.multi_items(), gw.GetServerInfoRequest())
+        return respond(do.about.server_info(asked, caller()))
+
     add_acp_routes(router, do.harness_sessions)
     add_hook_routes(router, do.hooks)
     for method, path, feature, what in _LATER:

@@ -19,16 +19,22 @@ from svckit.errors import Internal, ServiceError, invalid_field
 CONSOLE = Path(__file__).parent.parent / "console"
 
 
-def build_web(routers: list[APIRouter], allowed_origins: tuple[str, ...], door: Door) -> ASGIApp:
+def build_web(
+    routers: list[APIRouter],
+    allowed_origins: tuple[str, ...],
+    door: Door,
+    trace_url_template: str = "",
+) -> ASGIApp:
     """Return the application: the routes behind the door, then the console's files."""
+    answers = _Errors(trace_url_template)
     # Generated pages would load scripts of other sites; the contract is in protos.
     web = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
     for router in routers:
         web.include_router(router)
     web.mount("/", _Files(directory=CONSOLE, html=True))
-    web.add_exception_handler(ServiceError, _on_service_error)
-    web.add_exception_handler(HTTPException, _on_http_exception)
-    web.add_exception_handler(Exception, _on_unexpected)
+    web.add_exception_handler(ServiceError, answers.on_service_error)
+    web.add_exception_handler(HTTPException, answers.on_http_exception)
+    web.add_exception_handler(Exception, answers.on_unexpected)
     guarded = Guard(web, door)
     if not allowed_origins:
         return guarded
@@ -49,20 +55,32 @@ class _Files(StaticFiles):
         return response
 
 
-async def _on_service_error(request: Request, error: Exception) -> Response:
-    assert isinstance(error, ServiceError)
-    return error_response(error)
+class _Errors:
+    """Answers what the routes raise.
 
+    Whoever got to a route below `/v1/` was let in, and may know where traces are shown.
+    """
 
-async def _on_http_exception(request: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
-    if error.status_code == 404:
-        return error_response(invalid_field("path", "names nothing here"), 404)
-    if error.status_code == 405:
-        return error_response(invalid_field("method", "is not for this path"), 405)
-    return error_response(invalid_field("request", "cannot be answered"), error.status_code)
+    def __init__(self, trace_url_template: str) -> None:
+        self._template = trace_url_template
 
+    async def on_service_error(self, request: Request, error: Exception) -> Response:
+        assert isinstance(error, ServiceError)
+        return self._answer(request, error)
 
-async def _on_unexpected(request: Request, error: Exception) -> Response:
-    """Answer for what nobody foresaw; the layer around us gets the error too, and logs it."""
-    return error_response(Internal("internal error"))
+    async def on_http_exception(self, request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        if error.status_code == 404:
+            return self._answer(request, invalid_field("path", "names nothing here"), 404)
+        if error.status_code == 405:
+            return self._answer(request, invalid_field("method", "is not for this path"), 405)
+        problem = invalid_field("request", "cannot be answered")
+        return self._answer(request, problem, error.status_code)
+
+    async def on_unexpected(self, request: Request, error: Exception) -> Response:
+        """Answer for what nobody foresaw; the layer around us gets the error too, and logs it."""
+        return self._answer(request, Internal("internal error"))
+
+    def _answer(self, request: Request, error: ServiceError, status: int | None = None) -> Response:
+        known = request.url.path.startswith("/v1/")
+        return error_response(error, status, self._template if known else "")

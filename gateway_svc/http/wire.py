@@ -14,6 +14,7 @@ from starlette.responses import Response
 
 from conveyor.acp.v1 import task_pb2 as acp_task_pb2
 from conveyor.agent.v1 import task_pb2 as agent_task_pb2
+from svckit import tracecontext
 from svckit.errors import ServiceError, Unauthenticated, invalid_field
 
 M = TypeVar("M", bound=Message)
@@ -42,21 +43,30 @@ def respond(message: Message, status: int = 200) -> Response:
     return Response(body, status, media_type="application/json")
 
 
-def error_body(error: ServiceError) -> dict[str, Any]:
-    """Return the JSON of an error: reason, message, metadata and the fields that are wrong."""
-    return {
-        "error": {
-            "reason": error.reason,
-            "message": error.message,
-            "metadata": dict(error.metadata),
-            "fields": [
-                {"field": field, "problem": problem} for field, problem in error.field_violations
-            ],
-        }
+def error_body(error: ServiceError, trace_url_template: str = "") -> dict[str, Any]:
+    """Return the JSON of an error: reason, message, metadata and the fields that are wrong.
+
+    With the id of the trace that the request belongs to, if any, and with a template the page that
+    shows it.
+    """
+    told: dict[str, Any] = {
+        "reason": error.reason,
+        "message": error.message,
+        "metadata": dict(error.metadata),
+        "fields": [
+            {"field": field, "problem": problem} for field, problem in error.field_violations
+        ],
     }
+    if trace_id := tracecontext.current_id() or error.trace_id:
+        told["trace_id"] = trace_id
+        if trace_url_template:
+            told["trace_url"] = tracecontext.page(trace_url_template, trace_id)
+    return {"error": told}
 
 
-def error_response(error: ServiceError, status: int | None = None) -> Response:
+def error_response(
+    error: ServiceError, status: int | None = None, trace_url_template: str = ""
+) -> Response:
     """Return the HTTP response of an error, with `Retry-After` where repeating helps."""
     headers = {}
     if error.retry_after is not None:
@@ -64,7 +74,7 @@ def error_response(error: ServiceError, status: int | None = None) -> Response:
     if isinstance(error, Unauthenticated):
         headers["WWW-Authenticate"] = "Bearer"
     return Response(
-        json.dumps(error_body(error), ensure_ascii=False),
+        json.dumps(error_body(error, trace_url_template), ensure_ascii=False),
         status or error.http_status,
         headers=headers,
         media_type="application/json",

@@ -222,6 +222,12 @@ class GatewayServicer(GatewayServiceServicer):
         """Answer a question."""
         return await self._do.questions.answer_question(request, caller())
 
+    async def GetServerInfo(
+        self, request: gw.GetServerInfoRequest, context: Context
+    ) -> gw.GetServerInfoResponse:
+        """Say what this gateway is."""
+        return self._do.about.server_info(request, caller())
+
     async def ProbeModel(
         self, request: ag.ProbeModelRequest, context: Context
     ) -> AsyncIterator[ag.ProbeModelResponse]:

@@ -22,7 +22,9 @@ Every error of the suite is a `google.rpc.Status` whose details hold a `google.r
 `INVALID_FIELD` also holds `google.rpc.BadRequest`; reasons marked *retry* hold `google.rpc.RetryInfo`
 with the time to wait. Over HTTP the same comes as JSON with the HTTP status beside it. In Python the
 exception is `svckit.errors.<Reason in CamelCase>`. *Stored* reasons are found in `Run.error`; code and
-status are how a caller who waits for the run sees them.
+status are how a caller who waits for the run sees them. An error of a call that belongs to a trace holds its
+id: `google.rpc.RequestInfo.serving_data`, over HTTP `trace_id` (with `trace_url` where `[telemetry] ui_url` is
+set), in Python `trace_id` of the exception.
 
 | Reason | gRPC code | HTTP | Retry | Meaning | Metadata |
 |---|---|---|---|---|---|

@@ -32,7 +32,8 @@ are in [call it from anything](../how-to/call-it-from-anything.md).
   resume token; `Last-Event-ID`, which browsers send by themselves, or `?resume_token=` goes on after it.
   `?from_now=1` leaves out what was, `?include_descendants=1` adds the sub-agents, `?payloads=` chooses.
 - **Errors** are `{"error": {"reason", "message", "metadata", "fields"}}` with the HTTP status and reason of the
-  [table](errors.md), and `Retry-After` where repeating helps.
+  [table](errors.md), and `Retry-After` where repeating helps. `trace_id` is the trace of the request, `trace_url`
+  the page that shows it, where `[telemetry] ui_url` is set.
 - **Who calls.** `Authorization: Bearer <token>` on every path but `/`, `/healthz`, `/readyz` and `/hooks/…`, once
   [tokens](../how-to/tokens-and-tls.md) are configured; without one 401, with too small a scope 403. A token is never
   part of an address.

@@ -18,6 +18,7 @@ from grpc import aio
 from opentelemetry import context as otel_context
 from opentelemetry import propagate, trace
 
+from svckit import tracecontext
 from svckit.errors import PASSING, Internal, NotImplementedYet, ServiceError
 from svckit.grpc import deadline, methods
 from svckit.grpc.client import ERROR_CODES
@@ -149,7 +150,8 @@ class ServerBoundary(aio.ServerInterceptor):
                     mapped, request_id = Internal("internal error"), new_ulid()
                     span.record_exception(err)
                     _log.error("call failed", method=method, request_id=request_id, exc_info=err)
-                status = to_proto(mapped, request_id=request_id)
+                trace_id = tracecontext.current_id(scope)
+                status = to_proto(mapped, request_id=request_id, trace_id=trace_id)
                 code = code_of(status)
                 span.set_attribute("error.type", mapped.reason)
                 # Whoever answers that something else is away need not be asked again at once.

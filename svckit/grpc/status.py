@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import urllib.parse
 from typing import Any
 
@@ -23,6 +24,7 @@ DETAILS_KEY = "grpc-status-details-bin"
 MAX_TRAILER_BYTES = 4096
 """Peers reject trailers from 8 KiB on, at random; what others add needs room too."""
 
+_TRACE_ID = re.compile("[0-9a-f]{32}")
 _NO_RETRY = ("grpc-retry-pushback-ms", "-1")
 
 _NO_ANSWER = {
@@ -32,21 +34,23 @@ _NO_ANSWER = {
 }
 
 
-def to_proto(err: ServiceError, *, request_id: str = "") -> status_pb2.Status:
+def to_proto(err: ServiceError, *, request_id: str = "", trace_id: str = "") -> status_pb2.Status:
     """Build the wire form: `ErrorInfo`, and `BadRequest`, `RetryInfo`, `RequestInfo` if they apply.
 
+    `trace_id`, of the call that failed, is the `serving_data` of the `RequestInfo`.
     Long texts are cut so that message and details stay below `MAX_TRAILER_BYTES` on the wire.
     """
+    served = error_details_pb2.RequestInfo(request_id=request_id, serving_data=trace_id)
     for cut in (1000, 300, 100, 30):
-        status = _build(err, request_id, cut)
+        status = _build(err, served, cut)
         if _wire_bytes(status) < MAX_TRAILER_BYTES:
             return status
     # Only a flood of metadata gets here, and a status without it still says what happened.
-    return _build(err, request_id, 30, metadata=False)
+    return _build(err, served, 30, metadata=False)
 
 
 def _build(
-    err: ServiceError, request_id: str, cut: int, *, metadata: bool = True
+    err: ServiceError, served: error_details_pb2.RequestInfo, cut: int, *, metadata: bool = True
 ) -> status_pb2.Status:
     status = status_pb2.Status(
         code=code_pb2.Code.Value(err.grpc_code), message=_cut(err.message, cut)
@@ -67,8 +71,8 @@ def _build(
         retry = error_details_pb2.RetryInfo()
         retry.retry_delay.FromMicroseconds(round(err.retry_after * 1_000_000))
         details.append(retry)
-    if request_id:
-        details.append(error_details_pb2.RequestInfo(request_id=request_id))
+    if served.ByteSize():
+        details.append(served)
     for detail in details:
         status.details.add().Pack(detail)
     return status
@@ -91,6 +95,7 @@ def from_proto(status: status_pb2.Status, *, service: str = "") -> ServiceError:
     what its code means here: `Unreachable`, `NotImplementedYet`, else `Internal`.
     """
     info = error_details_pb2.ErrorInfo()
+    served = error_details_pb2.RequestInfo()
     retry_after: float | None = None
     violations: list[tuple[str, str]] = []
     for detail in status.details:
@@ -104,6 +109,21 @@ def from_proto(status: status_pb2.Status, *, service: str = "") -> ServiceError:
             bad = error_details_pb2.BadRequest()
             detail.Unpack(bad)
             violations = [(v.field, v.description) for v in bad.field_violations]
+        elif detail.Is(error_details_pb2.RequestInfo.DESCRIPTOR):
+            detail.Unpack(served)
+    err = _from_details(status, service, info, retry_after, violations)
+    # A peer that is not ours puts there what it likes.
+    err.trace_id = served.serving_data if _TRACE_ID.fullmatch(served.serving_data) else ""
+    return err
+
+
+def _from_details(
+    status: status_pb2.Status,
+    service: str,
+    info: error_details_pb2.ErrorInfo,
+    retry_after: float | None,
+    violations: list[tuple[str, str]],
+) -> ServiceError:
     if info.domain != DOMAIN or not info.reason:
         return _without_reason(status, service)
     given: dict[str, Any] = {

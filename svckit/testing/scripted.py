@@ -13,6 +13,7 @@ from google.protobuf import descriptor_pool, message_factory
 from google.protobuf.descriptor import MethodDescriptor
 from google.protobuf.message import Message
 from grpc import aio
+from opentelemetry import trace
 
 from svckit.grpc.channel import make_channel
 from svckit.grpc.server import bind, make_server
@@ -119,12 +120,15 @@ async def scripted_server(
     address: str = "127.0.0.1:0",
     channel_options: Callable[[str], aio.Channel] = make_channel,
     verify: bool = True,
+    tracer: trace.Tracer | None = None,
 ) -> AsyncIterator[tuple[str, aio.Channel]]:
     """Serve `servicers` for the block; yields the address and a channel to it.
 
+    Its calls have spans, and its errors name their trace, with a `tracer` only.
+
     With `verify`, leaving the block without an error checks that the scripts were used up.
     """
-    server = make_server()
+    server = make_server(tracer=tracer)
     for servicer in servicers:
         servicer.add_to(server)
     port = bind(server, address)

@@ -14,7 +14,7 @@ import pytest
 from conveyor.agent.v1 import agent_service_pb2 as ag
 from conveyor.agent.v1 import probe_pb2
 from gateway_svc.app import GatewayApp
-from svckit.testing import eventually, free_port
+from svckit.testing import eventually, free_port, memory_tracer
 from svckit.worker import Outcome
 from tests.browser.conftest import Browser
 from tests.service.gateway.suite import Suite, Turn, asking, delegating, suite
@@ -49,7 +49,12 @@ async def seen(page: Any, selector: str, text: str | re.Pattern[str]) -> Any:
 async def test_a_delegated_request_is_watched_from_start_to_end(
     tmp_path: Path, browser: Browser
 ) -> None:
-    async with suite(tmp_path) as around, around.serve():
+    shown_at = "https://traces.example/{trace_id}"
+    tracer, _ = memory_tracer()
+    async with (
+        suite(tmp_path, CONVEYOR_TELEMETRY__UI_URL=shown_at) as around,
+        around.serve(tracer),
+    ):
         around.agent.on(REQUEST, delegating(*TASKS))
         for task in TASKS:
             around.agent.hold(task)
@@ -86,6 +91,9 @@ async def test_a_delegated_request_is_watched_from_start_to_end(
         figures = await page.locator("#flow-summary").inner_text()
         assert re.search(r"4 runs\s+[\d.]+ s", figures)
         assert not await page.locator("#stop").is_visible()
+        link = page.locator("#flow-trace a", has_text="Trace")
+        [flow] = (await around.http.get("/v1/flows")).json()["flows"]
+        assert await link.get_attribute("href") == shown_at.format(trace_id=flow["trace_id"])
         await page.screenshot(path=str(tmp_path / "console.png"))
 
     # Nothing from elsewhere, ever.

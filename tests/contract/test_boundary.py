@@ -13,6 +13,7 @@ from typing import Any
 import grpc
 import pytest
 from grpc import aio
+from opentelemetry.trace import format_trace_id
 
 from svckit.errors import (
     Internal,
@@ -28,7 +29,7 @@ from svckit.grpc.boundary import ServerBoundary
 from svckit.grpc.channel import make_channel
 from svckit.grpc.client import call
 from svckit.grpc.server import PortInUse, bind, make_server
-from svckit.grpc.status import DETAILS_KEY, from_rpc_error
+from svckit.grpc.status import DETAILS_KEY, from_proto, from_rpc_error, to_proto
 from svckit.testing import eventually, memory_tracer, span_tree
 
 KINDS = {
@@ -311,6 +312,25 @@ async def test_service_errors_arrive_whole() -> None:
     assert rpc.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
     assert isinstance(bad, InvalidField)
     assert bad.field_violations == (("a", "is b"),)
+
+
+async def test_an_error_carries_the_trace_of_its_call() -> None:
+    handlers = {"Full": ("uu", raising(LaneFull("full"))), "Watch": ("us", raising(LaneFull("f")))}
+    async with peer(handlers) as p:
+        for name, kind in (("Full", p.unary), ("Watch", p.stream)):
+            with p.tracer.start_as_current_span("asked") as span:
+                with pytest.raises(aio.AioRpcError) as caught:
+                    await (kind(name) if name == "Full" else kind(name).read())
+                told = from_rpc_error(caught.value)
+            # A watch has no span of its own, and still belongs to the trace of whoever watches.
+            assert told.trace_id == format_trace_id(span.get_span_context().trace_id), name
+
+
+def test_what_is_no_trace_id_is_not_taken_for_one() -> None:
+    """A server that is not ours may put anything there, also what would drive a terminal."""
+    for said in ("", "x" * 32, "A" * 32, "a" * 33, "\x1b[2J"):
+        assert from_proto(to_proto(LaneFull("full"), trace_id=said)).trace_id == ""
+    assert from_proto(to_proto(LaneFull("full"), trace_id="ab" * 16)).trace_id == "ab" * 16
 
 
 async def test_exception_text_never_leaves_but_is_logged_with_the_id(

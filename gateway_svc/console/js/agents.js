@@ -8,7 +8,7 @@ const EVERY = 3000;
 const place = (path) => (path || "").replace(/\/+$/, "").split("/").pop() || "/";
 
 export class Agents {
-  // `on.open(key)` shows a lane, `on.changed()` draws, `on.problem(text)` says what went wrong.
+  // `on.open(key)` shows a lane, `on.changed()` draws, `on.problem(text, error)` says what went wrong.
   constructor(on) {
     this.on = on;
     this.sessions = [];
@@ -96,7 +96,7 @@ export class Agents {
       await call(this.shown.acp_session_id);
       this.on.problem("");
     } catch (error) {
-      this.on.problem(error.message);
+      this.on.problem(error.message, error);
     }
     this.load();
   }

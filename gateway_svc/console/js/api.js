@@ -7,6 +7,8 @@ export class ApiError extends Error {
     super(error.message || `the gateway answered ${status}`);
     this.status = status;
     this.reason = error.reason || "";
+    this.traceId = error.trace_id || "";
+    this.traceUrl = error.trace_url || "";
   }
 }
 
@@ -54,7 +56,8 @@ export const api = {
   commands: () => request("POST", "/v1/commands", { body: { text: "/help" } }),
   lanes: () => request("GET", "/v1/lanes?kind=global"),
   messages: (key) => request("GET", `${session(key)}/messages?page_size=500`),
-  flow: (id) => request("GET", `/v1/flows/${encodeURIComponent(id)}`),
+  flowHead: (id) => request("GET", `/v1/flows/${encodeURIComponent(id)}?page_size=1`),
+  server: () => request("GET", "/v1/server"),
   questions: () => request("GET", "/v1/questions?page_size=500"),
   answer: (id, option) =>
     persistently(() =>

@@ -11,6 +11,7 @@ import { drawModels } from "./models.js";
 import { SessionModel } from "./model.js";
 import { SessionStream } from "./stream.js";
 import { hasToken, onSignIn } from "./token.js";
+import { FlowTraces, traceMark } from "./trace.js";
 import { TreeView } from "./tree.js";
 
 const HOME = "agent:main:http:direct:local";
@@ -26,7 +27,9 @@ let drawing = false;
 let chosen = Promise.resolve(); // which session is shown first, with a token
 
 const chat = new ChatView((example) => { textbox.value = example; grow(); textbox.focus(); }, answer);
-const tree = new TreeView((flowId) => attempt(api.cancelFlow(flowId)), (runId) => attempt(api.explain(runId)));
+const tree = new TreeView(
+  (flowId) => attempt(api.cancelFlow(flowId)), (runId) => attempt(api.explain(runId)), new FlowTraces(api, redraw),
+);
 const textbox = byId("composer-text");
 const problem = byId("problem");
 const agents = new Agents({ open, changed: redraw, problem: say, conversation: () => conversation });
@@ -194,8 +197,8 @@ async function answer(item, option) {
   redraw();
 }
 
-function say(text) {
-  problem.textContent = text;
+function say(text, error) {
+  problem.replaceChildren(text, traceMark(error?.traceId, error?.traceUrl));
   problem.hidden = !text;
 }
 
@@ -204,7 +207,7 @@ async function attempt(promise) {
     say("");
     return await promise;
   } catch (error) {
-    say(error.message);
+    say(error.message, error);
     return null;
   }
 }

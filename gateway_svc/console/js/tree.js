@@ -1,12 +1,15 @@
 // Draws one flow as a tree with states, times and tokens.
 import { byId, el, keyed } from "./dom.js";
 import { isTerminal, place, runText, seconds, stateTone, tokens } from "./format.js";
+import { traceMark } from "./trace.js";
 
 export class TreeView {
-  constructor(onStop, explain) {
+  constructor(onStop, explain, traces) {
     this.explain = explain;
+    this.traces = traces;
     this.tree = byId("tree");
     this.summary = byId("flow-summary");
+    this.trace = byId("flow-trace");
     this.pick = byId("flow-pick");
     this.stop = byId("stop");
     this.chosen = "";
@@ -30,6 +33,7 @@ export class TreeView {
     this.flowId = this.chosen || newest;
     const root = model.runs.get(this.flowId);
     this.drawPick();
+    this.drawTrace(root);
     this.stop.hidden = !root || isTerminal(root.state);
     if (!root) {
       this.summary.replaceChildren();
@@ -49,6 +53,14 @@ export class TreeView {
       this.tree.replaceChildren(list);
     }
     this.level(list, [root]);
+  }
+
+  // Made anew only when it changes: what is clicked or selected must not go away meanwhile.
+  drawTrace(root) {
+    const { id, url } = (root && this.traces.of(root.id)) || { id: "", url: "" };
+    if (this.trace.shown === `${id} ${url}`) return;
+    this.trace.shown = `${id} ${url}`;
+    this.trace.replaceChildren(traceMark(id, url));
   }
 
   drawPick() {

@@ -9,7 +9,7 @@ import pytest
 
 # Makes the service known to the scripted servicer.
 from conveyor.gateway.v1 import gateway_service_pb2_grpc as _gateway_grpc  # noqa: F401
-from svckit.testing import ScriptedServicer, scripted_server
+from svckit.testing import ScriptedServicer, memory_tracer, scripted_server
 
 GATEWAY = "conveyor.gateway.v1.GatewayService"
 
@@ -20,6 +20,14 @@ class Gateway:
 
     address: str
     script: ScriptedServicer
+
+
+@pytest.fixture
+async def traced_gateway() -> AsyncIterator[Gateway]:
+    """One whose calls have traces."""
+    script = ScriptedServicer(GATEWAY)
+    async with scripted_server(script, tracer=memory_tracer()[0]) as (address, _):
+        yield Gateway(address, script)
 
 
 @pytest.fixture

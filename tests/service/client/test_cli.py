@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +22,7 @@ from conveyor.scheduler.v1 import flow_service_pb2, lane_pb2, run_pb2
 from conveyor.scheduler.v1 import scheduler_service_pb2 as scheduler_pb
 from conveyor_client.cli import main
 from svckit.errors import FlowNotFound
+from svckit.version import __version__
 
 from .conftest import Gateway
 from .items import SESSION, accepted, announced, ended, replied
@@ -391,6 +393,87 @@ async def test_errors_are_one_line(gateway: Gateway, capsys: pytest.CaptureFixtu
     gateway.script.always("GetFlow", FlowNotFound("there is no such flow"))
     assert await conveyor("--address", gateway.address, "flow", "show", "x") == 1
     assert capsys.readouterr().err == "error: there is no such flow (FLOW_NOT_FOUND)\n"
+
+
+TRACE = "0af7651916cd43dd8448eb211c80319c"
+PAGE = "https://traces.example/{trace_id}"
+
+
+@pytest.mark.parametrize(
+    ("flags", "template", "line"),
+    [
+        ("01", PAGE, f"trace {TRACE}  https://traces.example/{TRACE}"),
+        ("01", "", f"trace {TRACE}"),
+        ("00", PAGE, f"trace {TRACE} (not recorded)"),
+        ("", PAGE, ""),
+    ],
+)
+async def test_what_shows_a_run_says_where_its_trace_is(
+    gateway: Gateway, capsys: pytest.CaptureFixture[str], flags: str, template: str, line: str
+) -> None:
+    run = run_pb2.Run(run_id="R")
+    if flags:
+        run.trace.traceparent = f"00-{TRACE}-b7ad6b7169203331-{flags}"
+    script = gateway.script
+    script.always("GetFlow", flow_service_pb2.GetFlowResponse(nodes=[run]))
+    script.always("GetRun", scheduler_pb.GetRunResponse(run=run))
+    told = scheduler_pb.ExplainRunResponse()
+    told.explanation.run.CopyFrom(run)
+    script.always("ExplainRun", told)
+    info = gateway_pb.ServerInfo(trace_url_template=template)
+    script.always("GetServerInfo", gateway_pb.GetServerInfoResponse(server=info))
+    for verb in (("flow", "show", "R"), ("runs", "R"), ("why", "R")):
+        assert await conveyor("--address", gateway.address, *verb) == 0
+        traces = [each for each in capsys.readouterr().out.splitlines() if "trace" in each]
+        assert traces == [line] * bool(line), verb
+
+
+async def test_an_error_says_where_its_trace_is(
+    traced_gateway: Gateway, capsys: pytest.CaptureFixture[str]
+) -> None:
+    script, at = traced_gateway.script, ("--address", traced_gateway.address)
+    script.always("GetFlow", FlowNotFound("there is no such flow"))
+    info = gateway_pb.ServerInfo(trace_url_template=PAGE)
+    script.queue("GetServerInfo", gateway_pb.GetServerInfoResponse(server=info))
+    assert await conveyor(*at, "flow", "show", "x") == 1
+    first, second = capsys.readouterr().err.splitlines()
+    assert first == "error: there is no such flow (FLOW_NOT_FOUND)"
+    trace_id = second.split()[1]
+    assert second == f"  trace {trace_id}  https://traces.example/{trace_id}"
+    assert int(trace_id, 16)
+    # A gateway of before does not know where traces are shown; the id is there all the same.
+    assert await conveyor(*at, "flow", "show", "x") == 1
+    assert re.fullmatch("  trace [0-9a-f]{32}", capsys.readouterr().err.splitlines()[1])
+
+
+async def test_version_says_that_of_both_sides(
+    gateway: Gateway, capsys: pytest.CaptureFixture[str]
+) -> None:
+    info = gateway_pb.ServerInfo(version="7.8.9", trace_url_template=PAGE)
+    info.start_time.FromSeconds(1)
+    gateway.script.always("GetServerInfo", gateway_pb.GetServerInfoResponse(server=info))
+    assert await conveyor("--address", gateway.address, "version") == 0
+    client, server, traces = capsys.readouterr().out.splitlines()
+    assert client == f"client {__version__}"
+    assert server.startswith("server 7.8.9, since 1970-01-01 ")
+    assert traces == f"traces {PAGE}"
+    assert await conveyor("--address", gateway.address, "version", "--json") == 0
+    assert json.loads(capsys.readouterr().out) == {
+        "client": {"version": __version__},
+        "server": {
+            "version": "7.8.9",
+            "trace_url_template": PAGE,
+            "start_time": "1970-01-01T00:00:01Z",
+        },
+    }
+    # Without a suite it still says its own.
+    assert await conveyor("--address", "127.0.0.1:1", "version") == 1
+    said = capsys.readouterr()
+    assert said.out == f"client {__version__}\n"
+    assert "start it with `conveyor up`" in said.err
+    assert await conveyor("--address", "127.0.0.1:1", "version", "--client") == 0
+    assert await conveyor("--version") == 0
+    assert capsys.readouterr().out.splitlines()[-1] == __version__
 
 
 async def test_a_suite_that_does_not_run_names_the_fix(capsys: pytest.CaptureFixture[str]) -> None:

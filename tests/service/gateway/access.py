@@ -277,6 +277,7 @@ CASES: Mapping[str, Case] = {
     "ListModels": Case(lambda _: ag.ListModelsRequest()),
     "ProbeModel": Case(lambda _: ag.ProbeModelRequest(model="m")),
     "ListHarnesses": Case(lambda _: acp.ListHarnessesRequest()),
+    "GetServerInfo": Case(lambda _: gw.GetServerInfoRequest()),
     "AcpDoctor": Case(lambda _: gw.AcpDoctorRequest()),
     "SpawnAcpSession": Case(
         lambda _: gw.SpawnAcpSessionRequest(

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 from google.rpc import status_pb2
+from opentelemetry import trace
 
 from conveyor.acp.v1 import (
     acp_service_pb2,
@@ -236,10 +237,10 @@ class Suite:
         return load(self.config, self.environ)
 
     @asynccontextmanager
-    async def serve(self) -> AsyncIterator[None]:
+    async def serve(self, tracer: trace.Tracer | None = None) -> AsyncIterator[None]:
         """Run the gateway for the block; a second time it finds what the first one left."""
         build = builder(self.channels)
-        async with in_process(build, self.settings, name="gateway") as running:
+        async with in_process(build, self.settings, name="gateway", tracer=tracer) as running:
             app = running.app
             assert isinstance(app, GatewayApp)
             self.gateway = running

@@ -197,6 +197,9 @@ class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     the metadata keys, in a form that a test can read. All metadata values are strings. "Stored"
     marks reasons that are found in `Run.error` rather than returned by a call; code and status then
     say how a waiting caller sees them.
+
+    Where the failed call belongs to a trace, `google.rpc.RequestInfo.serving_data` is its id, 32
+    hexadecimal digits.
     """
 
 ERROR_REASON_UNSPECIFIED: ErrorReason.ValueType  # 0

@@ -223,6 +223,11 @@ class GatewayServiceStub:
                 request_serializer=conveyor_dot_gateway_dot_v1_dot_gateway__service__pb2.AnswerQuestionRequest.SerializeToString,
                 response_deserializer=conveyor_dot_gateway_dot_v1_dot_gateway__service__pb2.AnswerQuestionResponse.FromString,
                 _registered_method=True)
+        self.GetServerInfo = channel.unary_unary(
+                '/conveyor.gateway.v1.GatewayService/GetServerInfo',
+                request_serializer=conveyor_dot_gateway_dot_v1_dot_gateway__service__pb2.GetServerInfoRequest.SerializeToString,
+                response_deserializer=conveyor_dot_gateway_dot_v1_dot_gateway__service__pb2.GetServerInfoResponse.FromString,
+                _registered_method=True)
 
 
 class GatewayServiceServicer:
@@ -527,6 +532,13 @@ class GatewayServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetServerInfo(self, request, context):
+        """Says what this gateway is: its release, and where traces are shown. Scope `read`. Read only.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_GatewayServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -699,6 +711,11 @@ def add_GatewayServiceServicer_to_server(servicer, server):
                     servicer.AnswerQuestion,
                     request_deserializer=conveyor_dot_gateway_dot_v1_dot_gateway__service__pb2.AnswerQuestionRequest.FromString,
                     response_serializer=conveyor_dot_gateway_dot_v1_dot_gateway__service__pb2.AnswerQuestionResponse.SerializeToString,
+            ),
+            'GetServerInfo': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetServerInfo,
+                    request_deserializer=conveyor_dot_gateway_dot_v1_dot_gateway__service__pb2.GetServerInfoRequest.FromString,
+                    response_serializer=conveyor_dot_gateway_dot_v1_dot_gateway__service__pb2.GetServerInfoResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -1634,6 +1651,33 @@ class GatewayService:
             '/conveyor.gateway.v1.GatewayService/AnswerQuestion',
             conveyor_dot_gateway_dot_v1_dot_gateway__service__pb2.AnswerQuestionRequest.SerializeToString,
             conveyor_dot_gateway_dot_v1_dot_gateway__service__pb2.AnswerQuestionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetServerInfo(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/conveyor.gateway.v1.GatewayService/GetServerInfo',
+            conveyor_dot_gateway_dot_v1_dot_gateway__service__pb2.GetServerInfoRequest.SerializeToString,
+            conveyor_dot_gateway_dot_v1_dot_gateway__service__pb2.GetServerInfoResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -186,6 +186,8 @@ class GatewayServiceStub:
     """Answers a question. Scope `send` for the caller's own sessions, else `control`. Idempotent for
     the same option. Fails with `QUESTION_NOT_FOUND`, `QUESTION_CLOSED` or `INVALID_FIELD`.
     """
+    GetServerInfo: _grpc.UnaryUnaryMultiCallable[_gateway_service_pb2.GetServerInfoRequest, _gateway_service_pb2.GetServerInfoResponse]
+    """Says what this gateway is: its release, and where traces are shown. Scope `read`. Read only."""
 
 @_typing.type_check_only
 class GatewayServiceAsyncStub(GatewayServiceStub):
@@ -341,6 +343,8 @@ class GatewayServiceAsyncStub(GatewayServiceStub):
     """Answers a question. Scope `send` for the caller's own sessions, else `control`. Idempotent for
     the same option. Fails with `QUESTION_NOT_FOUND`, `QUESTION_CLOSED` or `INVALID_FIELD`.
     """
+    GetServerInfo: _aio.UnaryUnaryMultiCallable[_gateway_service_pb2.GetServerInfoRequest, _gateway_service_pb2.GetServerInfoResponse]  # type: ignore[assignment]
+    """Says what this gateway is: its release, and where traces are shown. Scope `read`. Read only."""
 
 class GatewayServiceServicer(metaclass=_abc_1.ABCMeta):
     """The only service that clients outside the suite talk to.
@@ -697,5 +701,13 @@ class GatewayServiceServicer(metaclass=_abc_1.ABCMeta):
         """Answers a question. Scope `send` for the caller's own sessions, else `control`. Idempotent for
         the same option. Fails with `QUESTION_NOT_FOUND`, `QUESTION_CLOSED` or `INVALID_FIELD`.
         """
+
+    @_abc_1.abstractmethod
+    def GetServerInfo(
+        self,
+        request: _gateway_service_pb2.GetServerInfoRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_gateway_service_pb2.GetServerInfoResponse, _abc.Awaitable[_gateway_service_pb2.GetServerInfoResponse]]:
+        """Says what this gateway is: its release, and where traces are shown. Scope `read`. Read only."""
 
 def add_GatewayServiceServicer_to_server(servicer: GatewayServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
