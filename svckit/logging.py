@@ -2,13 +2,17 @@
 
 Every line carries the service, the trace and span ids when there is a trace, and what was bound
 with `bind`, for example the run id. Secrets, message texts and peers never go into a field.
+
+Of exceptions the types and places are told. Their texts, which may hold anything that somebody
+wrote, are only there at the level `debug`.
 """
 
 from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import MutableMapping
+import traceback
+from collections.abc import Iterator, MutableMapping
 from typing import Any
 
 import structlog
@@ -31,18 +35,25 @@ def setup(service: str, settings: Settings) -> None:
     people = settings.log.format == "console" or (
         settings.log.format == "auto" and sys.stderr.isatty()
     )
+    whole = settings.log.level == "debug"
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
         structlog.stdlib.add_logger_name,
+        *([] if whole else [_first_line_of_asyncio]),
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         _service_and_trace(service),
     ]
-    final: list[structlog.typing.Processor] = (
-        [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
+    final: list[structlog.typing.Processor] = [
+        structlog.processors.ExceptionRenderer(*([] if whole else [_without_texts])),
+        structlog.dev.ConsoleRenderer(
+            colors=sys.stderr.isatty(),
+            # The other one shows the values of variables.
+            exception_formatter=structlog.dev.plain_traceback,
+        )
         if people
-        else [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
-    )
+        else structlog.processors.JSONRenderer(),
+    ]
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
@@ -84,6 +95,37 @@ def _service_and_trace(service: str) -> structlog.typing.Processor:
         return event
 
     return add
+
+
+def where(error: BaseException) -> str:
+    """Say where an exception comes from: as a traceback, with types and without texts."""
+    return "\n".join(_lines_of(error, set()))
+
+
+def _without_texts(exc_info: structlog.typing.ExcInfo) -> str:
+    return where(exc_info[1])
+
+
+def _lines_of(error: BaseException, seen: set[int]) -> Iterator[str]:
+    seen.add(id(error))
+    before = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    if before is not None and id(before) not in seen:
+        yield from _lines_of(before, seen)
+        yield "which led to:"
+    for entry in traceback.format_tb(error.__traceback__):
+        yield entry.rstrip()
+    yield type(error).__qualname__
+    if isinstance(error, BaseExceptionGroup):
+        for number, part in enumerate(error.exceptions, 1):
+            yield f"part {number}:"
+            yield from _lines_of(part, seen)
+
+
+def _first_line_of_asyncio(_: Any, __: str, event: MutableMapping[str, Any]) -> Any:
+    """The loop adds tasks and exceptions to its complaints, with their texts."""
+    if event.get("logger") == "asyncio":
+        event["event"] = str(event["event"]).partition("\n")[0]
+    return event
 
 
 # Until `setup` is called, for example in tests, structlog goes through the standard library, so

@@ -340,7 +340,7 @@ def main(
     setup_logging(name, settings)
     from svckit import telemetry as telemetry_module
 
-    telemetry = telemetry_module.setup(name, settings, make_global=True)
+    telemetry = telemetry_module.setup(name, settings)
     metrics = metrics_of(name, settings)
     metrics.read(definitions.SPANS_DROPPED, lambda: telemetry.dropped)
     try:

@@ -39,14 +39,16 @@ def setup(
     service: str,
     settings: Settings,
     *,
-    make_global: bool = False,
     processors: tuple[SpanProcessor, ...] = (),
 ) -> Telemetry:
     """Build the provider of `service`.
 
     Spans have ids with or without an exporter, since logs, runs and announcements show them; they
-    are recorded only for `processors`, or when `telemetry.otlp_endpoint` is set. `make_global` is
-    for processes that hold one service; tests that hold several keep theirs apart.
+    are recorded only for `processors`, or when `telemetry.otlp_endpoint` is set.
+
+    The provider is never made OpenTelemetry's global one. Several libraries of ours (FastAPI, the
+    SDKs of MCP, ACP and Anthropic) have tracers of their own, which would then record whole paths,
+    queries and prompts, in traces of their own.
     """
     endpoint = settings.telemetry.otlp_endpoint
     provider: TracerProvider | IdTracerProvider
@@ -54,8 +56,6 @@ def setup(
         provider = _recording(service, endpoint, processors)
     else:
         provider = IdTracerProvider()
-    if make_global:
-        trace.set_tracer_provider(provider)
     return Telemetry(provider, provider.get_tracer("conveyor"))
 
 

@@ -418,7 +418,7 @@ class Worker:
         turn.span = span_of(self._tracer, self._queue, public)
         try:
             with (
-                trace.use_span(turn.span),
+                trace.use_span(turn.span, record_exception=False, set_status_on_exception=False),
                 bind(run_id=run.run_id, turn=public.turn),
                 failpoints.at(place_of(run, public.turn)),
             ):

@@ -62,6 +62,8 @@ class Span:
     events: tuple[Moment, ...]
     service: str
     instance: str
+    scope: str
+    """Who made it."""
 
     @property
     def seconds(self) -> float:
@@ -305,6 +307,7 @@ def _spans_of(request: otlp.ExportTraceServiceRequest) -> Iterator[Span]:
                     ),
                     service=str(resource.get("service.name", "")),
                     instance=str(resource.get("service.instance.id", "")),
+                    scope=scope.scope.name,
                 )
 
 

@@ -205,7 +205,9 @@ class Connection:
         self._over.set_result(why)
         if not self._leave.is_set():
             words = self._program.last_words if self._program is not None else []
-            _log.warning("tool server failed", server=self._id, problem=why, stderr=words[-5:])
+            _log.warning("tool server failed", server=self._id, problem=why)
+            # Whatever it printed, arguments of calls included: only for who asks for everything.
+            _log.debug("last words of a tool server", server=self._id, stderr=words[-5:])
 
     async def _until_the_end(self) -> None:
         """Until it is told to leave, or its program ends or says nothing more."""

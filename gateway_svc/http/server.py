@@ -27,8 +27,14 @@ def build_web(
 ) -> ASGIApp:
     """Return the application: the routes behind the door, then the console's files."""
     answers = _Errors(trace_url_template)
-    # Generated pages would load scripts of other sites; the contract is in protos.
-    web = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
+    # Generated pages would load scripts of other sites; the contract is in protos. Spans are made
+    # by `Edge`: those of FastAPI hold whole paths and queries, and are in traces of their own.
+    web = FastAPI(
+        openapi_url=None,
+        docs_url=None,
+        redoc_url=None,
+        telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
+    )
     for router in routers:
         web.include_router(router)
     web.mount("/", _Files(directory=CONSOLE, html=True))

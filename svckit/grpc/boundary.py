@@ -18,13 +18,13 @@ from grpc import aio
 from opentelemetry import context as otel_context
 from opentelemetry import propagate, trace
 
-from svckit import tracecontext
+from svckit import conventions, tracecontext
 from svckit.errors import PASSING, Internal, NotImplementedYet, ServiceError
 from svckit.grpc import deadline, methods
 from svckit.grpc.client import ERROR_CODES
 from svckit.grpc.status import code_of, from_rpc_error, to_proto, to_trailers
 from svckit.ids import new_ulid
-from svckit.logging import get_logger
+from svckit.logging import get_logger, where
 from svckit.metrics import NOBODY, Metrics, definitions
 
 _log = get_logger("svckit.grpc")
@@ -148,7 +148,8 @@ class ServerBoundary(aio.ServerInterceptor):
                 mapped = _as_service_error(err, method, context)
                 if mapped is None:
                     mapped, request_id = Internal("internal error"), new_ulid()
-                    span.record_exception(err)
+                    # Not `record_exception`: it writes the exception's text into the span.
+                    span.add_event(conventions.EXCEPTION, _of_exception(err))
                     _log.error("call failed", method=method, request_id=request_id, exc_info=err)
                 trace_id = tracecontext.current_id(scope)
                 status = to_proto(mapped, request_id=request_id, trace_id=trace_id)
@@ -195,6 +196,13 @@ def _parent(context: ServicerContext) -> otel_context.Context:
     if propagate.get_global_textmap().fields.isdisjoint(carrier):
         return otel_context.get_current()
     return propagate.extract(carrier)
+
+
+def _of_exception(err: Exception) -> conventions.Attributes:
+    return {
+        conventions.EXCEPTION_TYPE: type(err).__qualname__,
+        conventions.EXCEPTION_STACKTRACE: where(err),
+    }
 
 
 def _as_service_error(err: Exception, method: str, context: ServicerContext) -> ServiceError | None:

@@ -17,7 +17,7 @@ async def eventually(
 @overload
 async def eventually(fn: Callable[[], T], timeout: float = ..., interval: float = ...) -> T: ...
 async def eventually(
-    fn: Callable[[], T | Awaitable[T]], timeout: float = 10, interval: float = 0.02
+    fn: Callable[[], T | Awaitable[T]], timeout: float = 30, interval: float = 0.02
 ) -> T:
     """Call `fn` until it returns something true, and return that.
 

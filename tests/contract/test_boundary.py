@@ -333,7 +333,7 @@ def test_what_is_no_trace_id_is_not_taken_for_one() -> None:
     assert from_proto(to_proto(LaneFull("full"), trace_id="ab" * 16)).trace_id == "ab" * 16
 
 
-async def test_exception_text_never_leaves_but_is_logged_with_the_id(
+async def test_exception_text_never_leaves_nor_is_traced_but_its_place_is_known_by_the_id(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     handlers = {
@@ -354,6 +354,12 @@ async def test_exception_text_never_leaves_but_is_logged_with_the_id(
             assert request_id.encode() in trailers[DETAILS_KEY]
         await eventually(lambda: len(p.exporter.get_finished_spans()) == 4)
     assert p.spans().count("INTERNAL ERROR") == 4
+    boom, own = (e for span in p.exporter.get_finished_spans() for e in span.events)
+    for event, kind in ((boom, "ValueError"), (own, "Internal")):
+        assert event.attributes is not None
+        assert event.attributes["exception.type"] == kind
+        assert "in handler" in str(event.attributes)
+        assert "secret" not in str(event.attributes)
 
 
 @pytest.mark.parametrize("style", ["generate", "write"])

@@ -21,7 +21,7 @@ from svckit.grpc.status import from_proto
 from svckit.testing import eventually
 from tests.harnesses.processes import Tracker, table
 from tests.real.conversation import Conversation
-from tests.system.harness import SUCCEEDED, Suite, running
+from tests.system.harness import SUCCEEDED, Suite, running, text_of
 
 SCRIPTED = Path(__file__).parents[1] / "harnesses" / "scripted.py"
 READY, PARKED = acp.ACP_SESSION_STATE_READY, acp.ACP_SESSION_STATE_PARKED
@@ -72,8 +72,6 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
 @pytest.fixture(scope="module")
 def suite(place: Place, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Suite]:
     toml = f"""
-[runs]
-lease_seconds = 2
 [acp]
 workspace_roots = ["{place.work}"]
 handshake_seconds = 8
@@ -171,7 +169,9 @@ async def test_a_permission_that_nobody_answers_is_denied_in_time(
         told = talk.asking("write never.txt x")
         question = await talk.question()
         assert question.acp_session_id == (await talk.session()).acp_session_id
-        assert "denied never.txt" in (await told).answer
+        ended = (await told).ended
+        assert ended.state == SUCCEEDED, ended.error
+        assert "denied never.txt" in text_of(ended.result.reply)
         (decided,) = await talk.said("permission_decided")
         assert (decided.allowed, decided.rule) == (False, "expired")
         assert not (place.work / "never.txt").exists()

@@ -14,8 +14,6 @@ from tests.system.harness import Suite, running
 TOML = """\
 [acp]
 workspace_roots = ["{workspace}"]
-[runs]
-lease_seconds = 2
 """
 
 

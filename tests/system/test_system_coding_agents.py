@@ -212,6 +212,7 @@ async def test_a_question_outlives_the_scheduler_and_its_process_is_still_there(
     order = f"[[acp scripted: write {place}/restarted.txt y ;; count]]"
     told = asyncio.create_task(chat(client, order, session_key=key))
     question = await asked(client, key)
+    await run_where(client, question.run_id, SUSPENDED)  # asked comes before it
     before, harness = len(suite.lines), pids(place)[-1]
     suite.kill("scheduler")
     await eventually(

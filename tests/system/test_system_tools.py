@@ -64,8 +64,6 @@ def suite(tmp_path_factory: pytest.TempPathFactory, ledger: Ledger) -> Iterator[
     toml = f"""
 [lanes.main]
 limit = 1
-[runs]
-lease_seconds = 2
 [agents.list.main]
 approval_timeout_seconds = 120
 [agents.list.hasty]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -20,6 +21,7 @@ from conveyor.scheduler.v1 import flow_service_pb2 as flow_pb
 from conveyor.scheduler.v1 import run_pb2
 from conveyor.scheduler.v1 import scheduler_service_pb2 as sched
 from svckit.caps import caps_of
+from svckit.clock import SystemClock
 from svckit.grpc.status import from_proto
 from svckit.settings import load
 from svckit.testing import eventually, in_process
@@ -40,12 +42,31 @@ SPOKEN = {
 }
 
 
+HELD = "[[sleep: 777s]]"
+"""Makes a demo agent wait until the test lets it go on: no machine is too slow for that."""
+
+
+class HeldClock(SystemClock):
+    """Real time, but `HELD` ends when `go_on` is set, not before and not later."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.go_on = asyncio.Event()
+
+    async def sleep(self, seconds: float) -> None:
+        if seconds == 777:
+            await self.go_on.wait()
+        else:
+            await super().sleep(seconds)
+
+
 class House:
     """What a gateway would do, and what it would see."""
 
-    def __init__(self, s: Driver, caps: run_pb2.Budget) -> None:
+    def __init__(self, s: Driver, caps: run_pb2.Budget, clock: HeldClock) -> None:
         self.s = s
         self.caps = caps
+        self.clock = clock
         self._ids = itertools.count(1)
 
     async def send(self, text: str, session: str = KEY, model: str = "") -> str:
@@ -73,7 +94,7 @@ class House:
             found = await self.run(run_id)
             return found if found.state in TERMINAL else None
 
-        found = await eventually(terminal, timeout=20)
+        found = await eventually(terminal)
         assert found is not None
         return found
 
@@ -116,8 +137,9 @@ async def house(tmp_path: Path, toml: str = "") -> AsyncIterator[House]:
         settings = load(config, {})
         agent = settings.agents.get("main")
         assert agent is not None
-        async with in_process(agent_app.build, settings, name="agent"):
-            yield House(s, caps_of(agent.subagents))
+        clock = HeldClock()
+        async with in_process(agent_app.build, settings, name="agent", clock=clock):
+            yield House(s, caps_of(agent.subagents), clock)
 
 
 def deeper(levels: int, leaf: str) -> str:
@@ -197,15 +219,16 @@ async def test_background_children_reply_at_once_and_close_later(
 ) -> None:
     toml = f'[agents.defaults.subagents]\nannounce = "{announce}"\n'
     async with house(tmp_path, toml) as h:
-        text = (
-            "[[spawn-background: [[reply: quick]]]] "
-            "[[spawn-background: [[sleep: 1s]] [[reply: slow]]]]"
-        )
+        quick, slow = "[[reply: quick]]", f"{HELD} [[reply: slow]]"
+        text = f"[[spawn-background: {quick}]] [[spawn-background: {slow}]]"
         run_id = await h.send(text)
         # The customer goes on chatting meanwhile: the lane is free.
         other = await h.send("[[reply: sure]]")
         assert (await h.ended(other)).state == SUCCEEDED
         assert (await h.run(run_id)).state not in TERMINAL
+        if announce == "each":  # the quick one's end is told while the other works
+            await eventually(h.announced)
+        h.clock.go_on.set()
         assert (await h.ended(run_id)).state == SUCCEEDED
         said = await h.said()
         assert said[0] == (
@@ -224,7 +247,7 @@ async def test_a_yield_says_so_at_once_and_answers_once_after_the_last_child(
 ) -> None:
     async with house(tmp_path) as h:
         run_id = await h.send(
-            "[[spawn: [[sleep: 1s]] [[reply: one]]]] [[spawn: [[reply: two]]]] "
+            f"[[spawn: {HELD} [[reply: one]]]] [[spawn: [[reply: two]]]] "
             "[[yield: I'll get back to you]]"
         )
 
@@ -234,6 +257,7 @@ async def test_a_yield_says_so_at_once_and_answers_once_after_the_last_child(
         await eventually(told)
         assert (await h.run(run_id)).state == run_pb2.RUN_STATE_SUSPENDED
         assert (await h.ended(await h.send("[[reply: sure]]"))).state == SUCCEEDED
+        h.clock.go_on.set()
         await h.ended(run_id)
         kinds = [(kind, "All 2" in text) for kind, text in await h.said()]
         assert kinds == [("interim", False), ("reply", False), ("reply", True)]
@@ -244,7 +268,7 @@ async def test_a_long_wait_says_so_by_itself_and_frees_the_lane_only_for_another
 ) -> None:
     toml = "[agents.defaults.subagents]\nyield_after_seconds = 0.2\n"
     async with house(tmp_path, toml) as h:
-        run_id = await h.send("[[spawn: [[sleep: 1500ms]] [[reply: gold]]]]")
+        run_id = await h.send(f"[[spawn: {HELD} [[reply: gold]]]]")
 
         async def told() -> bool:
             return [kind for kind, _ in await h.said()] == ["interim"]
@@ -253,6 +277,7 @@ async def test_a_long_wait_says_so_by_itself_and_frees_the_lane_only_for_another
         assert (await h.run(run_id)).suspension.holds_session_lane
         assert (await h.ended(await h.send("[[reply: sure]]"))).state == SUCCEEDED
         assert not (await h.run(run_id)).suspension.holds_session_lane
+        h.clock.go_on.set()
         await h.ended(run_id)
         said = [text for _, text in await h.said()]
         assert said[1] == "sure"

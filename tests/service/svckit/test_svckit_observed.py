@@ -11,6 +11,9 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
+from opentelemetry import trace
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from conveyor.events.v1 import event_log_service_pb2 as log_pb2
 from conveyor.events.v1 import event_log_service_pb2_grpc as log_grpc
@@ -28,7 +31,9 @@ import logging, sys
 from opentelemetry import trace
 from svckit import logging as ours, telemetry
 from svckit.settings import load
-settings = load(environ={"CONVEYOR_LOG__FORMAT": sys.argv[1]})
+settings = load(
+    environ={"CONVEYOR_LOG__FORMAT": sys.argv[1], "CONVEYOR_LOG__LEVEL": sys.argv[2]}
+)
 ours.setup("example", settings)
 tracer = telemetry.setup("example", settings).tracer
 log = ours.get_logger("a.module")
@@ -37,23 +42,29 @@ with tracer.start_as_current_span("s") as span, ours.bind(run_id="r1"):
     log.info("something happened", number=1)
     print(trace.format_trace_id(span.get_span_context().trace_id))
 logging.getLogger("library").warning("theirs %s", "too")
-try:
-    raise ValueError("bad")
-except ValueError:
-    log.exception("it broke")
+def breaks(private):
+    try:
+        try:
+            int(private)
+        except ValueError as err:
+            raise ExceptionGroup(private, [KeyError(private)]) from err
+    except ExceptionGroup:
+        log.exception("it broke")
+    logging.getLogger("asyncio").error("a task failed\\nfuture: " + private)
+breaks("a private text")
 """
 
 
-def logged(form: str) -> tuple[str, str]:
+def logged(form: str, level: str = "info") -> tuple[str, str]:
     done = subprocess.run(
-        [sys.executable, "-c", LOGGING, form], capture_output=True, text=True, check=True
+        [sys.executable, "-c", LOGGING, form, level], capture_output=True, text=True, check=True
     )
     return done.stdout.strip(), done.stderr
 
 
 def test_logs_are_json_with_trace_and_run() -> None:
     trace_id, err = logged("json")
-    first, theirs, broke = (json.loads(line) for line in err.splitlines())
+    first, theirs, broke, task = (json.loads(line) for line in err.splitlines())
     assert {k: first[k] for k in ("event", "number", "run_id", "trace_id", "service", "level")} == {
         "event": "something happened",
         "number": 1,
@@ -68,13 +79,20 @@ def test_logs_are_json_with_trace_and_run() -> None:
         "example",
     )
     assert "run_id" not in theirs
-    assert "ValueError: bad" in broke["exception"]
+    for told in ("in breaks\n", "ValueError", "which led to:", "ExceptionGroup", "KeyError"):
+        assert told in broke["exception"]
+    assert task["event"] == "a task failed"
+    assert "a private text" not in err
+    _, everything = logged("json", "debug")
+    assert everything.count("a private text") == 4
 
 
 def test_logs_are_readable_for_people() -> None:
     _, err = logged("console")
     assert "something happened" in err
     assert "{" not in err.splitlines()[0]
+    assert "in breaks\n" in err
+    assert "a private text" not in err
 
 
 def test_spans_are_made_without_an_exporter_and_the_exporter_does_not_hold_the_end() -> None:
@@ -87,6 +105,19 @@ def test_spans_are_made_without_an_exporter_and_the_exporter_does_not_hold_the_e
     made = telemetry.setup("example", settings)
     made.tracer.start_span("s").end()
     made.shutdown()
+
+
+def test_tracers_of_libraries_record_nothing() -> None:
+    """FastAPI, and the SDKs of MCP and ACP, put paths, queries and arguments into their spans."""
+    found = InMemorySpanExporter()
+    made = telemetry.setup("example", load(environ={}), processors=(SimpleSpanProcessor(found),))
+    with made.tracer.start_as_current_span("ours") as ours:
+        theirs = trace.get_tracer("a library").start_span("theirs", attributes={"path": "/secret"})
+        # What they pass on to others still belongs to the trace.
+        assert theirs.get_span_context().trace_id == ours.get_span_context().trace_id
+        theirs.end()
+    made.shutdown()
+    assert [span.name for span in found.get_finished_spans()] == ["ours"]
 
 
 def building(script: ScriptedServicer, *, dies: bool = False) -> Any:
