@@ -20,6 +20,10 @@ run: .venv/.ready ## Start the suite on this machine, console on http://127.0.0.
 demo: .venv/.ready ## Show a delegated request from beginning to end, offline
 	@$(BIN)/conveyor demo $(ARGS)
 
+.PHONY: trace-ui
+trace-ui: .venv/.ready ## The suite with a tracing UI, Arize Phoenix, and a demo flow in it (installs 900 MB once)
+	@$(BIN)/python scripts/trace_ui.py $(ARGS)
+
 .PHONY: setup
 setup: .venv/.ready ## Only make .venv with what the suite needs
 	@:
