@@ -1,0 +1,85 @@
+"""What was said, as `telemetry.capture_content` puts it into spans: JSON of the GenAI conventions.
+
+An attribute is bounded, since a collector refuses a whole batch for one span that is too large: of
+a long text the beginning is kept, of a long conversation its end.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from typing import Any, TypeAlias
+
+from svckit.content import cut
+
+Part: TypeAlias = dict[str, Any]
+Message: TypeAlias = dict[str, Any]
+
+PART_BYTES = 8_000
+ATTRIBUTE_BYTES = 32_000
+LEFT_OUT = "left out: too long for a span"
+
+
+def text(content: str) -> Part:
+    """What was said in words."""
+    return {"type": "text", "content": _cut(content, PART_BYTES)}
+
+
+def attachment(kind: str) -> Part:
+    """Something else, of which only the media type is told."""
+    return {"type": kind or "attachment"}
+
+
+def tool_call(call_id: str, name: str, arguments: str) -> Part:
+    """A model calls a tool. `arguments` is the JSON text that it wrote."""
+    part: Part = {"type": "tool_call", "name": name, "arguments": _read(arguments)}
+    return {**part, "id": call_id} if call_id else part
+
+
+def tool_result(call_id: str, content: str) -> Part:
+    """What a call came to."""
+    return {"type": "tool_call_response", "id": call_id, "result": _cut(content, PART_BYTES)}
+
+
+def message(role: str, parts: Iterable[Part], *, finish_reason: str = "") -> Message:
+    """One message: `role` is user, assistant, system or tool."""
+    found: Message = {"role": role, "parts": list(parts)}
+    return {**found, "finish_reason": finish_reason} if finish_reason else found
+
+
+def dump(messages: Sequence[Message]) -> str:
+    """Write messages down, oldest first; the oldest are left out where there are too many."""
+    kept: list[str] = []
+    room = ATTRIBUTE_BYTES
+    for said in reversed(messages):
+        line = _clean(json.dumps(said, ensure_ascii=False))
+        room -= len(line.encode())
+        if room < 0:
+            kept.append(json.dumps(message("system", [text(LEFT_OUT)])))
+            break
+        kept.append(line)
+    return f"[{', '.join(reversed(kept))}]"
+
+
+def plain(content: str) -> str:
+    """A text by itself."""
+    return _cut(content, ATTRIBUTE_BYTES)
+
+
+def _cut(content: str, limit: int) -> str:
+    return cut(_clean(content), limit)
+
+
+def _clean(content: str) -> str:
+    """Half a surrogate pair, which models do write, would make a whole batch unsendable."""
+    return content.encode(errors="replace").decode()
+
+
+def _read(arguments: str) -> Any:
+    arguments = _clean(arguments)
+    if len(arguments.encode()) > PART_BYTES:
+        return cut(arguments, PART_BYTES)
+    try:
+        return json.loads(arguments)
+    except ValueError:
+        return arguments
