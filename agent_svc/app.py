@@ -99,6 +99,7 @@ async def build(context: Context) -> AsyncIterator[App]:
             clock=clock,
             tracer=context.tracer,
             toolsets=toolsets,
+            capture_content=settings.telemetry.capture_content,
         )
         worker = Worker(
             channel,

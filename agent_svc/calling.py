@@ -10,9 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import msgspec
-from opentelemetry import trace
 
-from agent_svc import convert, spans
+from agent_svc import convert
 from agent_svc.domain.prompt import Prompt
 from agent_svc.domain.served import same_model
 from agent_svc.domain.steps import Usage
@@ -68,13 +67,10 @@ class NoAnswer(Exception):
 class Caller:
     """Makes the model calls of turns."""
 
-    def __init__(
-        self, reserver: Reserver, usage: UsageReporter, clock: Clock, tracer: trace.Tracer
-    ) -> None:
+    def __init__(self, reserver: Reserver, usage: UsageReporter, clock: Clock) -> None:
         self._reserver = reserver
         self._usage = usage
         self._clock = clock
-        self._tracer = tracer
 
     async def ask(
         self, work: Work, call: str, prompt: Prompt, on_text: Callable[[str], None]
@@ -93,8 +89,7 @@ class Caller:
         async def note_failure(failed: asking.FailedCall) -> None:
             await self._note_failure(work, call, failed)
 
-        ended: NoAnswer | None = None
-        with spans.chat(self._tracer, requested, work.turn.run.spec.session_key) as span:
+        with work.spans.calls(prompt, call) as watch:
             try:
                 asked = await asking.ask(
                     work.models[skip:],
@@ -103,24 +98,18 @@ class Caller:
                     clock=self._clock,
                     take=tickets.take,
                     on_failure=note_failure,
+                    watch=watch,
                 )
             except MustWait as wait:
-                span.add_event("waits for a limit")
-                ended = NoAnswer(Suspend(wait.suspension(work)))
+                raise NoAnswer(Suspend(wait.suspension(work))) from None
             except BudgetExceeded as refused:
-                span.set_status(trace.StatusCode.ERROR, refused.reason)
-                ended = NoAnswer(Fail(refused, retryable=False, taken=work.taken()))
+                raise NoAnswer(Fail(refused, retryable=False, taken=work.taken())) from None
             except CallFailed as failed:
-                span.set_status(trace.StatusCode.ERROR, failed.error.reason)
                 retryable = isinstance(failed.error, ModelUnavailable)
                 end = Fail(failed.error, retryable=retryable, taken=work.taken())
-                ended = NoAnswer(end, failed)
-            else:
-                spans.answered(span, asked.model.name, asked.reply.usage)
-        if ended is not None:
-            # Outside the span, which waits and refusals do not break.
-            raise ended
-        cost = await self._reserver.cost(asked.model, asked.reply.usage)
+                raise NoAnswer(end, failed) from None
+            cost = await self._reserver.cost(asked.model, asked.reply.usage)
+            watch.priced(cost)
         usage = msgspec.structs.replace(asked.reply.usage, cost=cost)
         effective = full_name(asked.model)
         if not same_model(asked.model.name, asked.reply.served):

@@ -19,6 +19,7 @@ from agent_svc.models.base import full_name
 from agent_svc.toolsets import Note
 from agent_svc.windows import Windows
 from agent_svc.work import Work
+from svckit import conventions as c
 from svckit.errors import ModelRejected, TurnFailed
 from svckit.turn import Fail
 
@@ -115,6 +116,7 @@ class Compactor:
                 bill.reservation,
             )
         await work.add_summary(summary)
+        work.spans.event(c.EVENT_COMPACTED, {c.COMPACTED_EXCHANGES: summary.exchanges})
         await self._tell(work, summary)
         if work.over_budget is not None:
             raise NoAnswer(Fail(work.over_budget, retryable=False, taken=work.taken()))

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterable
 
 import msgspec
 
-from agent_svc import spans
 from agent_svc.domain import plan
 from agent_svc.domain import steps as s
 from agent_svc.domain import tools as t
@@ -160,7 +159,7 @@ class Guard:
     async def intervene(self, work: Work, rung: s.Guarded) -> None:
         """Store a rung and tell of the reply that it is about."""
         await work.add(rung)
-        spans.guarded(rung)
+        work.spans.guarded(rung)
         self.take_over(work)
         await self.tell(work)
 

@@ -68,6 +68,8 @@ class Permits:
         await work.add(
             *(s.Asked(call.id, approval.question_id(work.run_id, call.id)) for call in calls)
         )
+        for call in calls:
+            work.spans.question(call, approval.question_id(work.run_id, call.id))
         await self.tell(work, calls)
 
     async def tell(self, work: Work, calls: Sequence[s.ToolCall]) -> None:

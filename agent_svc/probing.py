@@ -14,7 +14,6 @@ from importlib.resources import files
 
 from opentelemetry import trace
 
-from agent_svc import spans
 from agent_svc.agents import Agent
 from agent_svc.domain import harnesses
 from agent_svc.domain import steps as s
@@ -26,12 +25,14 @@ from agent_svc.domain.probe.promptset import ProbePrompt, PromptSet, Tier
 from agent_svc.domain.probe.verdict import Outcome, Report, judge
 from agent_svc.domain.prompt import Answered, Prompt, PromptMessage, Said, ToolAnswer, ToolSchema
 from agent_svc.models import asking
-from agent_svc.models.base import CallFailed, Model, ModelReply, full_name
+from agent_svc.models.base import CallFailed, Model, ModelReply
 from agent_svc.models.catalog import Catalog
 from agent_svc.outside import Outside
+from agent_svc.spans import ModelCalls
 from agent_svc.store.probes import ProbeReports
 from agent_svc.toolsets import Offering, Toolset
 from conveyor.scheduler.v1 import run_pb2
+from svckit import conventions as c
 from svckit.clock import Clock
 from svckit.errors import ModelUnavailable, ServiceError
 from svckit.settings_model import DEFAULT_AGENT, AgentSettings
@@ -195,24 +196,20 @@ class Prober:
     ) -> Tried:
         names = frozenset(tool.name for tool in tools)
         messages: list[PromptMessage] = [Said(prompt.text)]
-        talk = _Talk(self._outside, self._clock, model)
+        talk = _Talk(self._outside, self._clock, model, self._tracer, prompt.id)
         forced = t.SPAWN if prompt.tier == "forced" else ""
         agent = _agent()
         system = agent.system_prompt(depth=0, may_delegate=True)
-        with spans.chat(self._tracer, full_name(model), "") as span:
-            span.set_attribute("conveyor.probe.prompt", prompt.id)
-            try:
-                for step in range(1, scoring.STEPS + 1):
-                    reply = await talk.ask(Prompt(system, messages, tools, force_tool=forced))
-                    if step == scoring.STEPS or not scoring.looks_around(reply.calls, names):
-                        break
-                    messages.extend(_answered(step, reply))
-            except (CallFailed, ModelUnavailable) as failed:
-                # The latter: the line of the provider was too long.
-                error = failed.error if isinstance(failed, CallFailed) else failed
-                span.set_status(trace.StatusCode.ERROR, error.reason)
-                return talk.tried(prompt, repetition, "provider_error", error=error)
-            spans.answered(span, model.name, talk.usage)
+        try:
+            for step in range(1, scoring.STEPS + 1):
+                reply = await talk.ask(Prompt(system, messages, tools, force_tool=forced))
+                if step == scoring.STEPS or not scoring.looks_around(reply.calls, names):
+                    break
+                messages.extend(_answered(step, reply))
+        except (CallFailed, ModelUnavailable) as failed:
+            # The latter: the line of the provider was too long.
+            error = failed.error if isinstance(failed, CallFailed) else failed
+            return talk.tried(prompt, repetition, "provider_error", error=error)
         made = scoring.spawns(
             reply.calls, names, scoring.Offer(agent.spawnable, self._catalog.knows)
         )
@@ -246,10 +243,14 @@ class Prober:
 class _Talk:
     """The model calls of one try, and what they took."""
 
-    def __init__(self, outside: Outside, clock: Clock, model: Model) -> None:
+    def __init__(
+        self, outside: Outside, clock: Clock, model: Model, tracer: trace.Tracer, name: str
+    ) -> None:
         self._outside = outside
         self._clock = clock
         self._model = model
+        self._tracer = tracer
+        self._name = name
         self._seconds = 0.0
         self._calls = 0
         self._unpriced = 0
@@ -267,15 +268,17 @@ class _Talk:
             return reservation
 
         try:
-            asked = await asking.ask(
-                [self._model],
-                prompt,
-                _ignore,
-                clock=self._clock,
-                take=take,
-                on_failure=line.failed,
-                tries=TRIES,
-            )
+            with ModelCalls(self._tracer, {c.PROBE_PROMPT: self._name}, prompt) as watch:
+                asked = await asking.ask(
+                    [self._model],
+                    prompt,
+                    _ignore,
+                    clock=self._clock,
+                    take=take,
+                    on_failure=line.failed,
+                    watch=watch,
+                    tries=TRIES,
+                )
         finally:
             self._seconds += (self._clock.now_us() - begun) / 1e6
         cost = await line.answered(self._model, asked.reply.usage, asked.reservation_id)

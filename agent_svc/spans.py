@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from types import TracebackType
 from typing import Self
 
@@ -46,7 +46,8 @@ class TurnSpans(AtWork):
         *,
         capture: bool = False,
     ) -> None:
-        attributes = c.agent_turn(agent_id) | c.model(model.name, provider_of(model))
+        attributes = c.agent_turn(agent_id, turn.run.spec.session_key)
+        attributes |= c.model(model.name, provider_of(model))
         super().__init__(tracer, turn, c.agent_span(agent_id), attributes, capture=capture)
         self._tools = 0
 
@@ -275,23 +276,6 @@ class ModelCalls:
                 span.set_status(trace.StatusCode.ERROR, failure.error.reason)
             span.end(self._last_ns or None)
         self._span, self._failure, self._tries, self._last_ns = None, None, 0, 0
-
-
-class Unwatched:
-    """For model calls of which no span tells."""
-
-    def asks(self, model: Model, passed_over: str) -> None:
-        """See `ModelCalls`."""
-
-    def trying(self) -> AbstractContextManager[object]:
-        """See `ModelCalls`."""
-        return nullcontext()
-
-    def failed(self, failure: CallFailed) -> None:
-        """See `ModelCalls`."""
-
-    def answered(self, reply: ModelReply) -> None:
-        """See `ModelCalls`."""
 
 
 def provider_of(model: Model) -> str:

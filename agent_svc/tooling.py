@@ -12,9 +12,7 @@ import asyncio
 from collections.abc import Sequence
 
 from google.rpc import status_pb2
-from opentelemetry import trace
 
-from agent_svc import spans
 from agent_svc.agents import Agents
 from agent_svc.domain import approval, results
 from agent_svc.domain import steps as s
@@ -37,12 +35,10 @@ class Tooling:
         self,
         agents: Agents,
         spawner: Spawner,
-        tracer: trace.Tracer,
         toolsets: Sequence[Toolset] = (),
     ) -> None:
         self._agents = agents
         self._spawner = spawner
-        self._tracer = tracer
         self._toolsets = toolsets
 
     async def offer(self, who: Offering) -> Offered:
@@ -76,14 +72,16 @@ class Tooling:
     async def run(self, work: Work, call: s.ToolCall) -> None:
         """Run one tool that starts no child."""
         await work.events.write(call_started(work.run_id, call))
-        with spans.tool(self._tracer, (call,)):
+        with work.spans.tool(_offered(work, call), (call,)) as span:
             record = await self._run(work, call)
+            span.ended([record])
             await work.add(record)
             ended = call_ended(work.run_id, call.id, shown_of(record) or "", error_of(record))
             await work.events.write(ended)
 
     async def answer(self, work: Work, result: s.Returned) -> None:
         """Store the result of a call that is not run."""
+        work.spans.not_run(result.call_id)
         await work.add(result)
         ended = call_ended(work.run_id, result.call_id, result.content, error_of(result))
         await work.events.write(ended)
@@ -146,6 +144,8 @@ class Tooling:
             why = "Sub-agents cannot be started at this depth: do the work yourself."
             why = work.refused.get(t.SPAWN, why)
             refused = [s.Returned(call.id, why, failed=True) for call in calls]
+            with work.spans.tool(t.SPAWN, calls) as span:
+                span.ended(refused)
             await work.add(*refused)
             await work.events.write(
                 *(
@@ -155,8 +155,9 @@ class Tooling:
             )
             return
         parent = Parent(work.turn.run, work.turn.lease_id, work.agent, work.task, work.history)
-        with spans.tool(self._tracer, calls):
+        with work.spans.tool(t.SPAWN, calls) as span:
             outcomes = await self._spawner.spawn(parent, calls)
+            span.ended([outcome.record for outcome in outcomes])
             await work.add(*(outcome.record for outcome in outcomes))
             await work.events.write(
                 *(
@@ -165,6 +166,11 @@ class Tooling:
                     if (shown := shown_of(outcome.record)) is not None
                 )
             )
+
+
+def _offered(work: Work, call: s.ToolCall) -> str:
+    """The name of the tool, empty when it is none of those that are offered."""
+    return call.name if any(tool.name == call.name for tool in work.tools) else ""
 
 
 def _absent(work: Work, name: str) -> str:

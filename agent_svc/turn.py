@@ -28,6 +28,7 @@ from agent_svc.models.base import Model
 from agent_svc.models.catalog import Catalog
 from agent_svc.permitting import Permits
 from agent_svc.reserving import Reserver
+from agent_svc.spans import TurnSpans
 from agent_svc.spawning import Spawner
 from agent_svc.store.history import TurnStart
 from agent_svc.store.transcripts import Transcripts
@@ -78,18 +79,21 @@ class TurnRunner:
         tracer: trace.Tracer,
         toolsets: Sequence[Toolset] = (),
         max_model_calls: int = MAX_MODEL_CALLS,
+        capture_content: bool = False,
     ) -> None:
         self._store = store
         self._agents = agents
         self._catalog = catalog
-        self._tools = Tooling(agents, spawner, tracer, toolsets)
+        self._tools = Tooling(agents, spawner, toolsets)
         self._permits = Permits(store, clock)
-        self._caller = Caller(reserver, usage, clock, tracer)
+        self._caller = Caller(reserver, usage, clock)
         self._guard = Guard(catalog, max_model_calls)
         self._compactor = Compactor(self._caller, windows)
         self._event_log = event_log
         self._clock = clock
+        self._tracer = tracer
         self._max_model_calls = max_model_calls
+        self._capture = capture_content
 
     async def __call__(self, turn: LeasedTurn) -> Outcome:
         """Work on one attempt until its turn ends."""
@@ -105,13 +109,28 @@ class TurnRunner:
             models = [self._catalog.get(name) for name in agent.models(task.model)]
         except ServiceError as err:
             return Fail(err, retryable=False)
+        with TurnSpans(
+            self._tracer, turn, agent.agent_id, models[0], capture=self._capture
+        ) as spans:
+            outcome = await self._work(turn, agent, task, models, spans)
+            spans.ended(outcome)
+            return outcome
+
+    async def _work(
+        self,
+        turn: LeasedTurn,
+        agent: Agent,
+        task: task_pb.AgentTask,
+        models: Sequence[Model],
+        spans: TurnSpans,
+    ) -> Outcome:
         events = EventWriter(
             self._event_log, turn.lease_id, f"{turn.run.run_id}-{turn.turn}", self._clock
         )
         async with events:
             if task.HasField("notice"):
                 await events.write(customer_told(task.notice))
-            work = await self._take_over(turn, agent, task, models, events)
+            work = await self._take_over(turn, agent, task, models, events, spans)
             self._guard.take_over(work)
             await self._tell_again(work)
             await self._compactor.tell_again(work)
@@ -124,6 +143,7 @@ class TurnRunner:
         task: task_pb.AgentTask,
         models: Sequence[Model],
         events: EventWriter,
+        spans: TurnSpans,
     ) -> Work:
         run, leased = turn.run, turn.leased
         budget = run.spec.budget
@@ -139,6 +159,9 @@ class TurnRunner:
         inputs = convert.inputs_from_proto(run.inputs)
         resumption = leased.resumption if leased.HasField("resumption") else None
         fork = task.context_mode == task_pb.CONTEXT_MODE_FORK
+        began = convert.began_from_proto(resumption)
+        spans.asked(run.inputs)
+        spans.began(began)
         transcript = await self._store.begin(
             TurnStart(
                 run_id=run.run_id,
@@ -148,7 +171,7 @@ class TurnRunner:
                 turn=turn.turn,
                 fencing=leased.lease.fencing_token,
                 inputs=inputs,
-                began=convert.began_from_proto(resumption),
+                began=began,
                 previous={
                     past.run_id: Standing(convert.END_STATES[past.state], past.turn)
                     for past in leased.previous_runs
@@ -180,6 +203,7 @@ class TurnRunner:
             history=transcript.history,
             summaries=transcript.summaries,
             events=events,
+            spans=spans,
             store=self._store,
             clock=self._clock,
             system=agent.system_prompt(
@@ -283,13 +307,17 @@ class TurnRunner:
         known = {
             step.record.request_id for step in work.steps if isinstance(step.record, s.Steered)
         }
+        said = [
+            item
+            for item in work.turn.new_steered()
+            if item.request_id not in known and item.HasField("message")
+        ]
         fresh = [
-            s.Steered(item.request_id, item.message)
-            for item in convert.inputs_from_proto(work.turn.new_steered())
-            if item.request_id not in known
+            s.Steered(item.request_id, item.message) for item in convert.inputs_from_proto(said)
         ]
         if fresh:
             await work.add(*fresh)
+            work.spans.steered(said)
         return bool(fresh)
 
     async def _call_model(self, work: Work, step: int) -> Outcome | None:

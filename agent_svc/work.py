@@ -12,6 +12,7 @@ from agent_svc.domain.compaction import Summary, replaced
 from agent_svc.domain.prompt import ToolSchema
 from agent_svc.domain.render import Exchange, RunFacts
 from agent_svc.models.base import Model
+from agent_svc.spans import TurnSpans
 from agent_svc.store.transcripts import Transcripts
 from agent_svc.toolsets import Note, Toolset
 from agent_svc.turnevents import noted
@@ -36,6 +37,7 @@ class Work:
     steps: list[s.Step]
     history: list[Exchange]
     events: EventWriter
+    spans: TurnSpans
     system: str
     store: Transcripts
     clock: Clock

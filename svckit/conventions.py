@@ -11,10 +11,13 @@ there with `telemetry.capture_content`, and a span's name has few values: ids ar
 
 from __future__ import annotations
 
+import json
+from asyncio import CancelledError
 from collections.abc import Sequence
 from typing import TypeAlias
 
 from svckit import pseudonyms
+from svckit.errors import ServiceError
 
 Value: TypeAlias = str | bool | int | float | Sequence[str]
 Attributes: TypeAlias = dict[str, Value]
@@ -74,6 +77,16 @@ def open_span(harness: str) -> str:
     return f"open {harness}"
 
 
+def accept_span() -> str:
+    """A message was taken in (INTERNAL, gateway). Linked to the message before it."""
+    return "accept message"
+
+
+def hook_span(name: str) -> str:
+    """A signed call from outside was taken in (INTERNAL, gateway)."""
+    return f"hook {name}"
+
+
 def command_span(name: str) -> str:
     """A command of a conversation, such as `/stop` (INTERNAL, gateway)."""
     return f"command {name}"
@@ -115,12 +128,17 @@ GEN_AI_FINISH_REASONS = "gen_ai.response.finish_reasons"
 GEN_AI_INPUT_TOKENS = "gen_ai.usage.input_tokens"
 GEN_AI_OUTPUT_TOKENS = "gen_ai.usage.output_tokens"
 GEN_AI_CACHED_TOKENS = "gen_ai.usage.cache_read.input_tokens"
+GEN_AI_CACHE_STORED_TOKENS = "gen_ai.usage.cache_creation.input_tokens"
+GEN_AI_STREAM = "gen_ai.request.stream"
 GEN_AI_TOOL_NAME = "gen_ai.tool.name"
 GEN_AI_TOOL_CALL_ID = "gen_ai.tool.call.id"
 GEN_AI_TOOL_TYPE = "gen_ai.tool.type"
 # Contents: only with `telemetry.capture_content`.
 GEN_AI_INPUT_MESSAGES = "gen_ai.input.messages"
 GEN_AI_OUTPUT_MESSAGES = "gen_ai.output.messages"
+GEN_AI_SYSTEM_INSTRUCTIONS = "gen_ai.system_instructions"
+GEN_AI_TOOL_ARGUMENTS = "gen_ai.tool.call.arguments"
+GEN_AI_TOOL_RESULT = "gen_ai.tool.call.result"
 
 # -- Attributes: OpenInference --------------------------------------------------------------------
 
@@ -130,12 +148,16 @@ SESSION_ID = "session.id"
 AGENT_NAME = "agent.name"
 LLM_MODEL_NAME = "llm.model_name"
 LLM_PROVIDER = "llm.provider"
+LLM_SYSTEM = "llm.system"
+LLM_FINISH_REASON = "llm.finish_reason"
 LLM_PROMPT_TOKENS = "llm.token_count.prompt"
 LLM_COMPLETION_TOKENS = "llm.token_count.completion"
 LLM_TOTAL_TOKENS = "llm.token_count.total"
 LLM_CACHED_TOKENS = "llm.token_count.prompt_details.cache_read"
+LLM_CACHE_STORED_TOKENS = "llm.token_count.prompt_details.cache_write"
 LLM_COST_USD = "llm.cost.total"
 TOOL_NAME = "tool.name"
+TOOL_ID = "tool.id"
 # Contents: only with `telemetry.capture_content`.
 INPUT_VALUE = "input.value"
 INPUT_MIME_TYPE = "input.mime_type"
@@ -143,6 +165,15 @@ OUTPUT_VALUE = "output.value"
 OUTPUT_MIME_TYPE = "output.mime_type"
 MIME_JSON = "application/json"
 MIME_TEXT = "text/plain"
+
+PROVIDERS = {"openai": "openai", "anthropic": "anthropic", "google": "gcp.gemini"}
+"""Kinds of providers in the configuration, as GenAI calls them."""
+_VENDORS = {"gcp.gemini": "google"}
+"""The same in OpenInference, where that differs."""
+UNEXPECTED = "unexpected"
+"""The error type of what is a fault of ours. Its text stays in our logs."""
+UNKNOWN_TOOL = "unknown"
+"""Stands for every tool that is not there: its name is what a model wrote."""
 
 # -- Attributes: our own --------------------------------------------------------------------------
 
@@ -183,10 +214,23 @@ CHILDREN_STATE = "conveyor.child.state"
 CHILD_RUN_ID = "conveyor.child.run_id"
 LIVE_SIBLINGS = "conveyor.child.live_siblings"
 
+WAITS_FOR = "conveyor.waits_for"
+"""What a turn that was suspended waits for: children, approval or limit."""
 TOOL_CALLS = "conveyor.tool.calls"
 """How many calls of a reply a tool span stands for."""
+TOOL_CALLS_FAILED = "conveyor.tool.calls_failed"
+TOOL_CALL_IDS = "conveyor.tool.call_ids"
+"""The ids of the calls, where a tool span stands for several."""
+TOOLS_LEFT_OUT = "conveyor.tools.left_out"
+"""How many tools of a turn have no span, because there are so many."""
+CHILDREN_STARTED = "conveyor.children.started"
 STEP = "conveyor.step"
+MODEL_CALL = "conveyor.model.call"
+"""Which call of the turn: the number of the step that its reply becomes, for example."""
+MODEL_PROVIDER_ID = "conveyor.model.provider_id"
+"""The provider's table in the configuration."""
 MODEL_ATTEMPT = "conveyor.model.attempt"
+"""How often the model was called."""
 MODEL_FALLBACK = "conveyor.model.fallback"
 RETRY_REASON = "conveyor.model.retry_reason"
 RETRY_AFTER = "conveyor.model.retry_after_seconds"
@@ -199,6 +243,9 @@ GUARD_MODEL = "conveyor.guard.model"
 GUARD_RESOLVED = "conveyor.guard.resolved"
 
 STEERED_INPUTS = "conveyor.steered.inputs"
+STEERED_FROM = "conveyor.steered.from"
+"""Trace ids of those who sent it."""
+COMPACTED_EXCHANGES = "conveyor.compacted.exchanges"
 QUESTION_ID = "conveyor.question.id"
 QUESTION_KIND = "conveyor.question.kind"
 QUESTION_OUTCOME = "conveyor.question.outcome"
@@ -226,7 +273,10 @@ EVENT_STEERED = "steered"
 EVENT_QUESTION = "question asked"
 EVENT_ANSWER = "question answered"
 EVENT_YIELD = "yields"
-EVENT_MODEL_RETRY = "model call repeated"
+EVENT_MODEL_FAILED = "model call failed"
+EVENT_NOT_RUN = "tool not run"
+EVENT_COMPACTED = "conversation summarised"
+EVENT_PERMISSION = "permission decided"
 
 # -- What both conventions call one thing ---------------------------------------------------------
 
@@ -250,26 +300,28 @@ def agent_turn(name: str, session_key: str) -> Attributes:
     }
 
 
-def model_call(model: str, session_key: str) -> Attributes:
-    """A model is asked. `model` is a full name, such as `openai:gpt-5`, or a built-in one."""
-    provider, colon, _ = model.partition(":")
+def model(name: str, provider: str) -> Attributes:
+    """The model that is asked for, by its name at its provider, which is one of `PROVIDERS`."""
+    return {GEN_AI_REQUEST_MODEL: name, GEN_AI_PROVIDER_NAME: provider}
+
+
+def model_call(name: str, provider: str) -> Attributes:
+    """A model is asked. See `model`."""
+    vendor = _VENDORS.get(provider, provider)
     return {
         GEN_AI_OPERATION_NAME: "chat",
         OPENINFERENCE_SPAN_KIND: LLM,
-        GEN_AI_REQUEST_MODEL: model,
-        LLM_MODEL_NAME: model,
-        **({GEN_AI_PROVIDER_NAME: provider, LLM_PROVIDER: provider} if colon else {}),
-        **conversation(session_key),
+        **model(name, provider),
+        GEN_AI_STREAM: True,
+        LLM_MODEL_NAME: name,
+        LLM_PROVIDER: vendor,
+        LLM_SYSTEM: vendor,
     }
 
 
-def model_answered(
-    model: str, *, read: int, written: int, cached: int = 0, cost_usd: float | None = None
-) -> Attributes:
-    """A model answered: which one, and the tokens it read (cached ones included) and wrote."""
+def used(*, read: int, written: int, cached: int = 0, stored: int = 0) -> Attributes:
+    """Tokens that were read, cached ones included, and written."""
     found: Attributes = {
-        GEN_AI_RESPONSE_MODEL: model,
-        LLM_MODEL_NAME: model,
         GEN_AI_INPUT_TOKENS: read,
         LLM_PROMPT_TOKENS: read,
         GEN_AI_OUTPUT_TOKENS: written,
@@ -278,9 +330,22 @@ def model_answered(
     }
     if cached:
         found[GEN_AI_CACHED_TOKENS] = found[LLM_CACHED_TOKENS] = cached
-    if cost_usd is not None:
-        found[LLM_COST_USD] = cost_usd
+    if stored:
+        found[GEN_AI_CACHE_STORED_TOKENS] = found[LLM_CACHE_STORED_TOKENS] = stored
     return found
+
+
+def model_answered(
+    name: str, *, read: int, written: int, cached: int = 0, stored: int = 0, finish_reason: str
+) -> Attributes:
+    """A model answered: which one, why it stopped, and what it used."""
+    return {
+        GEN_AI_RESPONSE_MODEL: name,
+        LLM_MODEL_NAME: name,
+        GEN_AI_FINISH_REASONS: [finish_reason],
+        LLM_FINISH_REASON: finish_reason,
+        **used(read=read, written=written, cached=cached, stored=stored),
+    }
 
 
 def tool_call(name: str, call_ids: Sequence[str]) -> Attributes:
@@ -289,20 +354,96 @@ def tool_call(name: str, call_ids: Sequence[str]) -> Attributes:
         GEN_AI_OPERATION_NAME: "execute_tool",
         OPENINFERENCE_SPAN_KIND: TOOL,
         GEN_AI_TOOL_NAME: name,
+        GEN_AI_TOOL_TYPE: "function",
         TOOL_NAME: name,
-        GEN_AI_TOOL_CALL_ID: call_ids[0] if len(call_ids) == 1 else list(call_ids),
+        **call_id(call_ids),
     }
 
 
-def content(*, asked: str = "", answered: str = "", mime_type: str = MIME_TEXT) -> Attributes:
-    """What was said, as text or as JSON: only with `telemetry.capture_content`."""
-    found: Attributes = {}
-    if asked:
-        found |= {GEN_AI_INPUT_MESSAGES: asked, INPUT_VALUE: asked, INPUT_MIME_TYPE: mime_type}
-    if answered:
-        found |= {
-            GEN_AI_OUTPUT_MESSAGES: answered,
-            OUTPUT_VALUE: answered,
-            OUTPUT_MIME_TYPE: mime_type,
-        }
-    return found
+def call_id(call_ids: Sequence[str]) -> Attributes:
+    """Which call of a tool, or which ones."""
+    if len(call_ids) == 1:
+        return {GEN_AI_TOOL_CALL_ID: call_ids[0], TOOL_ID: call_ids[0]}
+    return {TOOL_CALLS: len(call_ids), TOOL_CALL_IDS: list(call_ids)}
+
+
+def error_type(error: BaseException) -> str:
+    """What a failure is called: its reason where it has one, never its text."""
+    if isinstance(error, ServiceError):
+        return error.reason
+    if isinstance(error, CancelledError):
+        return "cancelled"
+    return "timeout" if isinstance(error, TimeoutError) else UNEXPECTED
+
+
+# Contents: only with `telemetry.capture_content`.
+
+
+def asked(messages: str, text: str) -> Attributes:
+    """What was said to a model or an agent: as messages (JSON), and as a person reads it."""
+    return {GEN_AI_INPUT_MESSAGES: messages, INPUT_VALUE: text, INPUT_MIME_TYPE: _mime(text)}
+
+
+def answered(messages: str, text: str) -> Attributes:
+    """What a model or an agent said. See `asked`."""
+    return {GEN_AI_OUTPUT_MESSAGES: messages, OUTPUT_VALUE: text, OUTPUT_MIME_TYPE: _mime(text)}
+
+
+def instructions(text: str) -> Attributes:
+    """What a model is told to be."""
+    parts = [{"type": "text", "content": text}]
+    return {GEN_AI_SYSTEM_INSTRUCTIONS: json.dumps(parts, ensure_ascii=False)}
+
+
+def tool_arguments(text: str) -> Attributes:
+    """What a tool is called with."""
+    return {GEN_AI_TOOL_ARGUMENTS: text, INPUT_VALUE: text, INPUT_MIME_TYPE: _mime(text)}
+
+
+def tool_result(text: str) -> Attributes:
+    """What a tool returned."""
+    return {GEN_AI_TOOL_RESULT: text, OUTPUT_VALUE: text, OUTPUT_MIME_TYPE: _mime(text)}
+
+
+def _mime(text: str) -> str:
+    try:
+        json.loads(text)
+    except ValueError:
+        return MIME_TEXT
+    return MIME_JSON
+
+
+# -- Metrics and their labels ---------------------------------------------------------------------
+# Names as Prometheus shows them, but for the `_total` of counters and the unit.
+
+METRIC_LANE_WAITING = "conveyor_lane_waiting"
+METRIC_LANE_RUNNING = "conveyor_lane_running"
+METRIC_LANE_SUSPENDED = "conveyor_lane_suspended"
+METRIC_LANE_LIMIT = "conveyor_lane_limit"
+METRIC_LANE_WAIT = "conveyor_lane_wait"
+METRIC_TURN = "conveyor_turn_duration"
+METRIC_LEASES_LOST = "conveyor_leases_lost"
+METRIC_ATTEMPTS = "conveyor_attempts"
+METRIC_ESTIMATE_ERROR = "conveyor_estimate_error"
+METRIC_ANNOUNCEMENTS_PENDING = "conveyor_announcements_pending"
+METRIC_WATCHER_LAG = "conveyor_watcher_lag"
+METRIC_EVENT_LOOP_LAG = "conveyor_event_loop_lag"
+METRIC_MODEL_CALLS = "conveyor_model_calls"
+METRIC_TOKENS = "conveyor_tokens"
+METRIC_COST = "conveyor_cost_usd"
+METRIC_RATE_LIMITED = "conveyor_model_rate_limited"
+METRIC_GUARD = "conveyor_guard_interventions"
+METRIC_ACP_SESSIONS = "conveyor_acp_sessions"
+METRIC_PERMISSION_WAIT = "conveyor_acp_permission_wait"
+METRIC_SPANS_DROPPED = "conveyor_spans_dropped"
+METRIC_SPANS_EXPORTED = "conveyor_spans_exported"
+
+LABEL_LANE = "lane"
+LABEL_QUEUE = "queue"
+LABEL_MODEL = "model"
+LABEL_CHANNEL_KIND = "channel_kind"
+LABEL_REASON = "reason"
+LABEL_OUTCOME = "outcome"
+LABEL_KIND = "kind"
+LABEL_STATE = "state"
+LABEL_STEP = "step"

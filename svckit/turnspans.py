@@ -142,7 +142,6 @@ class AtWork:
             links=links,
             attributes={
                 **self._attributes,
-                **c.conversation(run.spec.session_key),
                 c.RUN_ID: run.run_id,
                 c.FLOW_ID: run.spawn.flow_id,
                 c.DEPTH: run.spawn.depth,

@@ -11,8 +11,9 @@ cools down, for this worker or for any other, then the fallbacks are asked first
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 from agent_svc.domain.prompt import Prompt
 from agent_svc.models.base import CallFailed, Cause, Model, ModelReply
@@ -63,6 +64,22 @@ class FailedCall:
     reservation_id: str = ""
 
 
+class Watch(Protocol):
+    """Sees what is asked, for whoever looks on."""
+
+    def asks(self, model: Model, passed_over: str) -> None:
+        """A model is next; `passed_over` is why those before it did not answer."""
+
+    def trying(self) -> AbstractContextManager[object]:
+        """It is called now. The call is made inside the block."""
+
+    def failed(self, failure: CallFailed) -> None:
+        """It did not answer."""
+
+    def answered(self, reply: ModelReply) -> None:
+        """It answered."""
+
+
 async def ask(
     models: Sequence[Model],
     prompt: Prompt,
@@ -71,6 +88,7 @@ async def ask(
     clock: Clock,
     take: Callable[[Model], Awaitable[str]],
     on_failure: Callable[[FailedCall], Awaitable[None]],
+    watch: Watch,
     tries: int = TRIES,
 ) -> Asked:
     """Ask the first of `models` that answers. Raises the `CallFailed` of the first one.
@@ -81,7 +99,7 @@ async def ask(
     off in the middle of a reply is not, for its text was already shown. When all others failed and
     one cools down, its `Later` is raised: it is known when it is back.
     """
-    asker = _Asker(prompt, on_text, clock, take, on_failure, tries)
+    asker = _Asker(prompt, on_text, clock, take, on_failure, watch, tries)
     first: CallFailed | None = None
     passed_over: Cause | Literal[""] = ""
     cooling: list[tuple[float, Model]] = []
@@ -120,6 +138,7 @@ class _Asker:
         clock: Clock,
         take: Callable[[Model], Awaitable[str]],
         on_failure: Callable[[FailedCall], Awaitable[None]],
+        watch: Watch,
         tries: int,
     ) -> None:
         self._prompt = prompt
@@ -127,6 +146,7 @@ class _Asker:
         self._clock = clock
         self._take = take
         self._on_failure = on_failure
+        self._watch = watch
         self._tries = tries
         self._failed = 0
 
@@ -137,6 +157,7 @@ class _Asker:
         would be waited for again and again, and nobody would know.
         """
         pauses = full_jitter(FIRST_PAUSE, LONGEST_PAUSE)
+        self._watch.asks(model, passed_over)
         tried = 0
         trouble: CallFailed | None = None
         while True:
@@ -145,7 +166,9 @@ class _Asker:
                 await model.prepare()
                 reservation_id = await self._take(model)
                 failpoint("agent.model.unsent")
-                reply = await model.ask(self._prompt, self._on_text)
+                with self._watch.trying():
+                    reply = await model.ask(self._prompt, self._on_text)
+                self._watch.answered(reply)
                 failpoint("agent.model.answered")
                 return Asked(reply, model, reservation_id, passed_over)
             except Later as wait:
@@ -155,6 +178,7 @@ class _Asker:
                 return trouble
             except CallFailed as failure:
                 self._failed += 1
+                self._watch.failed(failure)
                 await self._on_failure(FailedCall(model, failure, self._failed, reservation_id))
                 if failure.started or isinstance(failure.error, TurnFailed):
                     raise

@@ -82,6 +82,11 @@ class Model(Protocol):
         ...
 
     @property
+    def provider_kind(self) -> str:
+        """What kind of provider that is, as in the configuration; `demo` for the demo models."""
+        ...
+
+    @property
     def name(self) -> str:
         """The model without its provider."""
         ...

@@ -23,6 +23,7 @@ class DemoModel:
     """`demo` or `demo-weak`: deterministic and offline. See `agent_svc.domain.demo`."""
 
     provider_id = "demo"
+    provider_kind = "demo"
 
     def __init__(self, name: str, clock: Clock) -> None:
         self.name = name

@@ -39,6 +39,7 @@ class ProviderModel:
 
     def __init__(self, provider_id: str, name: str, settings: ProviderSettings) -> None:
         self.provider_id = provider_id
+        self.provider_kind: str = settings.kind
         self.name = name
         self._settings = settings
         self._built: adapter.Built | None = None

@@ -4,7 +4,8 @@ after a reply has begun."""
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -55,7 +56,8 @@ class Line:
         self.waits = waits
         self.cooling = True
         self.given_back: list[str] = []
-        self.failed: list[FailedCall] = []
+        self.told: list[FailedCall] = []
+        self.seen: list[str] = []
 
     async def take(self, model: Model) -> str:
         waits = self.waits.get(model.name, [])
@@ -69,7 +71,23 @@ class Line:
         return f"r-{model.name}"
 
     async def on_failure(self, failed: FailedCall) -> None:
-        self.failed.append(failed)
+        self.told.append(failed)
+
+    # As seen by whoever looks on.
+
+    def asks(self, model: Model, passed_over: str) -> None:
+        self.seen.append(f"{model.name} {passed_over}".strip())
+
+    @contextlib.contextmanager
+    def trying(self) -> Iterator[None]:
+        self.seen.append("called")
+        yield
+
+    def failed(self, failure: CallFailed) -> None:
+        self.seen.append(failure.cause)
+
+    def answered(self, reply: ModelReply) -> None:
+        self.seen.append("answered")
 
 
 async def ask(line: Line, *models: Model, tries: int = 3) -> Asked:
@@ -90,6 +108,7 @@ async def ask(line: Line, *models: Model, tries: int = 3) -> Asked:
             clock=clock,
             take=line.take,
             on_failure=line.on_failure,
+            watch=line,
             tries=tries,
         )
     finally:
@@ -105,7 +124,9 @@ async def test_trouble_is_tried_again_and_then_the_next_model_answers() -> None:
         "r-small",
     )
     assert (big.calls, small.calls) == (3, 1)
-    assert [failed.number for failed in line.failed] == [1, 2, 3]
+    assert [failed.number for failed in line.told] == [1, 2, 3]
+    failing = ["called", "connection"] * 3
+    assert line.seen == ["big", *failing, "small connection", "called", "answered"]
 
 
 @pytest.mark.parametrize("cause", ["auth", "quota", "not_found", "too_long", "content_refused"])

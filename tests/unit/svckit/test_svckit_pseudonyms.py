@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from svckit import conventions, pseudonyms
-from svckit.errors import StartError
+from svckit.errors import LeaseLost, StartError
 from svckit.settings import ConfigError, load
 
 KEY = "agent:main:whatsapp:dm:+491701234567"
@@ -55,16 +55,32 @@ def test_names_follow_genai_and_openinference() -> None:
     assert turn["gen_ai.operation.name"] == "invoke_agent"
     assert turn["openinference.span.kind"] == "AGENT"
     assert turn["gen_ai.conversation.id"] == turn["session.id"] == said
-    call = conventions.model_call("openai:gpt-5", "")
-    assert call["gen_ai.request.model"] == call["llm.model_name"] == "openai:gpt-5"
-    assert call["gen_ai.provider.name"] == "openai"
-    assert "session.id" not in call
-    assert "gen_ai.provider.name" not in conventions.model_call("demo", KEY)
-    answer = conventions.model_answered("gpt-5", read=3, written=4)
+    call = conventions.model_call("gemini-3", conventions.PROVIDERS["google"])
+    assert call["gen_ai.request.model"] == call["llm.model_name"] == "gemini-3"
+    assert (call["gen_ai.provider.name"], call["llm.provider"]) == ("gcp.gemini", "google")
+    answer = conventions.model_answered(
+        "gpt-5", read=3, written=4, cached=2, stored=1, finish_reason="stop"
+    )
     assert answer["gen_ai.usage.input_tokens"] == answer["llm.token_count.prompt"] == 3
+    assert answer["gen_ai.usage.cache_read.input_tokens"] == 2
+    assert answer["llm.token_count.prompt_details.cache_write"] == 1
     assert answer["llm.token_count.total"] == 7
+    assert answer["gen_ai.response.finish_reasons"] == ["stop"]
     tool = conventions.tool_call("sessions_spawn", ["a", "b"])
     assert tool["tool.name"] == "sessions_spawn"
-    assert tool["gen_ai.tool.call.id"] == ["a", "b"]
+    # Of one call, as the conventions say; several have a name of ours.
+    assert "gen_ai.tool.call.id" not in tool
     assert conventions.tool_call("x", ["a"])["gen_ai.tool.call.id"] == "a"
-    assert conventions.content(asked="hi")["input.value"] == "hi"
+
+
+def test_what_was_said_is_text_or_json() -> None:
+    said = conventions.asked('[{"role": "user"}]', "hi")
+    assert (said["input.value"], said["input.mime_type"]) == ("hi", "text/plain")
+    assert said["gen_ai.input.messages"] == '[{"role": "user"}]'
+    assert conventions.tool_arguments('{"a": 1}')["input.mime_type"] == "application/json"
+
+
+def test_what_failed_is_named_without_its_text() -> None:
+    assert conventions.error_type(LeaseLost("s3cret")) == "LEASE_LOST"
+    assert conventions.error_type(ValueError("s3cret")) == "unexpected"
+    assert conventions.error_type(TimeoutError("s3cret")) == "timeout"
