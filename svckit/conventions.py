@@ -411,39 +411,3 @@ def _mime(text: str) -> str:
     except ValueError:
         return MIME_TEXT
     return MIME_JSON
-
-
-# -- Metrics and their labels ---------------------------------------------------------------------
-# Names as Prometheus shows them, but for the `_total` of counters and the unit.
-
-METRIC_LANE_WAITING = "conveyor_lane_waiting"
-METRIC_LANE_RUNNING = "conveyor_lane_running"
-METRIC_LANE_SUSPENDED = "conveyor_lane_suspended"
-METRIC_LANE_LIMIT = "conveyor_lane_limit"
-METRIC_LANE_WAIT = "conveyor_lane_wait"
-METRIC_TURN = "conveyor_turn_duration"
-METRIC_LEASES_LOST = "conveyor_leases_lost"
-METRIC_ATTEMPTS = "conveyor_attempts"
-METRIC_ESTIMATE_ERROR = "conveyor_estimate_error"
-METRIC_ANNOUNCEMENTS_PENDING = "conveyor_announcements_pending"
-METRIC_WATCHER_LAG = "conveyor_watcher_lag"
-METRIC_EVENT_LOOP_LAG = "conveyor_event_loop_lag"
-METRIC_MODEL_CALLS = "conveyor_model_calls"
-METRIC_TOKENS = "conveyor_tokens"
-METRIC_COST = "conveyor_cost_usd"
-METRIC_RATE_LIMITED = "conveyor_model_rate_limited"
-METRIC_GUARD = "conveyor_guard_interventions"
-METRIC_ACP_SESSIONS = "conveyor_acp_sessions"
-METRIC_PERMISSION_WAIT = "conveyor_acp_permission_wait"
-METRIC_SPANS_DROPPED = "conveyor_spans_dropped"
-METRIC_SPANS_EXPORTED = "conveyor_spans_exported"
-
-LABEL_LANE = "lane"
-LABEL_QUEUE = "queue"
-LABEL_MODEL = "model"
-LABEL_CHANNEL_KIND = "channel_kind"
-LABEL_REASON = "reason"
-LABEL_OUTCOME = "outcome"
-LABEL_KIND = "kind"
-LABEL_STATE = "state"
-LABEL_STEP = "step"

@@ -25,8 +25,9 @@ _TIMEOUTS = {
 # A repeated lease would hold runs nobody works on; the others are costly and not idempotent.
 _NEVER_REPEATED = ("LeaseRuns", "ProbeModel", "Doctor", "AcpDoctor")
 
-# Polls and watches last for ever and would drown the trees; appends come every 50 ms.
-_UNTRACED = ("LeaseRuns", "ExtendLeases", "AppendEvents")
+# Polls and watches last for ever and would drown the trees; appends come every 50 ms. What a report
+# tells stands on the span of the model call that it is about.
+_UNTRACED = ("LeaseRuns", "ExtendLeases", "AppendEvents", "Report")
 _UNTRACED_SERVICES = ("grpc.health.", "grpc.reflection.")
 
 SERVICES = (

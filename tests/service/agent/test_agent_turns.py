@@ -6,10 +6,9 @@ from conveyor.agent.v1 import task_pb2 as task_pb
 from conveyor.common.v1 import content_pb2
 from conveyor.scheduler.v1 import announcement_pb2 as ann
 from conveyor.scheduler.v1 import run_pb2
-from svckit import tracecontext
 from svckit.errors import BudgetExceeded
 from svckit.grpc.status import from_proto
-from svckit.testing import eventually, memory_tracer, span_tree
+from svckit.testing import eventually
 from svckit.testing.inprocess import InProcess
 from tests.service.agent.conftest import StartAgent
 from tests.service.agent.fake_scheduler import SESSION, FakeScheduler, reply_text, said
@@ -294,31 +293,3 @@ model = "demo-weak"
             scheduler.leased("[[spawn-background: dig]]", run_id="R2", session=f"{SESSION}2")
         )
         assert end.announce_mode == run_pb2.ANNOUNCE_MODE_EACH
-
-
-async def test_one_turn_is_one_piece_of_its_flows_trace(
-    scheduler: FakeScheduler, start_agent: StartAgent
-) -> None:
-    tracer, exporter = memory_tracer()
-    async with start_agent(tracer=tracer):
-        with tracer.start_as_current_span("enqueue main"):
-            created = tracecontext.current()
-        leased = scheduler.leased("[[spawn: dig]]")
-        leased.run.trace.CopyFrom(created)
-        await scheduler.answer(leased)
-    assert span_tree(exporter, attributes=["gen_ai.response.model"]) == "\n".join(
-        [
-            "INTERNAL enqueue main",
-            "  CONSUMER run agent",
-            "    CLIENT chat demo gen_ai.response.model=demo",
-            "    CLIENT conveyor.scheduler.v1.LimitService/Report",
-            "    INTERNAL execute_tool sessions_spawn",
-            "      CLIENT conveyor.scheduler.v1.SchedulerService/EnqueueRuns",
-            "    CLIENT conveyor.scheduler.v1.WorkerService/SuspendRun",
-        ]
-    )
-    # The child is created by the tool, and stored with the tool's context.
-    stored = scheduler.children["C1"].trace.traceparent
-    (tool,) = [s for s in exporter.get_finished_spans() if s.name.startswith("execute_tool")]
-    assert tool.context is not None
-    assert f"{tool.context.span_id:016x}" in stored
