@@ -16,7 +16,7 @@ from pathlib import Path
 
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from conveyor_client.supervision.addresses import free_addresses
+from conveyor_client.supervision.addresses import accepts_connections, free_addresses
 from svckit.grpc.channel import make_channel
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -117,6 +117,14 @@ async def serving(address: str, child: asyncio.subprocess.Process) -> None:
         waiting.cancel()
         ended.cancel()
         await channel.close()
+
+
+async def listening(address: str, child: asyncio.subprocess.Process) -> None:
+    """Waits until something listens at `address`. Fails when its process ends."""
+    while not accepts_connections(address):
+        if child.returncode is not None:
+            raise RuntimeError(f"nothing listens at {address}")
+        await asyncio.sleep(0.02)
 
 
 @contextlib.asynccontextmanager

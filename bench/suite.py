@@ -24,7 +24,7 @@ CLASSIC = "Do three things: research a market trend, analyse competitors, draft 
 WIDTH = 8
 
 
-async def _ask(client: ConveyorClient, text: str, customer: int) -> None:
+async def ask(client: ConveyorClient, text: str, customer: int) -> None:
     """Sends a message and follows it to its end. Fails unless the run succeeded."""
     key = f"agent:main:grpc:direct:bench-{customer}"
     async with contextlib.aclosing(client.chat(text, session_key=key, customer_key=key)) as items:
@@ -47,10 +47,10 @@ async def measure_suite(turns: int, requests: int) -> list[Row]:
     async with _suite() as (place, _, took), ConveyorClient(place.gateway) as client:
 
         async def turn(i: int) -> None:
-            await _ask(client, "[[reply: done]]", i % WIDTH)
+            await ask(client, "[[reply: done]]", i % WIDTH)
 
         async def delegated(i: int) -> None:
-            await _ask(client, CLASSIC, i % WIDTH)
+            await ask(client, CLASSIC, i % WIDTH)
 
         await load.one_by_one(turn, 10)
         single = await load.one_by_one(turn, turns // 5)
@@ -78,7 +78,7 @@ async def measure_restart(times: int) -> list[Row]:
 
         async def customer(i: int) -> None:
             while not stop.is_set():
-                await _ask(client, "[[sleep: 0.5s]]", i)
+                await ask(client, "[[sleep: 0.5s]]", i)
                 answered[i] += 1
 
         async def everybody_is_answered() -> None:
