@@ -20,8 +20,8 @@ from agent_svc.domain.prompt import Answered, Prompt, PromptMessage, Said
 from agent_svc.models.base import CallFailed, Model, ModelReply
 from svckit import captured
 from svckit import conventions as c
+from svckit.atwork import AtWork
 from svckit.turn import LeasedTurn
-from svckit.turnspans import AtWork
 
 MOST_TOOL_SPANS = 200
 """Of one turn. A model that calls more goes round in circles, and would drown the trace."""

@@ -24,6 +24,7 @@ class HeldTurn:
     def __init__(self, leased: ws.LeasedRun, keep: Keep, stop_seconds: float) -> None:
         self.stop_seconds = stop_seconds
         self.public = LeasedTurn(leased, lambda request: keep(self, request))
+        self.span: trace.Span = trace.INVALID_SPAN
         # Set while the lease is kept: done when the next turn of the run has come.
         self.next_turn: asyncio.Future[None] | None = None
         self.ttl = 0.0
@@ -34,15 +35,6 @@ class HeldTurn:
         # The call that ends the turn is under way: it alone says what became of the lease.
         self.ending = False
         self.stopping = asyncio.Event()
-
-    @property
-    def span(self) -> trace.Span:
-        """The span of the turn that it is by now."""
-        return self.public.span
-
-    @span.setter
-    def span(self, span: trace.Span) -> None:
-        self.public.span = span
 
     @property
     def lease_id(self) -> str:

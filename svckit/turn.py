@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from google.rpc import status_pb2
-from opentelemetry import trace
 
 from conveyor.scheduler.v1 import run_pb2
 from conveyor.scheduler.v1 import worker_service_pb2 as ws
@@ -23,14 +22,11 @@ class LeasedTurn:
     handler between two steps can return `Release()`. After the first two the handler's task is
     cancelled as well: it cleans up and ends.
 
-    `span` is the one of the turn; what a handler does is below it.
-
     `keeper` is how the worker keeps a lease; without one `wait_kept` cannot be used.
     """
 
     def __init__(self, leased: ws.LeasedRun, keeper: Keeper | None = None) -> None:
         self._keeper = keeper
-        self.span: trace.Span = trace.INVALID_SPAN
         self.cancelled = asyncio.Event()
         self.cancel_reason = ""
         self.lost = asyncio.Event()
@@ -55,8 +51,9 @@ class LeasedTurn:
 
         `request` without `lease_id` and `keep_lease`, which the worker fills in. Meanwhile the run
         holds no slot, neither here nor at the scheduler. Returns this same object, which by then is
-        the next turn: `leased` (with `resumption`), `run`, `lease_id`, `turn`, `attempt` and
-        `span` are the new ones, so read them when they are used instead of keeping them.
+        the next turn: `leased` (with `resumption`), `run`, `lease_id`, `turn` and `attempt` are the
+        new ones, so read them when they are used instead of keeping them. The current span is that
+        of the next turn from then on, in the task that called this and in no other.
 
         During the wait `lease_id` is good for `AppendEvents`. A call that was sent with the old id
         may meet the new turn and fail with `LEASE_LOST`: if `lease_id` has changed, send it again.

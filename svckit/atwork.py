@@ -70,8 +70,8 @@ class AtWork:
         """The context for what is begun elsewhere and belongs below."""
         return trace.set_span_in_context(self.span)
 
-    def next_turn(self) -> None:
-        """The wait of a kept lease is over: go on below the span of the turn that is at work now.
+    def next_turn(self, span: trace.Span) -> None:
+        """The wait of a kept lease is over: go on below `span`, that of the turn at work now.
 
         To be called in the task that entered the block.
         """
@@ -79,7 +79,7 @@ class AtWork:
         otel_context.detach(self._token)
         self.span.end()
         links = [trace.Link(before)] if before.is_valid else []
-        self._begin(trace.set_span_in_context(self.turn.span), links)
+        self._begin(trace.set_span_in_context(span), links)
 
     def waits(self, waits_for: str) -> None:
         """The turn ends with a wait, and the block goes on after it."""
