@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
+from socket import gethostname
 from typing import TYPE_CHECKING
 
 from acp_svc.creating import Creator
@@ -65,13 +66,14 @@ def catalog_of(settings: Settings) -> Catalog:
     acp = settings.acp
     overrides = {
         harness_id: Override(
-            harness.command,
-            harness.env,
-            harness.install,
-            harness.env_names,
-            harness.asks,
-            harness.skips,
-            harness.state,
+            command=harness.command,
+            env=harness.env,
+            install=harness.install,
+            env_names=harness.env_names,
+            env_from_file=harness.env_from_file,
+            asks=harness.asks,
+            skips=harness.skips,
+            state=harness.state,
         )
         for harness_id, harness in acp.harness.items()
     }
@@ -87,14 +89,15 @@ async def build(context: Context) -> AsyncIterator[App]:
     settings, clock = context.settings, context.clock
     acp = settings.acp
     catalog = catalog_of(settings)
-    owner = owner_name(settings.store, settings.services.acp, acp.worker_name)
+    worker_name = acp.worker_name or gethostname()
+    owner = owner_name(settings.store, settings.services.acp, worker_name)
     database = await Database.open(
         settings.store.database("acp"), migrations=MIGRATIONS, name="acp"
     )
     channel = make_channel(settings.services.scheduler, tracer=context.tracer)
     store, prompt_store = SessionStore(database), PromptStore(database)
     processes = Processes(
-        store, Opener(catalog, acp, owner), clock, worker=acp.worker_name, most=acp.max_sessions
+        store, Opener(catalog, acp, owner), clock, worker=worker_name, most=acp.max_sessions
     )
     try:
         scheduler: SchedulerServiceAsyncStub = sched_grpc.SchedulerServiceStub(channel)
@@ -114,7 +117,7 @@ async def build(context: Context) -> AsyncIterator[App]:
             store,
             prompt_store,
             clock,
-            worker=acp.worker_name,
+            worker=worker_name,
             owner=owner,
             idle_minutes=acp.idle_minutes,
             keep=settings.retention,
@@ -143,7 +146,7 @@ async def build(context: Context) -> AsyncIterator[App]:
         worker = Worker(
             channel,
             queue="acp",
-            name=acp.worker_name,
+            name=worker_name,
             slots=SLOTS,
             handler=runner,
             drain_grace=DRAIN_GRACE_SECONDS,

@@ -265,7 +265,8 @@ def login_signs(harness: Harness) -> str | None:
     if not harness.login_env and not harness.login_files:
         return None
     for name in harness.login_env:
-        if harness.env.get(name) or (name in harness.env_names and os.environ.get(name)):
+        given = harness.env.get(name) or name in harness.env_from_file
+        if given or (name in harness.env_names and os.environ.get(name)):
             return name
     home = Path(harness.env.get("HOME") or Path.home())
     for file in harness.login_files:

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
+from socket import gethostname
 from typing import TYPE_CHECKING
 
 from agent_svc.agents import Agent, Agents
@@ -104,7 +105,7 @@ async def build(context: Context) -> AsyncIterator[App]:
         worker = Worker(
             channel,
             queue=QUEUE,
-            name=settings.agent.worker_name,
+            name=settings.agent.worker_name or gethostname(),
             slots=settings.agent.slots,
             handler=runner,
             clock=clock,

@@ -18,7 +18,7 @@ from gateway_svc.commands.asked import Services
 from gateway_svc.config import (
     announce_styles,
     archive_after,
-    is_loopback,
+    reachable_from_outside,
     refuse_unsupported,
     routing_rules,
     token_holders,
@@ -97,8 +97,7 @@ async def _build(
     door = Door(token_holders(settings), time.monotonic, metrics)
     tls = load_tls(settings.gateway.tls)
     hooks = hooks_of(settings)
-    open_to_others = not all(map(is_loopback, (settings.gateway.http, settings.gateway.grpc)))
-    if tls is None and open_to_others:
+    if tls is None and reachable_from_outside(settings):
         log.warning(
             "tokens come in plain text unless something in front encrypts; see gateway.tls",
             http=settings.gateway.http,

@@ -136,14 +136,35 @@ def token_holders(
             customer_key=customer,
             requests_per_minute=(settings.gateway.requests_per_minute if limit is None else limit),
         )
-    if not holders:
-        for key, address in (("http", settings.gateway.http), ("grpc", settings.gateway.grpc)):
-            if not is_loopback(address):
-                raise StartError(
-                    f"gateway.{key}: {address} can be reached from other machines, and no token is "
-                    "configured; add [gateway.tokens.<name>], or listen on 127.0.0.1"
-                )
+    if not holders and (found := reachable_from_outside(settings)):
+        key, address = found
+        raise StartError(
+            f"gateway.{key}: {address} can be reached from other machines, and no token is "
+            "configured; add [gateway.tokens.<name>], or "
+            + (
+                "publish the ports on 127.0.0.1"
+                if key == "published"
+                else "listen on 127.0.0.1 (in a container: say in gateway.published "
+                "that its ports are published there)"
+            )
+        )
     return holders
+
+
+def reachable_from_outside(settings: Settings) -> tuple[str, str] | None:
+    """Return a key of `[gateway]` and the address in it that other machines reach, if any.
+
+    Ports of a container are reached where they are published: it has to listen on all of its own
+    addresses for that.
+    """
+    gateway = settings.gateway
+    if gateway.published:
+        here = is_loopback(f"{gateway.published}:0")
+        return None if here else ("published", gateway.published)
+    for key, address in (("http", gateway.http), ("grpc", gateway.grpc)):
+        if not is_loopback(address):
+            return key, address
+    return None
 
 
 def is_loopback(address: str) -> bool:

@@ -27,6 +27,7 @@ from sqlalchemy.pool import StaticPool
 from svckit import migrations as schema
 from svckit.errors import StartError, StoreUnavailable
 from svckit.logging import get_logger
+from svckit.postgres import PostgresAddress
 
 T = TypeVar("T")
 
@@ -68,18 +69,21 @@ class Database:
         self._thread = thread
 
     @classmethod
-    async def open(cls, url_or_path: str | Path, *, migrations: Path, name: str) -> Self:
+    async def open(
+        cls, url_or_path: str | Path | PostgresAddress, *, migrations: Path, name: str
+    ) -> Self:
         """Open the database, create file or schema if needed, and bring it to head.
 
-        `url_or_path`: a path, or `sqlite:///path`; `:memory:` for tests; or `postgresql://…`, and
-        then the schema is called `name`. `migrations`: directory with `versions/`. `name` is for
-        messages too. Raises `StartError` when the database is corrupt, was written by a newer
-        version, cannot be written, is used by another process (SQLite), or is not reached.
+        `url_or_path`: a path, or `sqlite:///path`; `:memory:` for tests; or `postgresql://…` or
+        such an address, and then the schema is called `name`. `migrations`: directory with
+        `versions/`. `name` is for messages too. Raises `StartError` when the database is corrupt,
+        was written by a newer version, cannot be written, is used by another process (SQLite), or
+        is not reached.
         """
         thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"{name}-db")
         loop = asyncio.get_running_loop()
         try:
-            opening = functools.partial(_open, str(url_or_path), migrations, name)
+            opening = functools.partial(_open, url_or_path, migrations, name)
             return cls(await loop.run_in_executor(thread, opening), thread)
         except BaseException:
             thread.shutdown(wait=False)
@@ -108,8 +112,9 @@ class Database:
             self._thread.shutdown(wait=False)
 
 
-def _open(url: str, migrations: Path, name: str) -> Backend:
-    if url.startswith("postgresql://"):
+def _open(url_or_path: str | Path | PostgresAddress, migrations: Path, name: str) -> Backend:
+    url = url_or_path if isinstance(url_or_path, PostgresAddress) else str(url_or_path)
+    if isinstance(url, PostgresAddress) or url.startswith("postgresql://"):
         # Not imported where nobody asks for it: it takes time.
         from svckit.database_postgres import PostgresSchema
 

@@ -61,14 +61,14 @@ class PostgresSchema:
 
     def __init__(
         self,
-        url: str,
+        url: str | PostgresAddress,
         migrations: Path,
         name: str,
         *,
         patience: float = postgres.START_SECONDS,
     ) -> None:
         try:
-            self._address = PostgresAddress.parse(url)
+            self._address = PostgresAddress.parse(url) if isinstance(url, str) else url
         except ValueError as err:
             raise StartError(f"{name}: store.url {err}") from None
         self._name = name

@@ -1,8 +1,9 @@
 """The address of a PostgreSQL database, as `store.url` gives it.
 
 `postgresql://user:password@host:port/database?sslmode=require`. The host may be left out for a Unix
-socket in `?host=/directory`. The password may stay out too: `PGPASSWORD`, or a line in `~/.pgpass`
-(`PGPASSFILE`), says it to all clients of PostgreSQL. It is never shown.
+socket in `?host=/directory`. The password may stay out too: `store.password_file` names a file that
+holds it and nothing else; `PGPASSWORD`, or a line in `~/.pgpass` (`PGPASSFILE`), says it to all
+clients of PostgreSQL. It is never shown.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from typing import Self
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit, urlunsplit
 
 import msgspec
+
+from svckit.secrets import read_secret_file
 
 START_SECONDS = 30.0
 """How long a service that starts waits for a server that does not answer yet."""
@@ -35,7 +38,7 @@ _REFUSALS = (
 # At the start these are not waited for: they do not change by themselves.
 _FINAL = {
     "28": "PostgreSQL refuses the user or the password of store.url; the password may come from "
-    "PGPASSWORD or ~/.pgpass instead",
+    "store.password_file, PGPASSWORD or ~/.pgpass instead",
     "3D": "store.url names a database that does not exist; make it with createdb",
     "42501": "the user of store.url may not create the schema; "
     "GRANT CREATE ON DATABASE … TO … allows it",
@@ -68,13 +71,15 @@ class PostgresAddress(msgspec.Struct, frozen=True):
     password: str | None
     database: str
     options: dict[str, str]
+    # Holds the password, and counts before the places that other clients look at.
+    password_file: str = ""
 
     def __repr__(self) -> str:
         # Whatever prints it by accident prints no password.
         return f"PostgresAddress({self.user}@{self.host}:{self.port}/{self.database})"
 
     @classmethod
-    def parse(cls, url: str) -> Self:
+    def parse(cls, url: str, *, password_file: str = "") -> Self:
         """Raises `ValueError` with what is wrong and never with the address itself."""
         try:
             parts = urlsplit(url)
@@ -110,13 +115,19 @@ class PostgresAddress(msgspec.Struct, frozen=True):
             password=None if password is None else unquote(password),
             database=database,
             options=options,
+            password_file=password_file,
         )
 
     def secret(self, environ: Mapping[str, str] | None = None) -> str | None:
-        """The password, from wherever clients of PostgreSQL look for it."""
+        """The password, from its file or from wherever clients of PostgreSQL look for it.
+
+        Raises `StartError` when the file cannot be read.
+        """
         environ = os.environ if environ is None else environ
         if self.password is not None:
             return self.password
+        if self.password_file:
+            return read_secret_file("store.password_file", self.password_file)
         if "PGPASSWORD" in environ:
             return environ["PGPASSWORD"]
         file = self.options.get("passfile") or environ.get("PGPASSFILE")

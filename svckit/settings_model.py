@@ -102,9 +102,10 @@ class Table(BaseModel):
 
 
 class StoreSettings(Table):
-    """`[store]`: where state is kept."""
+    """`[store]`: where state is kept. `password_file` holds the password of a PostgreSQL user."""
 
     url: str = "sqlite:///./data"
+    password_file: str = ""
     leader_lease_seconds: float = Field(default=5, ge=0.5, le=10)
 
     @model_validator(mode="after")
@@ -115,15 +116,19 @@ class StoreSettings(Table):
             )
         if self.url.startswith("postgresql:"):
             try:
-                PostgresAddress.parse(self.url)
+                address = PostgresAddress.parse(self.url)
             except ValueError as err:
                 raise ValueError(f"url {err}") from None
+            if self.password_file and address.password is not None:
+                raise ValueError("password_file is set, and url holds a password; keep one")
+        elif self.password_file:
+            raise ValueError("password_file goes with a postgresql url only")
         return self
 
     @property
     def postgres(self) -> PostgresAddress:
         """The address of the PostgreSQL database. Only for `postgresql:` addresses."""
-        return PostgresAddress.parse(self.url)
+        return PostgresAddress.parse(self.url, password_file=self.password_file)
 
     @property
     def directory(self) -> Path:
@@ -136,11 +141,11 @@ class StoreSettings(Table):
         """SQLite file of one service, for example `data/agent.db`."""
         return self.directory / f"{service}.db"
 
-    def database(self, service: str) -> str:
+    def database(self, service: str) -> str | PostgresAddress:
         """What one service keeps its state in, as `Database.open` takes it."""
         if self.url.startswith("memory:"):
             return ":memory:"
-        return str(self.file(service)) if self.url.startswith("sqlite:///") else self.url
+        return str(self.file(service)) if self.url.startswith("sqlite:///") else self.postgres
 
 
 class LaneSettings(Table):
@@ -367,6 +372,7 @@ class ProviderSettings(Table):
     kind: Literal["openai", "anthropic", "google"] = "openai"
     base_url: str = ""
     api_key_env: str = ""
+    api_key_file: str = ""
     requests_per_minute: int = Field(default=0, ge=0)
     tokens_per_minute: int = Field(default=0, ge=0)
     rates_per_model: bool = False
@@ -378,6 +384,12 @@ class ProviderSettings(Table):
     def _http(self) -> Self:
         if self.base_url and not self.base_url.startswith(("http://", "https://")):
             raise ValueError("base_url must start with http:// or https://")
+        return self
+
+    @model_validator(mode="after")
+    def _one_key(self) -> Self:
+        if self.api_key_env and self.api_key_file:
+            raise ValueError("needs api_key_env or api_key_file, not both")
         return self
 
     @model_validator(mode="after")
@@ -398,15 +410,18 @@ class McpSettings(Table):
     """`[mcp.<id>]`: a tool server, started by `command` or found at `url`.
 
     Approval `auto` allows the tools that the server calls read-only and asks for all others. A
-    command sees the variables in `env`, those in `env_from` (its name to the name of ours), and of
-    the others only what any program needs. `headers_env`: header to the variable that holds it.
+    command sees the variables in `env`, those in `env_from` (its name to the name of ours) and in
+    `env_from_file` (its name to the file that holds the value), and of the others only what any
+    program needs. `headers_env`, `headers_file`: header to the variable or the file that holds it.
     """
 
     command: Texts = ()
     url: str = ""
     env: dict[str, str] = {}
     env_from: dict[str, str] = {}
+    env_from_file: dict[str, str] = {}
     headers_env: dict[str, str] = {}
+    headers_file: dict[str, str] = {}
     approval: Literal["auto", "allow", "ask", "deny"] = "auto"
     start_timeout_seconds: float = Field(default=20, gt=0, le=600)
     timeout_seconds: float = Field(default=60, gt=0, le=3600)
@@ -419,11 +434,21 @@ class McpSettings(Table):
         if self.url and not self.url.startswith(("http://", "https://")):
             raise ValueError("url must start with http:// or https://")
         if "@" in self.url.partition("//")[2].partition("/")[0]:
-            raise ValueError("url must hold no name and password; use headers_env")
-        if self.url and (self.env or self.env_from):
-            raise ValueError("env and env_from are of a command; a url has headers_env")
-        if self.command and self.headers_env:
-            raise ValueError("headers_env is of a url; a command has env and env_from")
+            raise ValueError("url must hold no name and password; use headers_env or headers_file")
+        if self.url and (self.env or self.env_from or self.env_from_file):
+            raise ValueError(
+                "env, env_from and env_from_file are of a command; "
+                "a url has headers_env and headers_file"
+            )
+        if self.command and (self.headers_env or self.headers_file):
+            raise ValueError(
+                "headers_env and headers_file are of a url; "
+                "a command has env, env_from and env_from_file"
+            )
+        if twice := (self.env_from.keys() | self.env.keys()) & self.env_from_file.keys():
+            raise ValueError(f"env_from_file.{min(twice)}: is in env or env_from too; keep one")
+        if twice := self.headers_env.keys() & self.headers_file.keys():
+            raise ValueError(f"headers_file.{min(twice)}: is in headers_env too; keep one")
         return self
 
 
@@ -431,13 +456,16 @@ class HarnessSettings(Table):
     """`[acp.harness.<id>]`: how a harness is started. `install` is shown when it is missing.
 
     `env_names`: variables of the service that its process sees too, in the place of those that the
-    registry names for its login; an empty list for none. `asks` and `skips`: its own modes that ask
-    before they act, and that do not. `state`: what it writes of its own, below its home directory.
+    registry names for its login; an empty list for none. `env_from_file`: variables that it sees,
+    each with the file that holds its value, read when a process starts. `asks` and `skips`: its own
+    modes that ask before they act, and that do not. `state`: what it writes of its own, below its
+    home directory.
     """
 
     command: Texts = ()
     env: dict[str, str] = {}
     env_names: Texts | None = None
+    env_from_file: dict[str, str] = {}
     asks: Texts = ()
     skips: Texts = ()
     state: Texts = ()
@@ -457,13 +485,13 @@ class AcpSettings(Table):
     """`[acp]`: external coding agents. An empty list of harnesses allows all.
 
     `listen`: where the service listens, when not where it is dialled. `worker_name`: each service
-    that shares a database has its own.
+    that shares a database has its own; empty for the name of the host.
 
     `env_names`: variables of the service that whoever spawns a session may pass on to it.
     """
 
     listen: OptionalAddress = ""
-    worker_name: str = Field(default="acp-0", min_length=1, max_length=64)
+    worker_name: str = Field(default="acp-0", max_length=64)
     enabled: bool = True
     permission_mode: PermissionMode = "approve-reads"
     default_harness: str = ""
@@ -523,10 +551,15 @@ class TlsSettings(Table):
 
 
 class GatewaySettings(Table):
-    """`[gateway]`: the edge. Without tokens only the loopback address is safe."""
+    """`[gateway]`: the edge. Without tokens only the loopback address is safe.
+
+    `published`: for a gateway in a container, the address of the machine at which its ports are
+    published. It counts in the place of those that the gateway listens on.
+    """
 
     http: Address = "127.0.0.1:8080"
     grpc: Address = "127.0.0.1:50050"
+    published: str = Field(default="", max_length=253)
     allowed_origins: Texts = ()
     requests_per_minute: int = Field(default=1200, ge=0, le=1_000_000)
     tokens: dict[Name, TokenSettings] = {}
@@ -705,11 +738,14 @@ class SchedulerServiceSettings(Table):
 
 
 class AgentServiceSettings(Table):
-    """`[agent]`: the agent service's own worker. `listen`: where it listens, when not where it
-    is dialled."""
+    """`[agent]`: the agent service's own worker.
+
+    `listen`: where it listens, when not where it is dialled. `worker_name`: empty for the name of
+    the host, which differs from container to container.
+    """
 
     listen: OptionalAddress = ""
-    worker_name: str = Field(default="agent-0", min_length=1, max_length=64)
+    worker_name: str = Field(default="agent-0", max_length=64)
     slots: int = Field(default=16, ge=1, le=64)
 
 

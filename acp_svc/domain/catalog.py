@@ -27,6 +27,7 @@ class Override:
     install: str = ""
     env_names: Sequence[str] | None = None
     """None leaves the registry's, and an empty list takes them away."""
+    env_from_file: Mapping[str, str] = field(default_factory=dict)
     asks: Sequence[str] = ()
     skips: Sequence[str] = ()
     state: Sequence[str] = ()
@@ -125,6 +126,8 @@ def _apply(harness_id: str, override: Override, base: Harness | None) -> Harness
         base = replace(base, state=tuple(override.state))
     if override.env_names is not None:
         base = replace(base, env_names=tuple(override.env_names))
+    if override.env_from_file:
+        base = replace(base, env_from_file=MappingProxyType(dict(override.env_from_file)))
     if override.env:
         base = replace(base, env=MappingProxyType({**base.env, **override.env}))
     return base

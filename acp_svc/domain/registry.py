@@ -44,6 +44,8 @@ class Harness:
     """What its process sees beside the short list every harness gets. May hold secrets."""
     env_names: tuple[str, ...] = ()
     """Names of the service's own variables that its process sees as well, because it needs them."""
+    env_from_file: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    """Variables that its process sees, each with the file that holds its value."""
     login: str = ""
     """What to do when it says that nobody is logged in, for people."""
     login_env: tuple[str, ...] = ()

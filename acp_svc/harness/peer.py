@@ -13,15 +13,21 @@ from acp import RequestError, connect_to_agent
 from acp_svc import machine
 from acp_svc.domain import preflight
 from acp_svc.domain.install import install_command
-from acp_svc.domain.registry import COMMON_ENV_NAMES
+from acp_svc.domain.registry import COMMON_ENV_NAMES, Harness
 from acp_svc.domain.sandboxing import needs_sandbox
 from acp_svc.harness import sandbox
 from acp_svc.harness.client import HarnessClient
 from acp_svc.harness.offers import Offers
 from acp_svc.harness.types import Order, PermissionRequest, Update
 from acp_svc.harness.wire import Wire
-from svckit.errors import AcpBackendMissing, AcpBackendUnavailable, AcpSessionInitFailed
+from svckit.errors import (
+    AcpBackendMissing,
+    AcpBackendUnavailable,
+    AcpSessionInitFailed,
+    StartError,
+)
 from svckit.programs import Program, environment
+from svckit.secrets import read_secret_file
 
 AUTH_REQUIRED = -32000
 """The only error code that all harnesses mean the same by."""
@@ -92,6 +98,7 @@ class Peer:
             for name in (*COMMON_ENV_NAMES, *harness.env_names, *order.env_names)
             if name in os.environ
         } | dict(harness.env)
+        passed |= await asyncio.to_thread(_from_files, harness)
         env = environment(os.environ, passed)
         command = [str(found), *harness.command[1:]]
         bwrap = await _walls_for(order, walls)
@@ -227,6 +234,21 @@ class Peer:
         if self.work is None or session_id != self.session_id:
             return None
         return await self.work.decide(request)
+
+
+def _from_files(harness: Harness) -> dict[str, str]:
+    """What the process sees of secrets in files. Read at every start, so that they may change."""
+    found: dict[str, str] = {}
+    for name, file in harness.env_from_file.items():
+        setting = f"acp.harness.{harness.harness_id}.env_from_file.{name}"
+        try:
+            found[name] = read_secret_file(setting, file)
+        except StartError:
+            raise AcpBackendUnavailable(
+                f"the file that {setting} names cannot be read, or is empty",
+                metadata={"harnessId": harness.harness_id, "check": "starts"},
+            ) from None
+    return found
 
 
 async def _walls_for(order: Order, walls: sandbox.Sandbox) -> str:

@@ -24,8 +24,10 @@ from pydantic import FileUrl, ValidationError
 from agent_svc.domain.mcptools import MOST_TOOLS, ServerTool
 from agent_svc.mcp import stdio
 from agent_svc.mcp.failures import Broken, Lost, ServerDown, Slow, ToolError
+from svckit.errors import StartError
 from svckit.logging import get_logger
 from svckit.programs import Program, environment
+from svckit.secrets import read_secret_file
 from svckit.settings_model import McpSettings
 
 if TYPE_CHECKING:
@@ -234,11 +236,13 @@ class Connection:
             from mcp.client.streamable_http import streamable_http_client
 
             headers = _resolved(self._settings.headers_env, "headers_env")
+            headers |= await asyncio.to_thread(_read, self._settings.headers_file, "headers_file")
             timeout = httpx2.Timeout(30, read=self._settings.timeout_seconds + 30)
             async with httpx2.AsyncClient(headers=headers, timeout=timeout) as http:
                 yield streamable_http_client(self._settings.url, http_client=http)
             return
         secret = _resolved(self._settings.env_from, "env_from")
+        secret |= await asyncio.to_thread(_read, self._settings.env_from_file, "env_from_file")
         env = environment(os.environ, self._settings.env | secret)
         program = await Program.start(
             self._settings.command,
@@ -303,7 +307,7 @@ def describe(err: BaseException) -> str:
     """Say what went wrong in words of ours: an exception's text may hold anything."""
     while isinstance(err, BaseExceptionGroup):
         err = err.exceptions[0]
-    if isinstance(err, MissingVariable):
+    if isinstance(err, MissingSecret):
         return str(err)
     if isinstance(err, MCPError):
         if err.code == mcp_types.CONNECTION_CLOSED:
@@ -318,16 +322,27 @@ def describe(err: BaseException) -> str:
     return f"the connection failed ({type(err).__name__})"
 
 
-class MissingVariable(Exception):
-    """A variable that the configuration names is not set. The text is for people."""
+class MissingSecret(Exception):
+    """A secret cannot be had from where the configuration says. The text is for people."""
 
 
 def _resolved(named: Mapping[str, str], key: str) -> dict[str, str]:
     found: dict[str, str] = {}
     for name, variable in named.items():
         if (value := os.environ.get(variable)) is None:
-            raise MissingVariable(f"the variable {variable}, named in {key}, is not set")
+            raise MissingSecret(f"the variable {variable}, named in {key}, is not set")
         found[name] = value
+    return found
+
+
+def _read(files: Mapping[str, str], key: str) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for name, file in files.items():
+        try:
+            found[name] = read_secret_file(key, file)
+        except StartError:
+            text = f"the file that {key}.{name} names cannot be read, or is empty"
+            raise MissingSecret(text) from None
     return found
 
 

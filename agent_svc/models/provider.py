@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING
 from agent_svc.domain.prompt import Prompt
 from agent_svc.domain.steps import StopReason, Usage
 from agent_svc.models.base import CallFailed, Cause, ModelReply
-from svckit.errors import ModelRejected, ModelUnavailable
+from svckit.errors import ModelRejected, ModelUnavailable, StartError
+from svckit.secrets import read_secret_file
 from svckit.settings_model import ProviderSettings
 
 if TYPE_CHECKING:
@@ -116,6 +117,14 @@ class ProviderModel:
 
     def _key(self) -> str:
         """The credential. It lives in the client only: never in an error, a log or a span."""
+        if file := self._settings.api_key_file:
+            setting = f"providers.{self.provider_id}.api_key_file"
+            try:
+                return read_secret_file(setting, file)
+            except StartError:
+                # Its name is nobody's business outside.
+                text = f"the file that {setting} names cannot be read, or is empty"
+                raise self._rejected(text, "not_set_up") from None
         variable = self._settings.api_key_env
         if not variable and self._settings.base_url:
             return "none"  # a local server: the SDKs insist on some key

@@ -47,8 +47,8 @@ def suite(settings: Settings, config: Path | None) -> list[Service]:
     services, gateway = settings.services, settings.gateway
     return [
         *_schedulers(settings, argv("scheduler_svc")),
-        Service("agent", argv("agent_svc"), services.agent),
-        Service("acp", argv("acp_svc"), services.acp),
+        Service("agent", argv("agent_svc"), settings.agent.listen or services.agent),
+        Service("acp", argv("acp_svc"), settings.acp.listen or services.acp),
         Service(
             "gateway",
             argv("gateway_svc"),

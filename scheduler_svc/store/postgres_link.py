@@ -127,6 +127,7 @@ async def connect(address: PostgresAddress, **settings: str) -> asyncpg.Connecti
     """A new connection. Raises what `refuses` knows."""
     connection = await asyncpg.connect(
         address.url,
+        password=address.secret(),
         timeout=CONNECT_SECONDS,
         command_timeout=STATEMENT_SECONDS,
         statement_cache_size=500,
@@ -145,6 +146,7 @@ async def open_pool(address: PostgresAddress) -> asyncpg.Pool:
     """Connections for reading, made when they are needed."""
     return await asyncpg.create_pool(
         address.url,
+        password=address.secret(),
         min_size=0,
         max_size=READERS,
         init=prepare,

@@ -16,7 +16,8 @@ CONVEYOR_LANES__MAIN__LIMIT=1 make run     # lanes.main.limit = 1
 ```
 
 Unknown keys are refused, so that a slip of the pen is not a silent default. Secrets are never in the
-file: a key that ends in `_env` names the environment variable that holds one. Times carry their unit in
+file: a key that ends in `_env` names the environment variable that holds one, a key that ends in
+`_file` the file. Times carry their unit in
 the key. `<id>` and the like stand for a name of your choice. *(not yet)* marks keys that are read and
 checked, and that nothing acts upon yet.
 """
@@ -28,6 +29,7 @@ MEANING = {
     "store.url": "Where state is kept: `sqlite:///<directory>`, in which each service has a file of "
     "its own; `postgresql://user@host:5432/database`, in which each has a schema of its own (see "
     "[how to](../how-to/postgresql.md), also for the password); or `memory:` (tests)",
+    "store.password_file": "File that holds the password of the PostgreSQL user, and nothing else",
     "store.leader_lease_seconds": "With PostgreSQL: how long a scheduler leads without renewing. A standby takes over after it. At most half of `runs.lease_seconds`",
     "lanes.main.limit": _LANE_LIMIT,
     "lanes.main.expected_turn_seconds": _TURN_SECONDS,
@@ -88,6 +90,7 @@ MEANING = {
     "providers.<id>.kind": "Which protocol it speaks. `openai` is every OpenAI-compatible server",
     "providers.<id>.base_url": "Where it is. Empty means the vendor's own address",
     "providers.<id>.api_key_env": "Environment variable that holds the key. Empty means `OPENAI_API_KEY`, `ANTHROPIC_API_KEY` or `GEMINI_API_KEY`, and none at all with a `base_url`",
+    "providers.<id>.api_key_file": "File that holds the key, instead of a variable",
     "providers.<id>.requests_per_minute": "Calls in any minute, shared by all workers. 0 means no limit",
     "providers.<id>.tokens_per_minute": "Tokens in any minute, shared by all workers. 0 means no limit",
     "providers.<id>.rates_per_model": "Whether the two rates hold for each model on its own",
@@ -98,14 +101,16 @@ MEANING = {
     "mcp.<id>.url": "Address of a server that runs already and speaks streamable HTTP",
     "mcp.<id>.env": "Variables that the command sees, beside what any program needs",
     "mcp.<id>.env_from": "Variables that the command sees, each with the name of ours that holds its value: for secrets",
+    "mcp.<id>.env_from_file": "Variables that the command sees, each with the file that holds its value",
     "mcp.<id>.headers_env": "Headers of every request to `url`, each with the name of the variable that holds its value",
+    "mcp.<id>.headers_file": "Headers of every request to `url`, each with the file that holds its value",
     "mcp.<id>.approval": "Whether a person is asked before each call. `auto`: not for tools that the server calls read-only",
     "mcp.<id>.start_timeout_seconds": "How long a server may take to start and to list its tools",
     "mcp.<id>.timeout_seconds": "How long a call may take",
     "mcp.<id>.tools.<name>.approval": "As at the server, for one tool. Left out, the server's",
     "mcp.<id>.tools.<name>.idempotent": "Whether a call that a crash interrupted may be made again. Left out, what the server says of the tool",
     "acp.listen": "Where `acp_svc` listens, when not at `services.acp`",
-    "acp.worker_name": "Stable name of this worker, unique among services that share a database",
+    "acp.worker_name": "Stable name of this worker, unique among services that share a database. Empty: the name of the host",
     "acp.enabled": "Switches harnesses on",
     "acp.permission_mode": "What a harness may do without asking",
     "acp.default_harness": "The harness when none is named",
@@ -128,12 +133,15 @@ MEANING = {
     "acp.harness.<id>.env": "Environment of its process",
     "acp.harness.<id>.env_names": "Variables of the service that its process sees too. Left out "
     "means those that its vendor uses for logging in",
+    "acp.harness.<id>.env_from_file": "Variables that its process sees, each with the file that "
+    "holds its value, read whenever one starts",
     "acp.harness.<id>.asks": "Its own modes that ask before they act; the first that it offers is set",
     "acp.harness.<id>.skips": "Its own modes that act without asking; it is not used in them unless all is approved",
     "acp.harness.<id>.state": "What it writes of its own, below its home directory; a sandbox lets it",
     "acp.harness.<id>.install": "Command that installs it, shown when it is missing",
     "gateway.http": "Address of HTTP and the console",
     "gateway.grpc": "Address of gRPC for clients",
+    "gateway.published": "In a container: the address of the machine at which its ports are published. It decides, instead of the two above, whether tokens are needed",
     "gateway.allowed_origins": "Further web sites whose pages may call the gateway, as `https://host`",
     "gateway.requests_per_minute": "Calls of one token in a minute, streams counted when they open; more are refused with `RATE_LIMITED`. 0 means no limit",
     "gateway.tokens.<name>.token_env": "Environment variable that holds the token",
@@ -196,7 +204,7 @@ MEANING = {
     "scheduler.listen": "Where this scheduler listens. Needed when `services.scheduler` names several; best set in the environment of each process",
     "scheduler.advertise": "How others reach this scheduler, if not at its own address: one of `services.scheduler`",
     "agent.listen": "Where `agent_svc` listens, when not at `services.agent`",
-    "agent.worker_name": "Stable name of this worker, unique among agent services",
+    "agent.worker_name": "Stable name of this worker, unique among agent services. Empty: the name of the host",
     "agent.slots": "Turns that this process works on at the same time",
     "log.level": "Least important level that is written",
     "log.format": "`auto` writes for people on a terminal, else JSON",

@@ -176,24 +176,33 @@ async def test_it_sees_its_own_variables_and_none_of_ours(
 ) -> None:
     for name in ("CONVEYOR_SECRET", "GIVEN_BY_NAME", "ASKED_FOR", "SSL_CERT_DIR"):
         monkeypatch.setenv(name, f"{name.lower()}-value")
-    ordered = order(tmp_path, "--stderr", "$GIVEN_BY_NAME $OWN", env_names=("ASKED_FOR",))
+    ordered = order(tmp_path, "--stderr", "$FROM_FILE $OWN", env_names=("ASKED_FOR",))
+    (tmp_path / "key").write_text("key-of-a-file\n")
     ordered = _with(
-        ordered, env_names=("GIVEN_BY_NAME",), env={**ordered.harness.env, "OWN": "own-secret-1"}
+        ordered,
+        env_names=("GIVEN_BY_NAME",),
+        env={**ordered.harness.env, "OWN": "own-secret-1"},
+        env_from_file={"FROM_FILE": str(tmp_path / "key")},
     )
     connection = await Connection.open(ordered, PATIENT, OWNER)
     try:
-        names = ["CONVEYOR_SECRET", "GIVEN_BY_NAME", "ASKED_FOR", "OWN", "SSL_CERT_DIR"]
+        names = ["CONVEYOR_SECRET", "GIVEN_BY_NAME", "ASKED_FOR", "OWN", "FROM_FILE"]
+        names.append("SSL_CERT_DIR")
         assert await tell(connection, " ;; ".join(f"env {name}" for name in names)) == [
             "CONVEYOR_SECRET is not set",
             "GIVEN_BY_NAME=given_by_name-value",
             "ASKED_FOR=asked_for-value",
             "OWN=own-secret-1",
+            "FROM_FILE=key-of-a-file",
             "SSL_CERT_DIR=ssl_cert_dir-value",
         ]
         # What it complains of holds none of them.
         await eventually(lambda: connection.last_words == "*** ***")
     finally:
         await connection.stop()
+    (tmp_path / "key").unlink()
+    with pytest.raises(AcpBackendUnavailable, match=r"env_from_file\.FROM_FILE names cannot be"):
+        await Connection.open(ordered, PATIENT, OWNER)
 
 
 async def test_one_that_has_the_key_is_told_to_use_it(tmp_path: Path) -> None:

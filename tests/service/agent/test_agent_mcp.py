@@ -141,7 +141,9 @@ async def test_a_server_that_breaks_in_a_call_costs_the_call_and_nothing_else(
     monkeypatch.setenv("CONVEYOR_SOMETHING", "of the service itself")
     names = ["write", "die", "garbage", "long", "picture", "fail", "env", "hang", "write"]
     provider.when(lambda _: True, calls(*(ToolCall(f"test__{name}") for name in names)))
+    (tmp_path / "key").write_text("KEPT-IN-A-FILE\n")
     more = 'timeout_seconds = 2\nenv_from = { TOKEN = "MY_TOKEN" }'
+    more += f"\nenv_from_file = {{ KEY = '{tmp_path}/key' }}"
     more += "\n[mcp.test.tools.die]\nidempotent = false\n[mcp.test.tools.dye]\napproval = 'deny'"
     start = time.monotonic()
     async with start_agent(config(provider) + server(tmp_path, more=more)) as agent:
@@ -171,6 +173,7 @@ async def test_a_server_that_breaks_in_a_call_costs_the_call_and_nothing_else(
     # Its variables are those that it was given, and those that any program needs.
     assert "of the service itself" not in told["6 env"]
     assert "SECRET-VALUE" in told["6 env"]
+    assert "KEPT-IN-A-FILE" in told["6 env"]
     # What it prints for people reaches neither the model nor, unblotted, a log.
     assert "oh no" not in "".join(told.values())
     assert "oh no, ***" in caplog.text
@@ -216,6 +219,7 @@ async def test_servers_that_cannot_start_leave_the_agent_what_it_has(
         + server(tmp_path, "hangs-at-start", "slow", "start_timeout_seconds = 1")
         + '[mcp.absent]\ncommand = ["/no/such/program"]\n'
         + '[mcp.poor]\ncommand = ["true"]\nenv_from = { KEY = "NOT_SET_ANYWHERE" }\n'
+        + '[mcp.poorer]\ncommand = ["true"]\nenv_from_file = { KEY = "/not/anywhere" }\n'
         + f'[mcp.far]\nurl = "http://127.0.0.1:{free_port()}/mcp"\n'
     )
     async with start_agent(config(provider) + broken) as agent:
@@ -235,6 +239,8 @@ async def test_servers_that_cannot_start_leave_the_agent_what_it_has(
         "The tool server 'far' is not available: it cannot be reached.",
         "The tool server 'poor' is not available: the variable NOT_SET_ANYWHERE, named in "
         "env_from, is not set.",
+        "The tool server 'poorer' is not available: the file that env_from_file.KEY names cannot "
+        "be read, or is empty.",
         "The tool server 'slow' is not available: it was not ready within 1 s.",
     ]
     assert "sessions_spawn" in provider.requests[0].tools
@@ -284,7 +290,8 @@ async def http_server(port: int, seen: list[str]) -> AsyncIterator[None]:
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] == "http":
-            seen.append(dict(scope["headers"]).get(b"authorization", b"").decode())
+            sent = dict(scope["headers"])
+            seen.append(b" ".join((sent[b"authorization"], sent[b"x-more"])).decode())
         await inner(scope, receive, send)
 
     running = uvicorn.Server(
@@ -303,15 +310,19 @@ async def test_a_server_over_http_gets_its_headers_and_may_go_and_come_back(
     start_agent: StartAgent,
     scheduler: FakeScheduler,
     provider: FakeOpenAI,
+    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("WEB_TOKEN", "Bearer abc")
+    token = tmp_path / "token"
+    token.write_text("Bearer def\n")
     provider.when(lambda _: True, calls(ToolCall("web__whoami")))
     seen: list[str] = []
     port = free_port()
     toml = (
         f'[mcp.web]\nurl = "http://127.0.0.1:{port}/mcp"\napproval = "allow"\n'
-        'timeout_seconds = 5\nheaders_env = { Authorization = "WEB_TOKEN" }\n'
+        'timeout_seconds = 5\nheaders_env = { X-More = "WEB_TOKEN" }\n'
+        f'headers_file = {{ Authorization = "{token}" }}\n'
     )
     async with start_agent(config(provider) + toml) as agent:
         assert agent
@@ -321,7 +332,7 @@ async def test_a_server_over_http_gets_its_headers_and_may_go_and_come_back(
         await scheduler.answer(scheduler.leased("again", run_id="R2"))
         async with http_server(port, seen):
             await scheduler.answer(scheduler.leased("once more", run_id="R3"))
-    assert set(seen) == {"Bearer abc"}
+    assert set(seen) == {"Bearer def Bearer abc"}
     first, gone, back = (provider.requests[n].texts("tool")[0] for n in (1, 3, 5))
     assert "somebody" in first
     assert "The tool server 'web' failed" in gone

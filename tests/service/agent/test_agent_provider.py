@@ -6,6 +6,7 @@ import asyncio
 import json
 import sys
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 
@@ -437,3 +438,25 @@ async def test_arguments_reach_the_event_log(
         "label": "a",
         "wait": True,
     }
+
+
+async def test_the_key_may_be_in_a_file(
+    scheduler: FakeScheduler, start_agent: StartAgent, provider: FakeOpenAI, tmp_path: Path
+) -> None:
+    key = tmp_path / "key"
+    toml = f"""
+[agents.defaults]
+model = "fake:big"
+[providers.fake]
+base_url = "{provider.base_url}"
+api_key_file = "{key}"
+"""
+    async with start_agent(toml) as service:
+        assert service
+        failed = await scheduler.answer(scheduler.leased("hello"))
+        key.write_text(f"{SECRET}\n")
+        await scheduler.answer(scheduler.leased("hello", run_id="R2"))
+    said = str(failed)
+    assert "the file that providers.fake.api_key_file names cannot be read, or is empty" in said
+    assert str(key) not in said
+    assert [r.headers["authorization"] for r in provider.requests] == [f"Bearer {SECRET}"]

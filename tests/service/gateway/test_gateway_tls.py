@@ -145,6 +145,7 @@ async def test_files_that_do_not_fit(
     [
         ({"CONVEYOR_GATEWAY__HTTP": "0.0.0.0:0"}, r"gateway\.http: 0\.0\.0\.0:0 can be reached"),
         ({"CONVEYOR_GATEWAY__GRPC": "[::]:0"}, r"gateway\.grpc: \[::\]:0 can be reached"),
+        ({"CONVEYOR_GATEWAY__PUBLISHED": "0.0.0.0"}, r"gateway\.published: 0\.0\.0\.0 can be"),
         (
             {"CONVEYOR_GATEWAY__TOKENS__ANN__TOKEN_ENV": "NOT_THERE"},
             r"gateway\.tokens\.ann\.token_env: the environment variable NOT_THERE is not set",

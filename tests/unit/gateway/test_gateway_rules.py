@@ -14,6 +14,7 @@ from conveyor.scheduler.v1 import flow_service_pb2 as fs
 from conveyor.scheduler.v1 import run_pb2
 from conveyor.scheduler.v1 import scheduler_service_pb2 as ss
 from gateway_svc.auth import Principal, Scope
+from gateway_svc.config import token_holders
 from gateway_svc.domain.deliveries import AnnounceStyle, DeliveryKind, speaker, told
 from gateway_svc.domain.origin import origin_rules
 from gateway_svc.domain.redaction import clear_run
@@ -21,6 +22,7 @@ from gateway_svc.domain.sessions import LaneUse, lane_use
 from gateway_svc.http.bodies import from_query, truth
 from gateway_svc.http.wire import error_body, to_dict, to_message
 from svckit.errors import InvalidField, ScopeMissing, invalid_field
+from svckit.settings import Settings
 
 
 @pytest.mark.parametrize(
@@ -283,3 +285,9 @@ def test_clients_see_less_of_a_run() -> None:
     assert not client.spec.HasField("task")
     assert not client.spec.HasField("reply_route")
     assert not client.result.HasField("details")
+
+
+@pytest.mark.parametrize("published", ["127.0.0.1", "localhost", "::1"])
+def test_a_container_published_on_loopback_needs_no_token(published: str) -> None:
+    gateway = {"http": "0.0.0.0:8080", "grpc": "0.0.0.0:50050", "published": published}
+    assert token_holders(Settings.model_validate({"gateway": gateway})) == {}

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from svckit.errors import StartError
 from svckit.postgres import PostgresAddress, masked
 from svckit.settings import ConfigError, load
 
@@ -66,6 +67,16 @@ def test_the_password_comes_from_where_clients_of_postgresql_look(tmp_path: Path
     assert secret("me@h:6432/db") == "last"
     assert secret("me@/db?host=/run") == "by socket"
     assert secret("you@h/db") is None
+
+    held = tmp_path / "held"
+    held.write_text("by file\n")
+    by_file = PostgresAddress.parse("postgresql://me@h/db", password_file=str(held))
+    assert by_file.secret(environ | {"PGPASSWORD": "other"}) == "by file"
+    held.write_text("changed\n")
+    assert by_file.secret() == "changed"
+    held.unlink()
+    with pytest.raises(StartError, match=r"store\.password_file: .* cannot be read"):
+        by_file.secret()
     assert secret("you@h/db", PGPASSFILE=str(tmp_path / "missing")) is None
 
 

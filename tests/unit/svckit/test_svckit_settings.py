@@ -240,6 +240,12 @@ def test_the_environment_beats_the_file(tmp_path: Path) -> None:
         ("[[routes]]\nagent = 'nobody'", "routes.0.agent"),
         ("[acp]\npermission_mode = 'yolo'", "acp.permission_mode"),
         ("[store]\nurl = 'mysql://x'", "store"),
+        ("[store]\npassword_file = 'x'", "store"),
+        ("[store]\nurl = 'postgresql://me:pw@h/db'\npassword_file = 'x'", "store"),
+        ("[providers.p]\napi_key_env = 'A'\napi_key_file = 'x'", "providers.p"),
+        ("[mcp.m]\nurl = 'http://x'\nenv_from_file = { A = 'b' }", "mcp.m"),
+        ("[mcp.m]\ncommand = ['a']\nheaders_file = { A = 'B' }", "mcp.m"),
+        ("[mcp.m]\ncommand = ['a']\nenv_from = {A = 'B'}\nenv_from_file = {A = 'b'}", "mcp.m"),
     ],
 )
 def test_a_wrong_key_is_named_with_its_source(tmp_path: Path, text: str, key: str) -> None:
