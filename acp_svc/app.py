@@ -11,6 +11,7 @@ from pathlib import Path
 from socket import gethostname
 from typing import TYPE_CHECKING
 
+from acp_svc.counts import Counts, show
 from acp_svc.creating import Creator
 from acp_svc.doctor import Doctor
 from acp_svc.domain.catalog import Catalog, CatalogError, Override
@@ -96,9 +97,16 @@ async def build(context: Context) -> AsyncIterator[App]:
     )
     channel = make_channel(settings.services.scheduler, tracer=context.tracer)
     store, prompt_store = SessionStore(database), PromptStore(database)
+    counts = Counts(context.metrics, catalog.harnesses)
     processes = Processes(
-        store, Opener(catalog, acp, owner), clock, worker=worker_name, most=acp.max_sessions
+        store,
+        Opener(catalog, acp, owner),
+        clock,
+        worker=worker_name,
+        most=acp.max_sessions,
+        counts=counts,
     )
+    show(context.metrics, store, processes, worker_name)
     try:
         scheduler: SchedulerServiceAsyncStub = sched_grpc.SchedulerServiceStub(channel)
         sessions = Sessions(
@@ -142,6 +150,7 @@ async def build(context: Context) -> AsyncIterator[App]:
             usage=usage,
             clock=clock,
             tracer=context.tracer,
+            counts=counts,
         )
         worker = Worker(
             channel,
@@ -153,6 +162,7 @@ async def build(context: Context) -> AsyncIterator[App]:
             stop_seconds=acp.cancel_seconds + STOP_SECONDS + LAST_WRITE_SECONDS,
             clock=clock,
             tracer=context.tracer,
+            metrics=context.metrics,
         )
 
         async def drain() -> None:

@@ -5,6 +5,7 @@ ends it early, the harness is told to stop, or else is stopped, before anybody g
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Coroutine
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from acp_svc import reading
+from acp_svc.counts import PROVIDER, Counts
 from acp_svc.domain.metering import Meter, Spent, together
 from acp_svc.domain.session import Session
 from acp_svc.following import MOST_REQUESTS, Follower
@@ -21,7 +23,7 @@ from acp_svc.sessions import Live, Sessions
 from conveyor.common.v1 import usage_pb2
 from conveyor.scheduler.v1 import run_pb2
 from conveyor.scheduler.v1 import worker_service_pb2 as ws
-from svckit.errors import ServiceError
+from svckit.errors import BudgetExceeded, ServiceError
 from svckit.logging import get_logger
 from svckit.turn import LeasedTurn
 from svckit.usage import UsageReporter
@@ -30,8 +32,6 @@ WRITE_SECONDS = 0.15
 """How long what a harness tells is gathered before it is written."""
 LAST_WRITE_SECONDS = 3.0
 """How long a turn that broke off tries to write what was left."""
-PROVIDER = "acp"
-"""Stands for the provider where usage is counted; the model is the harness."""
 
 _log = get_logger("acp.driving")
 
@@ -71,9 +71,12 @@ class Work:
 class Driver:
     """Drives prompts. Keeps the meter of each process for as long as that lives."""
 
-    def __init__(self, sessions: Sessions, usage: UsageReporter) -> None:
+    def __init__(
+        self, sessions: Sessions, usage: UsageReporter, counts: Counts | None = None
+    ) -> None:
         self._sessions = sessions
         self._usage = usage
+        self._counts = counts or Counts()
         self._meters: WeakKeyDictionary[Connection, Meter] = WeakKeyDictionary()
 
     def meter_of(self, live: Live) -> Meter:
@@ -90,6 +93,22 @@ class Driver:
 
         However this is left, the harness works on nothing any more.
         """
+        began, outcome = time.monotonic(), "stopped"
+        try:
+            ended = await self._follow(work, prompt)
+            outcome = ended.stop_reason
+            return ended
+        except PromptFailed as failure:
+            outcome = failure.cause.value
+            raise
+        except BudgetExceeded:
+            outcome = "budget"
+            raise
+        finally:
+            seconds = time.monotonic() - began
+            self._counts.prompted(work.session.spec.harness_id, outcome, seconds)
+
+    async def _follow(self, work: Work, prompt: Coroutine[Any, Any, Ended]) -> Ended:
         follower = work.follower
         prompting = asyncio.create_task(prompt, name="prompt")
         try:
@@ -183,6 +202,7 @@ class Driver:
             await asyncio.wait(work.reports)
 
     def _report(self, work: Work, spent: Spent) -> None:
+        self._counts.spent(work.session.spec.harness_id, spent)
         number = len(work.reports)
         work.reports.append(asyncio.create_task(self._reported(work, spent, number)))
 

@@ -7,6 +7,7 @@ event log. What they leave behind is written by the turn, with `write`, in the o
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -14,6 +15,7 @@ from acp import schema
 from opentelemetry import context, trace
 
 from acp_svc import reading, spans
+from acp_svc.counts import Counts
 from acp_svc.domain import permissions as p
 from acp_svc.domain.metering import Meter, Spent
 from acp_svc.domain.session import Session
@@ -57,12 +59,14 @@ class Follower:
         writer: EventWriter,
         meter: Meter,
         tracer: trace.Tracer,
+        counts: Counts | None = None,
     ) -> None:
         self._session = session
         self._run_id = run_id
         self._turn = turn
         self._writer = writer
         self._meter = meter
+        self._counts = counts or Counts()
         self._tracer = tracer
         self._within = context.get_current()
         self._tools = spans.ToolSpans(tracer, self._within)
@@ -135,6 +139,8 @@ class Follower:
         self.news.set()
         span = spans.permission(self._tracer, self._within, call)
         decision = p.CANCELLED
+        began = time.monotonic()
+        self._counts.asking()
         try:
             answer = await asked.answer
             decision = p.answered(asked.question, answer.option_id, answer.responder)
@@ -146,10 +152,12 @@ class Follower:
             self._decided(call, decision)
             raise
         finally:
+            self._counts.answered(decision, time.monotonic() - began)
             spans.decided(span, decision)
             del self.open[question_id]
 
     def _decided(self, call: ToolCall, decision: p.Decision) -> None:
+        self._counts.decided(decision)
         if not decision.allowed:
             self.rejected.append(call.shown_title)
         self._gather()

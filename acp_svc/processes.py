@@ -11,6 +11,7 @@ because its own deadline passed, leaves it at work, and the same call made again
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -18,6 +19,7 @@ from functools import partial
 import msgspec
 
 from acp_svc.convert import trouble_of
+from acp_svc.counts import Counts
 from acp_svc.domain import capacity, settings
 from acp_svc.domain import session as rules
 from acp_svc.domain.session import Opening, Session
@@ -47,16 +49,29 @@ class Processes:
     """The processes of this service's sessions."""
 
     def __init__(
-        self, store: SessionStore, opener: Opener, clock: Clock, *, worker: str, most: int
+        self,
+        store: SessionStore,
+        opener: Opener,
+        clock: Clock,
+        *,
+        worker: str,
+        most: int,
+        counts: Counts | None = None,
     ) -> None:
         self._store = store
         self._opener = opener
         self._clock = clock
         self._worker = worker
-        self._most = most
+        self.most = most
+        self._counts = counts or Counts()
         self._places: dict[str, Place] = {}
         self._taken: set[str] = set()
         self._draining = False
+
+    @property
+    def taken(self) -> int:
+        """How many processes there are, those that start or stop included."""
+        return len(self._taken)
 
     def place(self, session_id: str) -> Place:
         """Return a session's place."""
@@ -79,7 +94,7 @@ class Processes:
 
     def check_room(self) -> None:
         """Raise `Full` when an opening now would."""
-        if len(self._taken) >= self._most and self._choose() is None:
+        if len(self._taken) >= self.most and self._choose() is None:
             raise self._full()
 
     # Opening
@@ -161,6 +176,7 @@ class Processes:
 
     async def _start(self, place: Place, session: Session) -> Live:
         wanted, before = settings.wanted(session), session.opening
+        began = time.monotonic()
         try:
             connection = await self._opener.open(session)
         except ServiceError as error:
@@ -170,6 +186,7 @@ class Processes:
             _log.error("opening failed", exc_info=error)
             await self._not_opened(session, failed := Internal("the session could not be opened"))
             raise failed from error
+        self._counts.opened(session.spec.harness_id, time.monotonic() - began)
         try:
             session = await self._store.change(session.session_id, self._opened(connection))
             if not session.state.open:
@@ -204,6 +221,7 @@ class Processes:
         return rule
 
     async def _not_opened(self, session: Session, error: ServiceError) -> None:
+        self._counts.not_opened(session.spec.harness_id, error.reason)
         now_us = self._clock.now_us()
         trouble = trouble_of(error)
         await self._store.change(
@@ -251,7 +269,7 @@ class Processes:
 
     async def _take_room(self, session_id: str) -> None:
         """Take the place of a process, parking another session if need be. Raises `Full`."""
-        if len(self._taken) < self._most:
+        if len(self._taken) < self.most:
             self._taken.add(session_id)
             return
         victim = self._choose()
@@ -279,7 +297,7 @@ class Processes:
         return Full(
             "there are as many harness processes as allowed and all are at work; close a session, "
             "wait for one, or raise acp.max_sessions",
-            metadata={"sessions": str(len(self._taken)), "maxSessions": str(self._most)},
+            metadata={"sessions": str(len(self._taken)), "maxSessions": str(self.most)},
             retry_after=ROOM_AGAIN_SECONDS,
         )
 

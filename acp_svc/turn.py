@@ -18,6 +18,7 @@ from opentelemetry import trace
 
 from acp_svc import endings, spans
 from acp_svc.convert import error_of
+from acp_svc.counts import Counts
 from acp_svc.domain import preflight
 from acp_svc.domain.catalog import Catalog
 from acp_svc.domain.permissions import PermissionMode
@@ -76,13 +77,15 @@ class TurnRunner:
         usage: UsageReporter,
         clock: Clock,
         tracer: trace.Tracer,
+        counts: Counts | None = None,
     ) -> None:
         self._sessions = sessions
         self._catalog = catalog
         self._settings = settings
         self._scheduler = scheduler
         self._event_log = event_log
-        self._driver = Driver(sessions, usage)
+        self._counts = counts or Counts()
+        self._driver = Driver(sessions, usage, self._counts)
         self._clock = clock
         self._tracer = tracer
 
@@ -253,7 +256,13 @@ class TurnRunner:
         async with writer:
             with spans.prompt(self._tracer, session) as span:
                 follower = Follower(
-                    session, run_id, first_turn, writer, self._driver.meter_of(live), self._tracer
+                    session,
+                    run_id,
+                    first_turn,
+                    writer,
+                    self._driver.meter_of(live),
+                    self._tracer,
+                    self._counts,
                 )
                 work = Work(turn, first_turn, self._name_of(session), live, follower)
                 limits = deadlines_of(self._settings, session.spec.turn_timeout_seconds)

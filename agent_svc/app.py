@@ -10,6 +10,7 @@ from socket import gethostname
 from typing import TYPE_CHECKING
 
 from agent_svc.agents import Agent, Agents
+from agent_svc.counts import Counts
 from agent_svc.harnesses import HarnessList
 from agent_svc.mcp.toolset import McpTools
 from agent_svc.models.catalog import Catalog
@@ -101,6 +102,7 @@ async def build(context: Context) -> AsyncIterator[App]:
             tracer=context.tracer,
             toolsets=toolsets,
             capture_content=settings.telemetry.capture_content,
+            counts=Counts(context.metrics, sorted(_all_models(agents))),
         )
         worker = Worker(
             channel,
@@ -110,6 +112,7 @@ async def build(context: Context) -> AsyncIterator[App]:
             handler=runner,
             clock=clock,
             tracer=context.tracer,
+            metrics=context.metrics,
         )
         standing = StandingReader(scheduler, store, clock)
         reports = ProbeReports(database)
@@ -163,6 +166,10 @@ def _check_models(agents: Agents, catalog: Catalog) -> None:
                 catalog.get(name)
             except ModelNotFound as err:
                 raise StartError(f"{key} (or agents.defaults): {err.message}") from err
+
+
+def _all_models(agents: Agents) -> set[str]:
+    return {name for agent in agents.all() for name in _models_of(agent) if name}
 
 
 def _models_of(agent: Agent) -> list[str]:

@@ -89,7 +89,8 @@ class Caller:
         async def note_failure(failed: asking.FailedCall) -> None:
             await self._note_failure(work, call, failed)
 
-        with work.spans.calls(prompt, call) as watch:
+        with work.spans.calls(prompt, call) as spans:
+            watch = work.counts.beside(spans)
             try:
                 asked = await asking.ask(
                     work.models[skip:],
@@ -101,6 +102,7 @@ class Caller:
                     watch=watch,
                 )
             except MustWait as wait:
+                work.counts.waits_for_limit(requested)
                 raise NoAnswer(Suspend(wait.suspension(work))) from None
             except BudgetExceeded as refused:
                 raise NoAnswer(Fail(refused, retryable=False, taken=work.taken())) from None
@@ -114,6 +116,8 @@ class Caller:
         effective = full_name(asked.model)
         if not same_model(asked.model.name, asked.reply.served):
             effective = f"{asked.model.provider_id}:{asked.reply.served}"
+        if full_name(asked.model) != requested:
+            work.counts.fell_back(requested, full_name(asked.model))
         # A turn that waited for a fallback does not know any more why those before it failed.
         passed_over = asked.passed_over or ("earlier" if skip else "")
         bill = Bill(requested, effective, usage, asked.reservation_id, passed_over)

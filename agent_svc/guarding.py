@@ -160,6 +160,7 @@ class Guard:
         """Store a rung and tell of the reply that it is about."""
         await work.add(rung)
         work.spans.guarded(rung)
+        work.counts.guarded(rung)
         self.take_over(work)
         await self.tell(work)
 

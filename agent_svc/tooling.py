@@ -72,8 +72,10 @@ class Tooling:
     async def run(self, work: Work, call: s.ToolCall) -> None:
         """Run one tool that starts no child."""
         await work.events.write(call_started(work.run_id, call))
-        with work.spans.tool(_offered(work, call), (call,)) as span:
+        name = _offered(work, call)
+        with work.counts.tool(name) as ended_as, work.spans.tool(name, (call,)) as span:
             record = await self._run(work, call)
+            ended_as.append(record)
             span.ended([record])
             await work.add(record)
             ended = call_ended(work.run_id, call.id, shown_of(record) or "", error_of(record))
@@ -144,7 +146,8 @@ class Tooling:
             why = "Sub-agents cannot be started at this depth: do the work yourself."
             why = work.refused.get(t.SPAWN, why)
             refused = [s.Returned(call.id, why, failed=True) for call in calls]
-            with work.spans.tool(t.SPAWN, calls) as span:
+            with work.counts.tool(t.SPAWN) as ended_as, work.spans.tool(t.SPAWN, calls) as span:
+                ended_as += refused
                 span.ended(refused)
             await work.add(*refused)
             await work.events.write(
@@ -155,8 +158,9 @@ class Tooling:
             )
             return
         parent = Parent(work.turn.run, work.turn.lease_id, work.agent, work.task, work.history)
-        with work.spans.tool(t.SPAWN, calls) as span:
+        with work.counts.tool(t.SPAWN) as ended_as, work.spans.tool(t.SPAWN, calls) as span:
             outcomes = await self._spawner.spawn(parent, calls)
+            ended_as += [outcome.record for outcome in outcomes]
             span.ended([outcome.record for outcome in outcomes])
             await work.add(*(outcome.record for outcome in outcomes))
             await work.events.write(

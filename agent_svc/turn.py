@@ -16,6 +16,7 @@ from agent_svc import convert
 from agent_svc.agents import Agent, Agents
 from agent_svc.calling import Answer, Bill, Caller, NoAnswer
 from agent_svc.compacting import Compactor, too_long
+from agent_svc.counts import Counts
 from agent_svc.domain import plan, results
 from agent_svc.domain import steps as s
 from agent_svc.domain import tools as t
@@ -80,6 +81,7 @@ class TurnRunner:
         toolsets: Sequence[Toolset] = (),
         max_model_calls: int = MAX_MODEL_CALLS,
         capture_content: bool = False,
+        counts: Counts | None = None,
     ) -> None:
         self._store = store
         self._agents = agents
@@ -94,6 +96,7 @@ class TurnRunner:
         self._tracer = tracer
         self._max_model_calls = max_model_calls
         self._capture = capture_content
+        self._counts = counts or Counts()
 
     async def __call__(self, turn: LeasedTurn) -> Outcome:
         """Work on one attempt until its turn ends."""
@@ -204,6 +207,7 @@ class TurnRunner:
             summaries=transcript.summaries,
             events=events,
             spans=spans,
+            counts=self._counts,
             store=self._store,
             clock=self._clock,
             system=agent.system_prompt(

@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from agent_svc.agents import Agent
+from agent_svc.counts import Counts
 from agent_svc.domain import steps as s
 from agent_svc.domain import tools as t
 from agent_svc.domain.compaction import Summary, replaced
@@ -51,6 +52,7 @@ class Work:
     summaries: list[Summary] = field(default_factory=list)
     # Outputs of tools are shown with at most so many characters, when the prompt grew too long.
     longest_output: int | None = None
+    counts: Counts = field(default_factory=Counts)
     # A grant that the turn resumed with is for the first model call of the attempt.
     first_call: bool = True
     # Set when a report said that a budget is used up.
@@ -86,6 +88,7 @@ class Work:
         token = self.turn.leased.lease.fencing_token
         now = self.clock.now_us()
         await self.store.add_steps(self.run_id, token, self.number, first, records, now)
+        self.counts.stored(records)
         self.steps.extend(
             s.Step(self.number, number, record) for number, record in enumerate(records, first)
         )

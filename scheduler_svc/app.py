@@ -12,6 +12,7 @@ from conveyor.scheduler.v1 import flow_service_pb2_grpc as flow_grpc
 from conveyor.scheduler.v1 import limit_service_pb2_grpc as limit_grpc
 from conveyor.scheduler.v1 import scheduler_service_pb2_grpc as scheduler_grpc
 from conveyor.scheduler.v1 import worker_service_pb2_grpc as worker_grpc
+from scheduler_svc.counts import Counts, Standing
 from scheduler_svc.domain.kernel import Config
 from scheduler_svc.domain.limits import ProviderRates
 from scheduler_svc.domain.records import SECOND, RetryPolicy
@@ -29,6 +30,7 @@ from scheduler_svc.rpc.validate import NewRunDefaults
 from scheduler_svc.rpc.worker import WorkerServicer
 from scheduler_svc.store.base import LaneStore, SharedStore
 from svckit.housekeeping import keep_tidy
+from svckit.metrics import definitions
 from svckit.service import App, Context, Registered, StartError
 from svckit.settings import Settings
 
@@ -71,7 +73,14 @@ async def build(context: Context) -> AsyncIterator[App]:
     settings = context.settings
     shared = make_shared_store(settings)
     store = shared or make_store(settings)
-    engine = Engine(store, config(settings), context.clock, context.set_serving)
+    rules = config(settings)
+    engine = Engine(
+        store,
+        rules,
+        context.clock,
+        context.set_serving,
+        counts=Counts(context.metrics, rules.lanes),
+    )
     if shared is None:
         await engine.start()
     else:
@@ -88,12 +97,18 @@ async def build(context: Context) -> AsyncIterator[App]:
 def with_leadership(app: App, engine: Engine, store: SharedStore, context: Context) -> App:
     """The same scheduler as one of several: it serves while it leads."""
     settings = context.settings
+    led = context.metrics.counter(definitions.LEADERSHIPS)
+
+    def tell(leads: bool) -> None:
+        led.add(by=leads)
+        context.set_serving(leads, alive=True)
+
     leadership = Leadership(
         engine,
         store,
         ttl=settings.store.leader_lease_seconds,
         address=lambda: advertised(settings, context.address),
-        tell=lambda leads: context.set_serving(leads, alive=True),
+        tell=tell,
     )
 
     async def drain() -> None:
@@ -131,6 +146,7 @@ def make_app(engine: Engine, context: Context, desk: Desk | None = None) -> App:
     """The servicers over an engine, and the tasks that keep it going."""
     settings = context.settings
     desk = desk or Desk(context.clock)
+    Standing(engine, context.metrics)
 
     async def drain() -> None:
         engine.drain()

@@ -16,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence, Set
 from typing import Any, Generic, TypeVar
@@ -24,6 +25,7 @@ import msgspec
 
 from conveyor.events.v1 import event_pb2
 from scheduler_svc import eventlog
+from scheduler_svc.counts import Counts
 from scheduler_svc.domain import attempts, leasing, recovery, sweeping
 from scheduler_svc.domain.kernel import Changes, Config, Kernel
 from scheduler_svc.domain.lanes import Session
@@ -43,6 +45,7 @@ from svckit.errors import (
     StartError,
     StoreUnavailable,
 )
+from svckit.metrics import NOBODY
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -97,6 +100,8 @@ class Engine:
         config: Config,
         clock: Clock,
         on_serving: Callable[[bool], None] = lambda serving: None,
+        *,
+        counts: Counts | None = None,
     ) -> None:
         self.store = store
         self.hub = Hub()
@@ -110,6 +115,7 @@ class Engine:
         # When this process last gave up what it had in memory: until then it kept leases alive.
         self._up_until = 0
         self._on_serving = on_serving
+        self._counts = counts or Counts(NOBODY)
         self._kernel = Kernel(config)
         self._pending: list[_Command[Any]] = []
         self._polls: list[_Poll] = []
@@ -164,6 +170,23 @@ class Engine:
     def now(self) -> int:
         """The scheduler's clock, microseconds: never behind what the store has seen."""
         return self._clock.now_us() + self._ahead
+
+    # -- For looking only, on the event loop ------------------------------------------------------
+
+    @property
+    def kernel(self) -> Kernel:
+        """What stands in memory: that of a standby is empty."""
+        return self._kernel
+
+    @property
+    def serving(self) -> bool:
+        """Whether commands are taken: this scheduler leads, and its store takes writes."""
+        return self.leading and self._available
+
+    @property
+    def commands_waiting(self) -> int:
+        """Commands that wait for the commit after the present one."""
+        return len(self._pending)
 
     # -- Callers ----------------------------------------------------------------------------------
 
@@ -321,10 +344,15 @@ class Engine:
             rows = batch.events
             if failpoints.ARMED:
                 _pass_points("before", batch)
+            began = time.perf_counter()
             await self.store.commit(batch)
+            took = time.perf_counter() - began
             if failpoints.ARMED:
                 _pass_points("after", batch)
             self._remember(changes.payloads)
+            self._counts.committed(
+                changes, (item for _, leased in handed for item in leased), len(group), took
+            )
         # Leases first: who works waits for less than who asked.
         for poll, leased in handed:
             if not poll.future.done():
@@ -442,6 +470,7 @@ class Engine:
 
     async def _recover(self, group: Sequence[_Command[Any]], err: Exception) -> None:
         error: ServiceError
+        self._counts.failed()
         if isinstance(err, StoreUnavailable):
             error = err
             reason = str(err.__cause__ or err.message)

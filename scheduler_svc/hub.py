@@ -95,6 +95,17 @@ class Hub:
         for group in (*self._by_session.values(), *self._by_flow.values(), self._all):
             yield from group
 
+    def standing(self) -> tuple[dict[tuple[str, ...], float], int, int]:
+        """How many watchers there are, by what they follow; the most events that wait in an inbox;
+        and how many have lost theirs and read the store."""
+        counts: dict[tuple[str, ...], float] = {
+            ("session",): sum(map(len, self._by_session.values())),
+            ("flow",): sum(map(len, self._by_flow.values())),
+            ("all",): len(self._all),
+        }
+        lag = max((len(watcher.inbox) for watcher in self._everybody()), default=0)
+        return counts, lag, sum(watcher.overflowed for watcher in self._everybody())
+
     def publish(self, rows: Iterable[EventRow]) -> None:
         """Passes committed events on, in order."""
         for row in rows:

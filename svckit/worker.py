@@ -49,6 +49,7 @@ from svckit.grpc import client, deadline
 from svckit.grpc.status import from_proto, from_rpc_error, to_proto
 from svckit.heldturn import HeldTurn, call, place_of, reason_of, span_of
 from svckit.logging import bind, get_logger
+from svckit.metrics import NOBODY, Metrics, definitions
 from svckit.turn import Complete, Fail, Handler, LeasedTurn, Outcome, Release, Suspend
 from svckit.turnends import TurnEnds
 
@@ -104,6 +105,7 @@ class Worker:
         stop_seconds: float = STOP_SECONDS,
         clock: Clock | None = None,
         tracer: trace.Tracer | None = None,
+        metrics: Metrics = NOBODY,
     ) -> None:
         self._stub: WorkerServiceAsyncStub = ws_grpc.WorkerServiceStub(channel)
         self._queue = queue
@@ -129,6 +131,13 @@ class Worker:
         self._connected = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
+        self._ended = metrics.counter(definitions.TURNS_ENDED)
+        self._stopped = metrics.counter(definitions.TURNS_STOPPED)
+        for outcome in ("complete", "suspend", "fail", "release"):
+            self._ended.start(queue, outcome)
+        metrics.read(definitions.WORKER_SLOTS, lambda: {(queue,): slots})
+        metrics.read(definitions.WORKER_TURNS, lambda: {(queue,): self.active})
+        metrics.read(definitions.WORKER_CONNECTED, lambda: {(queue,): float(self.connected)})
 
     @property
     def active(self) -> int:
@@ -407,6 +416,7 @@ class Worker:
 
     def _lose(self, turn: HeldTurn, why: str) -> None:
         if not turn.public.lost.is_set():
+            self._stopped.add(self._queue, why)
             _log.warning("turn stopped", run_id=turn.public.run.run_id, problem=why)
         turn.public.lost.set()
         turn.stop_handler()
@@ -424,6 +434,7 @@ class Worker:
             ):
                 failpoint("worker.turn.leased")
                 outcome = await self._handle(turn)
+                self._ended.add(self._queue, type(outcome).__name__.lower())
                 span = turn.span
                 span.set_attribute("conveyor.outcome", type(outcome).__name__.lower())
                 if isinstance(outcome, Fail) and not public.cancelled.is_set():

@@ -144,6 +144,20 @@ class SessionStore:
             query = query.where(t.sessions.c[name] == value)
         return await self._sessions(query)
 
+    async def count(self, worker: str) -> dict[State, int]:
+        """How many sessions have not ended, by state: those of a worker, and those of none."""
+        query = (
+            sa.select(t.sessions.c.state, sa.func.count().label("sessions"))
+            .where(
+                t.sessions.c.state.in_([state.value for state in UNENDED]),
+                t.sessions.c.worker.in_(["", worker]),
+            )
+            .group_by(t.sessions.c.state)
+        )
+        return await self._db.run(
+            lambda db: {State(row.state): row.sessions for row in db.execute(query)}
+        )
+
     async def still_since(self, states: Iterable[State], before_us: int) -> list[Session]:
         """Sessions in these states that did nothing since a time."""
         return await self._sessions(

@@ -24,6 +24,8 @@ class StateChanged(msgspec.Struct, frozen=True):
     resume_reason: ResumeReason | None = None
     failure: Failure | None = None
     cause: str = ""
+    # How long it was in the state before, microseconds. Not in the log, which has the times.
+    lasted: int = 0
 
 
 class InputAccepted(msgspec.Struct, frozen=True):

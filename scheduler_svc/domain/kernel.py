@@ -213,9 +213,9 @@ class Kernel:
         cause: str = "",
     ) -> None:
         """Moves a run to a state, adds up the time of the one before, and writes the event."""
-        previous = run.state
+        previous, lasted = run.state, max(0, now - run.state_time)
         if previous is RunState.SUSPENDED:
-            run.suspended += max(0, now - run.state_time)
+            run.suspended += lasted
             self.lanes[run.lane].suspended -= 1
             del self.suspended[run.lane][run.run_id]
         elif previous is RunState.QUEUED:
@@ -239,6 +239,7 @@ class Kernel:
                 resume_reason=reason,
                 failure=failure,
                 cause=cause,
+                lasted=lasted,
             ),
             now,
         )

@@ -25,10 +25,12 @@ from conveyor.scheduler.v1 import scheduler_service_pb2_grpc as pb_grpc
 from conveyor.scheduler.v1 import worker_service_pb2 as ws
 from conveyor.scheduler.v1 import worker_service_pb2_grpc as ws_grpc
 from scheduler_svc import app
+from scheduler_svc.counts import Counts
 from scheduler_svc.engine import Engine
 from scheduler_svc.forecast.desk import Desk
 from svckit.errors import ServiceError
 from svckit.grpc.status import from_rpc_error, to_proto
+from svckit.metrics import Metrics
 from svckit.service import App, Context
 from svckit.settings import Settings, load
 from svckit.testing import in_process
@@ -48,6 +50,7 @@ class Driver:
     engine: Engine
     desk: Desk
     address: str
+    metrics: Metrics
 
     def __init__(self, channel: aio.Channel) -> None:
         self.channel = channel
@@ -215,7 +218,14 @@ async def driver(config: Settings, **faults: Any) -> AsyncIterator[Driver]:
     @asynccontextmanager
     async def build(context: Context) -> AsyncIterator[App]:
         store = faults.get("wrap", lambda inner: inner)(app.make_store(config))
-        engine = Engine(store, app.config(config), context.clock, context.set_serving)
+        rules = app.config(config)
+        engine = Engine(
+            store,
+            rules,
+            context.clock,
+            context.set_serving,
+            counts=Counts(context.metrics, rules.lanes),
+        )
         await engine.start()
         engines.append(engine)
         desks.append(Desk(context.clock))
@@ -228,6 +238,7 @@ async def driver(config: Settings, **faults: Any) -> AsyncIterator[Driver]:
         found = Driver(service.channel)
         found.address = service.address
         found.engine = engines[0]
+        found.metrics = service.context.metrics
         found.desk = desks[0]
         yield found
 
