@@ -28,6 +28,7 @@ from scheduler_svc.rpc.limits import LimitServicer
 from scheduler_svc.rpc.scheduler import SchedulerServicer
 from scheduler_svc.rpc.validate import NewRunDefaults
 from scheduler_svc.rpc.worker import WorkerServicer
+from scheduler_svc.spans import Spans
 from scheduler_svc.store.base import LaneStore, SharedStore
 from svckit.housekeeping import keep_tidy
 from svckit.metrics import definitions
@@ -80,6 +81,7 @@ async def build(context: Context) -> AsyncIterator[App]:
         context.clock,
         context.set_serving,
         counts=Counts(context.metrics, rules.lanes),
+        spans=make_spans(context),
     )
     if shared is None:
         await engine.start()
@@ -188,6 +190,11 @@ def make_app(engine: Engine, context: Context, desk: Desk | None = None) -> App:
         ],
         drain=drain,
     )
+
+
+def make_spans(context: Context) -> Spans:
+    """What the scheduler tells of itself in traces."""
+    return Spans(context.tracer, links=context.settings.telemetry.continuation == "link")
 
 
 def make_shared_store(settings: Settings) -> SharedStore | None:

@@ -33,6 +33,7 @@ from scheduler_svc.domain.leasing import Leased
 from scheduler_svc.domain.recovery import Snapshot
 from scheduler_svc.hub import Hub
 from scheduler_svc.rpc import convert
+from scheduler_svc.spans import Spans
 from scheduler_svc.store.base import Batch, EventQuery, LaneStore, StoredRun
 from svckit import failpoints
 from svckit.backoff import full_jitter
@@ -102,8 +103,10 @@ class Engine:
         on_serving: Callable[[bool], None] = lambda serving: None,
         *,
         counts: Counts | None = None,
+        spans: Spans | None = None,
     ) -> None:
         self.store = store
+        self.spans = spans or Spans()
         self.hub = Hub()
         self.draining = False
         # False on a standby: nothing is answered, watches end.
@@ -280,6 +283,7 @@ class Engine:
 
             def apply(kernel: Kernel, now: int, run_id: str = run_id, token: int = token) -> None:
                 run = leasing.leased_run(kernel, run_id, token)
+                run.last_token = 0  # nobody made a span of it
                 cause = "the run did not reach the worker"
                 attempts.give_back(kernel, run, cause, now, keeps=True)
 
@@ -350,6 +354,7 @@ class Engine:
             if failpoints.ARMED:
                 _pass_points("after", batch)
             self._remember(changes.payloads)
+            self.spans.committed(changes, self.now())
             self._counts.committed(
                 changes, (item for _, leased in handed for item in leased), len(group), took
             )
@@ -409,7 +414,7 @@ class Engine:
             runs=list(changes.runs.values()),
             payloads=changes.payloads,
             results=changes.results,
-            events=[eventlog.event_row(emit, children) for emit in changes.emits],
+            events=[eventlog.event_row(emit, children, changes.runs) for emit in changes.emits],
             sessions=[(s.key, s.head, s.previous) for s in changes.sessions.values()],
             requests=changes.requests,
             limits=changes.lanes,
@@ -477,12 +482,14 @@ class Engine:
             log.warning("the store takes no writes; waiting for it", extra={"error": reason})
         elif isinstance(err, NotLeader):
             self.leading = False  # before anybody hears of it: no answer may leave from now on
+            self.spans.forget()
             self._refuse(group, err)
             raise err
         else:
             error = Internal("internal error")
             log.error("a command broke the rules; memory is rebuilt", exc_info=err)
         self._available = False
+        self.spans.forget()
         self._up_until = self.now()
         self._on_serving(False)
         self._refuse(group, error)

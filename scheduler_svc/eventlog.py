@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from conveyor.common.v1 import content_pb2, question_pb2
+from conveyor.common.v1 import content_pb2, question_pb2, trace_pb2
 from conveyor.events.v1 import event_pb2
 from conveyor.scheduler.v1 import announcement_pb2, run_pb2
+from scheduler_svc import spans
 from scheduler_svc.domain import emits
 from scheduler_svc.domain.emits import Emit
 from scheduler_svc.domain.questions import QuestionState
+from scheduler_svc.domain.records import Run
 from scheduler_svc.rpc import convert
 from scheduler_svc.store.base import EventRow, StoredRun
 
 
-def event_row(emit: Emit, children: Mapping[str, StoredRun]) -> EventRow:
-    """A numbered event. `children` holds the runs whose end is announced."""
+def event_row(emit: Emit, children: Mapping[str, StoredRun], runs: Mapping[str, Run]) -> EventRow:
+    """A numbered event. `children` are the runs whose end is announced, `runs` those that speak."""
     payload = emit.payload
     event = event_pb2.Event()
     event_id = None
@@ -27,6 +29,11 @@ def event_row(emit: Emit, children: Mapping[str, StoredRun]) -> EventRow:
     else:
         event.event_id = f"s-{emit.sequence}"
         _fill(event, emit, children)
+        # What is delivered belongs into the tree: below the turn that said it, or the announcement.
+        if isinstance(payload, emits.Replied):
+            event.trace.traceparent = spans.last_turn(runs[emit.run_id])
+        elif isinstance(payload, emits.ChildAnnounced):
+            event.trace.traceparent = spans.announcement(children[payload.child_id].run)
     event.session_key, event.sequence, event.position = (
         emit.session_key,
         emit.sequence,
@@ -83,6 +90,7 @@ def _fill(event: event_pb2.Event, emit: Emit, children: Mapping[str, StoredRun])
                     live_siblings=live_siblings,
                     children=of_parent,
                     create_time=convert.timestamp(emit.time),
+                    trace=trace_pb2.TraceContext(traceparent=spans.announcement(child.run)),
                 )
             )
         case emits.Steered(request_id, missed, fallback_run_id):

@@ -1,4 +1,4 @@
-"""A turn as the worker holds it: its lease, its handler, and what it is called elsewhere."""
+"""A turn as the worker holds it: its lease, its handler, its span."""
 
 from __future__ import annotations
 
@@ -6,14 +6,13 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from opentelemetry import trace
-
 from conveyor.scheduler.v1 import run_pb2
 from conveyor.scheduler.v1 import worker_service_pb2 as ws
-from svckit import failpoints, tracecontext
+from svckit import failpoints
 from svckit.errors import ServiceError
 from svckit.grpc.status import from_proto
 from svckit.turn import Fail, Handler, LeasedTurn, Outcome
+from svckit.turnspan import NO_SPAN, TurnSpan
 
 Keep = Callable[["HeldTurn", ws.SuspendRunRequest], Awaitable[None]]
 
@@ -24,7 +23,7 @@ class HeldTurn:
     def __init__(self, leased: ws.LeasedRun, keep: Keep, stop_seconds: float) -> None:
         self.stop_seconds = stop_seconds
         self.public = LeasedTurn(leased, lambda request: keep(self, request))
-        self.span: trace.Span = trace.INVALID_SPAN
+        self.span: TurnSpan = NO_SPAN
         # Set while the lease is kept: done when the next turn of the run has come.
         self.next_turn: asyncio.Future[None] | None = None
         self.ttl = 0.0
@@ -75,26 +74,6 @@ class HeldTurn:
             stopping.cancel()
 
 
-def span_of(tracer: trace.Tracer, queue: str, public: LeasedTurn) -> trace.Span:
-    """Start the span of a turn: below what created the run, linked to what it goes on from."""
-    run = public.run
-    stored = [tracecontext.link_to(link) for link in public.leased.links]
-    return tracer.start_span(
-        f"run {queue}",
-        context=tracecontext.parent_of(run.trace),
-        kind=trace.SpanKind.CONSUMER,
-        links=[link for link in stored if link is not None],
-        attributes={
-            "conveyor.run.id": run.run_id,
-            "conveyor.flow.id": run.spawn.flow_id,
-            "conveyor.depth": run.spawn.depth,
-            "conveyor.turn": public.turn,
-            "conveyor.attempt": public.attempt,
-            "conveyor.lane": run.spec.global_lane,
-        },
-    )
-
-
 def place_of(run: run_pb2.Run, turn: int) -> str:
     """Where failpoints find the turn."""
     if not failpoints.ARMED:
@@ -107,7 +86,9 @@ async def call(handler: Handler, turn: LeasedTurn) -> Outcome:
     return await handler(turn)
 
 
-def reason_of(outcome: Fail) -> str:
-    """The stable reason of a failure."""
+def reason_of(outcome: Outcome) -> str:
+    """The stable reason of a failure; empty for what is none."""
+    if not isinstance(outcome, Fail):
+        return ""
     error = outcome.error
     return error.reason if isinstance(error, ServiceError) else from_proto(error).reason

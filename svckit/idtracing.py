@@ -9,38 +9,49 @@ from typing import Any
 
 from opentelemetry import trace
 from opentelemetry.context import Context
-from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
+from opentelemetry.sdk.trace.sampling import TraceIdRatioBased
 
-_ids = RandomIdGenerator()
-_NEW_TRACE_FLAGS = trace.TraceFlags(trace.TraceFlags.SAMPLED)
+from svckit.spanids import SpanIds
+
+_ids = SpanIds()
+_SAMPLED = trace.TraceFlags(trace.TraceFlags.SAMPLED)
+_NOT_SAMPLED = trace.TraceFlags(trace.TraceFlags.DEFAULT)
 
 
 class IdTracerProvider(trace.TracerProvider):
-    """Makes tracers whose spans have ids and parents as usual, and record nothing."""
+    """Makes tracers whose spans have ids and parents as usual, and record nothing.
+
+    `sample_ratio`: the part of the traces that begin here which others, further on, collect.
+    """
+
+    def __init__(self, sample_ratio: float = 1.0) -> None:
+        self._bound = TraceIdRatioBased.get_bound_for_rate(sample_ratio)
 
     def get_tracer(self, *_: Any, **__: Any) -> trace.Tracer:
         """See OpenTelemetry; all tracers are alike."""
-        return _IdTracer()
+        return _IdTracer(self._bound)
 
     def shutdown(self) -> None:
         """Nothing to flush."""
 
 
 class _IdTracer(trace.Tracer):
+    def __init__(self, bound: int) -> None:
+        self._bound = bound
+
     def start_span(
         self, name: str, context: Context | None = None, *_: Any, **__: Any
     ) -> trace.Span:
         parent = trace.get_current_span(context).get_span_context()
-        known = parent.is_valid
+        # Whether others, further on, collect theirs is decided where the trace begins.
+        if parent.is_valid:
+            trace_id, flags, state = parent.trace_id, parent.trace_flags, parent.trace_state
+        else:
+            trace_id, state = _ids.generate_trace_id(), None
+            kept = trace_id & TraceIdRatioBased.TRACE_ID_LIMIT < self._bound
+            flags = _SAMPLED if kept else _NOT_SAMPLED
         return trace.NonRecordingSpan(
-            trace.SpanContext(
-                trace_id=parent.trace_id if known else _ids.generate_trace_id(),
-                span_id=_ids.generate_span_id(),
-                is_remote=False,
-                # Whether others, further on, collect theirs is decided where the trace began.
-                trace_flags=parent.trace_flags if known else _NEW_TRACE_FLAGS,
-                trace_state=parent.trace_state if known else None,
-            )
+            trace.SpanContext(trace_id, _ids.generate_span_id(), False, flags, state)
         )
 
     def start_as_current_span(

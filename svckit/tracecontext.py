@@ -1,6 +1,13 @@
-"""Trace context that is stored with work, so that it survives queues, restarts and retries."""
+"""Trace context that is stored with work, so that it survives queues, restarts and retries.
+
+Two kinds of spans have ids that can be worked out, so that whoever comes later can link to them,
+put something below them, or close them in the name of a process that is gone: the span of a turn,
+by its run and fencing token, and that of an announcement, by the child.
+"""
 
 from __future__ import annotations
+
+from hashlib import blake2b
 
 from opentelemetry import baggage, context, trace
 from opentelemetry.baggage.propagation import W3CBaggagePropagator
@@ -10,6 +17,8 @@ from conveyor.common.v1 import trace_pb2
 
 BAGGAGE_KEYS = ("conveyor.run.id", "conveyor.flow.id")
 """The only baggage that is stored or passed on."""
+MOST_LINKS = 128
+"""Of one span, as the conventions have it."""
 
 _trace = TraceContextTextMapPropagator()
 _baggage = W3CBaggagePropagator()
@@ -17,15 +26,68 @@ _baggage = W3CBaggagePropagator()
 
 def current() -> trace_pb2.TraceContext:
     """Return the context of the span that is active now, empty when there is none."""
+    span = trace.get_current_span().get_span_context()
     carrier: dict[str, str] = {}
-    _trace.inject(carrier)
-    kept = context.Context()
-    for key in BAGGAGE_KEYS:
-        value = baggage.get_baggage(key)
-        if value is not None:
-            kept = baggage.set_baggage(key, value, kept)
-    _baggage.inject(carrier, kept)
-    return trace_pb2.TraceContext(**carrier)
+    if baggage.get_all():
+        kept = context.Context()
+        for key in BAGGAGE_KEYS:
+            value = baggage.get_baggage(key)
+            if value is not None:
+                kept = baggage.set_baggage(key, value, kept)
+        _baggage.inject(carrier, kept)
+    found = stored(span)
+    found.baggage = carrier.get("baggage", "")
+    return found
+
+
+def stored(span: trace.SpanContext) -> trace_pb2.TraceContext:
+    """Return a span's context as it is stored; empty for one that is not valid."""
+    if not span.is_valid:
+        return trace_pb2.TraceContext()
+    return trace_pb2.TraceContext(
+        traceparent=traceparent_of(span),
+        tracestate=span.trace_state.to_header() if span.trace_state else "",
+    )
+
+
+def traceparent_of(span: trace.SpanContext) -> str:
+    """Return the `traceparent` of a span."""
+    return f"00-{span.trace_id:032x}-{span.span_id:016x}-{span.trace_flags:02x}"
+
+
+def parse(traceparent: str) -> trace.SpanContext | None:
+    """Return the span that a stored `traceparent` names; None when it names none."""
+    if len(traceparent) != 55 or not traceparent.startswith("00-"):
+        return None
+    try:
+        span = trace.SpanContext(
+            trace_id=int(traceparent[3:35], 16),
+            span_id=int(traceparent[36:52], 16),
+            is_remote=True,
+            trace_flags=trace.TraceFlags(int(traceparent[53:], 16)),
+        )
+    except ValueError:
+        return None
+    return span if span.is_valid else None
+
+
+def with_span(traceparent: str, span_id: int) -> str:
+    """Return the `traceparent` of another span of the same trace; empty when there is no trace."""
+    return f"{traceparent[:36]}{span_id:016x}{traceparent[52:]}" if traceparent else ""
+
+
+def turn_span_id(run_id: str, token: int) -> int:
+    """Return the id of the span of a turn: the one under the lease with this fencing token."""
+    return _derived(f"turn {run_id} {token}")
+
+
+def announcement_span_id(child_run_id: str) -> int:
+    """Return the id of the span that announces the end of a child."""
+    return _derived(f"announcement {child_run_id}")
+
+
+def _derived(name: str) -> int:
+    return int.from_bytes(blake2b(name.encode(), digest_size=8).digest(), "big") or 1
 
 
 def current_id(within: context.Context | None = None) -> str:
@@ -41,23 +103,28 @@ def page(template: str, trace_id: str) -> str:
 
 def parent_of(stored: trace_pb2.TraceContext) -> context.Context:
     """Return a context to give to `start_span(context=...)`; a fresh root when none is stored."""
-    carrier = {"traceparent": stored.traceparent, "tracestate": stored.tracestate}
-    found = _trace.extract(carrier, context.Context())
+    span = None if stored.tracestate else parse(stored.traceparent)
+    if span is not None:
+        found = trace.set_span_in_context(trace.NonRecordingSpan(span), context.Context())
+    else:
+        carrier = {"traceparent": stored.traceparent, "tracestate": stored.tracestate}
+        found = _trace.extract(carrier, context.Context())
     return _baggage.extract({"baggage": stored.baggage}, found) if stored.baggage else found
 
 
 def link_to(stored: trace_pb2.TraceContext) -> trace.Link | None:
     """Return a link to the stored span, or None when none is stored."""
-    span = trace.get_current_span(parent_of(stored)).get_span_context()
-    return trace.Link(span) if span.is_valid else None
+    span = parse(stored.traceparent)
+    return trace.Link(span) if span is not None else None
 
 
 def trace_id_of(stored: trace_pb2.TraceContext) -> str:
     """Return the stored trace id, 32 hexadecimal digits, or an empty string."""
-    return current_id(parent_of(stored))
+    span = parse(stored.traceparent)
+    return trace.format_trace_id(span.trace_id) if span is not None else ""
 
 
 def is_recorded(stored: trace_pb2.TraceContext) -> bool:
     """Tell whether whoever began the stored trace decided that it is recorded."""
-    span = trace.get_current_span(parent_of(stored)).get_span_context()
-    return bool(span.trace_flags.sampled)
+    span = parse(stored.traceparent)
+    return span is not None and span.trace_flags.sampled

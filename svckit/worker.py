@@ -32,6 +32,7 @@ from conveyor.scheduler.v1 import worker_service_pb2_grpc as ws_grpc
 from svckit import failpoints
 from svckit.backoff import full_jitter
 from svckit.clock import Clock, SystemClock
+from svckit.conventions import TRACER
 from svckit.errors import (
     Internal,
     LeaseLost,
@@ -47,11 +48,12 @@ from svckit.errors import (
 from svckit.failpoints import failpoint
 from svckit.grpc import client, deadline
 from svckit.grpc.status import from_proto, from_rpc_error, to_proto
-from svckit.heldturn import HeldTurn, call, place_of, reason_of, span_of
+from svckit.heldturn import HeldTurn, call, place_of, reason_of
 from svckit.logging import bind, get_logger
 from svckit.metrics import NOBODY, Metrics, definitions
 from svckit.turn import Complete, Fail, Handler, LeasedTurn, Outcome, Release, Suspend
 from svckit.turnends import TurnEnds
+from svckit.turnspan import TurnSpans
 
 if TYPE_CHECKING:
     from conveyor.scheduler.v1.worker_service_pb2_grpc import WorkerServiceAsyncStub
@@ -118,7 +120,7 @@ class Worker:
         self._poll_wait = poll_wait
         self._drain_grace = drain_grace
         self._stop_seconds = stop_seconds
-        self._tracer = tracer or trace.get_tracer("conveyor")
+        self._spans = TurnSpans(tracer or trace.get_tracer(TRACER), queue, name)
         self._ends = TurnEnds(
             lambda request: client.call(self._stub.CompleteRuns(request), service="scheduler")
         )
@@ -345,7 +347,7 @@ class Worker:
         turn.public.begin(leased)
         self._turns[turn.lease_id] = turn
         self._extended(turn, leased.lease, asyncio.get_running_loop().time())
-        turn.span = span_of(self._tracer, self._queue, turn.public)
+        turn.span = self._spans.begin(turn.public)
         going_on, turn.next_turn = turn.next_turn, None
         if going_on is not None and not going_on.done():
             going_on.set_result(None)
@@ -377,13 +379,13 @@ class Worker:
             raise LeaseLost("the lease ended before the wait began")
         if answers[0].run.state == run_pb2.RUN_STATE_CANCELLING:
             self._cancel(turn, answers[0].run.cancel_reason)
-        span.set_attribute("conveyor.outcome", "suspend")
+        span.ended_with("suspend")
         span.end()
         self._slot_is_free()
         if self._draining.is_set():
             self._give_back(turn)
         await going_on
-        otel_context.attach(trace.set_span_in_context(turn.span))
+        otel_context.attach(trace.set_span_in_context(turn.span.below))
 
     def _cancel(self, turn: HeldTurn, reason: str) -> None:
         turn.public.cancel_reason = reason
@@ -419,28 +421,29 @@ class Worker:
             self._stopped.add(self._queue, why)
             _log.warning("turn stopped", run_id=turn.public.run.run_id, problem=why)
         turn.public.lost.set()
+        turn.span.drop()
         turn.stop_handler()
 
     async def _carry(self, turn: HeldTurn) -> None:
         """Run the handler and end the turn, whatever happens."""
         public = turn.public
         run = public.run
-        turn.span = span_of(self._tracer, self._queue, public)
+        turn.span = self._spans.begin(public)
         try:
             with (
-                trace.use_span(turn.span, record_exception=False, set_status_on_exception=False),
                 bind(run_id=run.run_id, turn=public.turn),
                 failpoints.at(place_of(run, public.turn)),
             ):
-                failpoint("worker.turn.leased")
-                outcome = await self._handle(turn)
+                with turn.span.current():
+                    failpoint("worker.turn.leased")
+                    outcome = await self._handle(turn)
                 self._ended.add(self._queue, type(outcome).__name__.lower())
-                span = turn.span
-                span.set_attribute("conveyor.outcome", type(outcome).__name__.lower())
-                if isinstance(outcome, Fail) and not public.cancelled.is_set():
-                    span.set_status(trace.StatusCode.ERROR, reason_of(outcome))
-                if not public.lost.is_set():
-                    await self._end(turn, outcome)
+                reason = "" if public.cancelled.is_set() else reason_of(outcome)
+                turn.span.ended_with(type(outcome).__name__.lower(), reason)
+                # That of a later turn, when the lease was kept meanwhile.
+                with turn.span.current():
+                    if not public.lost.is_set():
+                        await self._end(turn, outcome)
         finally:
             turn.span.end()
             if turn.watchdog is not None:

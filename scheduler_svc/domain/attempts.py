@@ -9,12 +9,13 @@ still open it may wait for again, or fail, which closes them.
 from __future__ import annotations
 
 from scheduler_svc.domain import reserving, settling, waiting
-from scheduler_svc.domain.kernel import Kernel, Timer
+from scheduler_svc.domain.kernel import Kernel, LostLease, Timer
 from scheduler_svc.domain.records import Failure, Lease, Run, RunState, WaitKind
 
 
 def lose(k: Kernel, run: Run, now: int) -> None:
     """The lease is over without a word from the worker: the next attempt, or the end."""
+    note_lost(k, run, counted=True)
     count_again(run)
     if run.stopping:
         settling.stopped(k, run, now)
@@ -22,6 +23,13 @@ def lose(k: Kernel, run: Run, now: int) -> None:
         settling.fail(k, run, exhausted(run, Failure("LEASE_LOST", "the lease was lost")), now)
     else:
         retry(k, run, run.retry.backoff(run.attempts), None, "the lease was lost", now)
+
+
+def note_lost(k: Kernel, run: Run, *, counted: bool) -> None:
+    """Tells of a lease that ends without a word from the worker. Under a kept one nothing was at
+    work."""
+    if run.lease is not None:
+        k.changes.lost.append(LostLease(run, run.lease, run.turn, run.attempt, counted))
 
 
 def give_back(k: Kernel, run: Run, cause: str, now: int, *, keeps: bool = False) -> None:

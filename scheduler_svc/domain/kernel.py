@@ -76,6 +76,17 @@ class KnownRequest(msgspec.Struct, frozen=True):
     run_id: str
 
 
+class LostLease(msgspec.Struct, frozen=True):
+    """A lease that ended without a word from its worker, for whoever tells of it."""
+
+    run: Run
+    lease: Lease
+    turn: int
+    attempt: int
+    # The attempt counts: the worker is gone, rather than never having heard of the lease.
+    counted: bool
+
+
 class Changes(msgspec.Struct):
     """What the store has to hold after the commands since the last commit."""
 
@@ -97,6 +108,8 @@ class Changes(msgspec.Struct):
     question_data: dict[str, bytes] = {}
     # The greatest fencing token given out; 0 when none was.
     token: int = 0
+    # Nothing of these is stored.
+    lost: list[LostLease] = []
 
     def __bool__(self) -> bool:
         return bool(

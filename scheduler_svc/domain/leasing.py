@@ -29,6 +29,20 @@ from scheduler_svc.domain.reserving import Grant
 from svckit.errors import LeaseLost, WorkerReplaced
 
 
+class Waited(msgspec.Struct, frozen=True):
+    """How a run came to its lease, in microseconds since the epoch.
+
+    It was in line since `queued`, not before `paused_until` (0 without a pause), and from `ready`
+    on only a slot was missing. `last_token` is that of the attempt before in the same turn; 0 when
+    this is the first one.
+    """
+
+    queued: int
+    paused_until: int
+    ready: int
+    last_token: int
+
+
 class Leased(msgspec.Struct, frozen=True):
     """A run handed to a worker, as it was at that moment."""
 
@@ -38,6 +52,7 @@ class Leased(msgspec.Struct, frozen=True):
     steered: list[bytes]
     answers: list[Answer]
     previous: list[PreviousRun]
+    waited: Waited
     # The reserved model call that the run resumed for.
     grant: Grant | None = None
     # Tokens or cost are capped here or above: every model call is reserved.
@@ -122,6 +137,7 @@ def give_back_all_but(
         if run.held is None or (run_id, run.held.token) in held:
             continue
         keeps = run.kept is not None and (run_id, run.kept.token) in held
+        attempts.note_lost(k, run, counted=False)
         attempts.give_back(k, run, "the lease did not reach the worker", now, keeps=keeps)
 
 
@@ -170,6 +186,12 @@ def _lease(k: Kernel, run: Run, worker: str, incarnation: int, now: int) -> Leas
     k.hold_lane(run)
     token, k.next_token = k.next_token, k.next_token + 1
     k.changes.token = token
+    waited = Waited(
+        queued=run.state_time,
+        paused_until=run.ready_time,
+        ready=run.ready_since or now,
+        last_token=0 if run.new_turn else run.last_token,
+    )
     if run.new_turn:
         run.turn, run.attempt, run.new_turn = run.turn + 1, 1, False
         _tell(run)
@@ -180,7 +202,7 @@ def _lease(k: Kernel, run: Run, worker: str, incarnation: int, now: int) -> Leas
         if run.caps.max_wall:
             k.at(now + run.caps.max_wall, Timer.WALL_BUDGET, run)
     run.ready_time, run.told_previous = 0, len(session.previous)
-    run.last_failure = None
+    run.last_failure, run.last_token = None, token
     k.set_state(run, RunState.RUNNING, now)
     lease = Lease(token, worker, incarnation, now, now + k.config.lease_ttl)
     k.take_slot(run, lease)
@@ -196,6 +218,7 @@ def _lease(k: Kernel, run: Run, worker: str, incarnation: int, now: int) -> Leas
         steered=offers(k, run),
         answers=list(run.answers),
         previous=list(session.previous),
+        waited=waited,
     )
 
 

@@ -201,6 +201,8 @@ class Resumption(msgspec.Struct, omit_defaults=True):
     # Closed questions that no earlier turn was told. Fixed at the first lease.
     answers: list[Answer] = []
     lane_released: bool = False
+    # When the wait began; 0 when the run went on at once.
+    since: int = 0
 
 
 class Ending(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -261,6 +263,11 @@ class Run(msgspec.Struct, kw_only=True, omit_defaults=True):
     # What its turns are compared with when times are estimated: agent and model.
     estimate_key: str = ""
     create_time: int
+    # `traceparent` of the span that created it; empty when not traced.
+    trace: str = ""
+    # What was told when it was accepted: its place, and when it should start; 0 for nothing.
+    told_position: int = 0
+    told_start: int = 0
     depth: int = 0
     parent_id: str = ""
     tool_call_id: str = ""
@@ -298,6 +305,8 @@ class Run(msgspec.Struct, kw_only=True, omit_defaults=True):
     # What the last attempt reported, while the next one is waited for.
     last_failure: Failure | None = None
     lease: Lease | None = None
+    # Fencing token of the newest lease that reached a worker, also when it is over.
+    last_token: int = 0
     # The lease of the turn before, whose worker keeps something that cannot move: it holds no slot,
     # and that worker alone gets the next turn. It stays good for events until that turn ends.
     kept: Lease | None = None
@@ -411,6 +420,7 @@ class NewRun(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
     # `COLLECT`: how long a message waits for another one, and what else is asked for.
     debounce: int = 0
     spec: str = ""
+    trace: str = ""
     # Opaque to the rules: serialised `Run` (spec, inputs, trace), `RunInput` and `Message`.
     payload: bytes = b""
     payload_input: bytes = b""

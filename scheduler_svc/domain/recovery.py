@@ -51,6 +51,7 @@ def rebuild(config: Config, snapshot: Snapshot, now: int) -> Kernel:
     for (fact, _), data in snapshot.facts.items():
         if fact == "turn_time":
             k.turn_times.take_in(msgspec.json.decode(data, type=TurnRecord))
+    ready_since = {run.run_id: run.ready_since for run in snapshot.runs if run.ready_since}
     for run in snapshot.runs:
         _take_in(k, run, snapshot.sessions, snapshot.last_time, now)
     for question in snapshot.questions:
@@ -68,6 +69,8 @@ def rebuild(config: Config, snapshot: Snapshot, now: int) -> Kernel:
         # In the order in which they came back, which is when their present state began.
         session.returning.sort(key=lambda run_id: k.runs[run_id].state_time)
         k.refresh(session, now)
+        if session.ready in ready_since:  # known when it was stored in the meantime
+            k.runs[session.ready].ready_since = ready_since[session.ready]
     k.take_changes()
     for run in k.runs.values():
         if run.lease is not None and run.lease.lease_time == now:

@@ -52,6 +52,7 @@ def record(k: Kernel, new: NewRun, now: int, *, session_key: str, order: int = 0
         question_session_key=new.question_session_key,
         jumps=new.mode is QueueMode.INTERRUPT,
         create_time=now,
+        trace=new.trace,
         state_time=now,
     )
 

@@ -59,7 +59,8 @@ def resume(
     ):
         away = now - run.state_time if run.state is RunState.SUSPENDED else 0
         k.turn_times.came_back(kind_of(run), max(0, away))
-    run.resumption = Resumption(reason=reason, wait=waited)
+    since = run.state_time if run.state is RunState.SUSPENDED else 0
+    run.resumption = Resumption(reason=reason, wait=waited, since=since)
     run.wait, run.new_turn = None, True
     k.set_state(run, RunState.QUEUED, now, reason=reason)
     k.free_slot(run, now, kept=kept)

@@ -314,7 +314,8 @@ def child_result(
         reply = run_pb2.RunResult.FromString(result).reply
         text = "\n".join(part.text for part in reply.parts if part.HasField("text"))
     data = text.encode()
-    trace = run_pb2.Run.FromString(payload).trace.traceparent
+    # Of a run that an earlier release accepted, only the payload knows.
+    trace = child.trace or run_pb2.Run.FromString(payload).trace.traceparent
     return announcement_pb2.ChildResult(
         run_id=child.run_id,
         session_key=child.session_key,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from conveyor.scheduler.v1 import explain_pb2, lane_pb2, run_pb2
 from conveyor.scheduler.v1 import scheduler_service_pb2 as pb
 from conveyor.scheduler.v1 import scheduler_service_pb2_grpc as pb_grpc
-from scheduler_svc.domain import admission, lanes, leasing, settling, steering
+from scheduler_svc.domain import admission, estimates, lanes, leasing, settling, steering
 from scheduler_svc.domain.kernel import Kernel
 from scheduler_svc.domain.records import Run
 from scheduler_svc.engine import Engine
@@ -59,8 +59,8 @@ class SchedulerServicer(pb_grpc.SchedulerServiceServicer):
             return pb.EnqueueResult(error=grpc_status.to_proto(err))
 
     async def _accept(self, item: pb.EnqueueItem) -> pb.AcceptedRun:
-        if not item.trace.traceparent:
-            item.trace.CopyFrom(tracecontext.current())
+        coming = self._engine.spans.accepting(item.trace, self._engine.now())
+        item.trace.CopyFrom(coming.stored)
         new = validate.enqueue_item(item, self._engine.now(), self._defaults)
         parent = validate.lease_id(item.parent_lease_id) if item.parent_lease_id else None
 
@@ -71,8 +71,14 @@ class SchedulerServicer(pb_grpc.SchedulerServiceServicer):
                 k, new, now, parent_lease=parent, tool_call_id=item.tool_call_id
             )
             run = k.runs.get(accepted.run_id)
-            told = answers.estimate(k, run, now) if run is not None else None
-            return accepted, leasing.copy(run) if run else None, told
+            if run is None:
+                return accepted, None, None
+            told = estimates.estimate(k, run, now)
+            if not accepted.deduplicated:
+                if accepted.run_id == new.run_id:
+                    run.told_position, run.told_start = told.position, told.start
+                self._engine.spans.accepted(coming, run, accepted.outcome.name.lower(), now)
+            return accepted, leasing.copy(run), answers.queue_estimate(told, now)
 
         accepted, run, estimate = await self._engine.submit(
             apply,

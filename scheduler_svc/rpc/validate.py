@@ -142,6 +142,7 @@ def enqueue_item(item: pb.EnqueueItem, now: int, defaults: NewRunDefaults) -> Ne
     stored.trace.CopyFrom(item.trace)
     lane = "acp" if spec.queue == "acp" else "subagent" if child else "main"
     return NewRun(
+        trace=item.trace.traceparent,
         run_id=new_ulid(),
         request_id=item.request_id,
         body_hash=said,

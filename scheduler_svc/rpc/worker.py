@@ -82,9 +82,13 @@ class WorkerServicer(pb_grpc.WorkerServiceServicer):
         own = stored.get(run.run_id)
         payload = own.payload if own else await self._engine.payload(run.run_id)
         message = convert.run_message(run, payload or b"", own.result if own else None)
-        links = [entry.trace for entry in message.inputs[1:] if entry.trace.traceparent]
-        told = item.resumption.answers if item.resumption else []
-        links += [convert.answer_input(given).trace for given in told if given.trace]
+        told = item.resumption.told if item.resumption else []
+        links = self._engine.spans.links(
+            item,
+            [stored[child].run for child in told if child in stored],
+            [entry.trace for entry in message.inputs[1:]],
+        )
+        self._engine.spans.leased(item)
         leased = pb.LeasedRun(
             run=message,
             lease=convert.lease(item.lease, run, self._engine.now()),

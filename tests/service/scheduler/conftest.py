@@ -210,7 +210,7 @@ def settings(directory: Path, store: str = "sqlite", **env: str) -> Settings:
 async def driver(config: Settings, **faults: Any) -> AsyncIterator[Driver]:
     """A driver of a scheduler of its own; `engine` is that scheduler's, for what no RPC shows.
 
-    `wrap` puts something between the engine and its store.
+    `wrap` puts something between the engine and its store; `tracer` traces.
     """
     engines: list[Engine] = []
     desks: list[Desk] = []
@@ -225,6 +225,7 @@ async def driver(config: Settings, **faults: Any) -> AsyncIterator[Driver]:
             context.clock,
             context.set_serving,
             counts=Counts(context.metrics, rules.lanes),
+            spans=app.make_spans(context),
         )
         await engine.start()
         engines.append(engine)
@@ -234,7 +235,8 @@ async def driver(config: Settings, **faults: Any) -> AsyncIterator[Driver]:
         finally:
             await engine.close()
 
-    async with in_process(build, config, name="scheduler") as service:
+    tracer = faults.get("tracer")
+    async with in_process(build, config, name="scheduler", tracer=tracer) as service:
         found = Driver(service.channel)
         found.address = service.address
         found.engine = engines[0]
