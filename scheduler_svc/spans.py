@@ -8,6 +8,7 @@ scheduler that takes over makes none again. Nobody keeps anything for a trace th
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
@@ -21,6 +22,8 @@ from scheduler_svc.domain.records import Answer, Run, WaitKind
 from svckit import conventions as c
 from svckit import pseudonyms, tracecontext
 from svckit.finished import Finisher
+
+log = logging.getLogger(__name__)
 
 _WAITS = {
     WaitKind.CHILDREN: c.WAIT_CHILDREN,
@@ -79,18 +82,22 @@ class Spans:
         self._accepted.clear()
 
     def committed(self, changes: Changes, now: int) -> None:
-        """Makes the spans of what was committed."""
+        """Makes the spans of what was committed. Raises nothing: the commit stands."""
         if not self._finisher.records:
             return
-        for accepted in self._accepted:
-            self._enqueued(*accepted)
-        self._accepted.clear()
-        for lost in changes.lost:
-            self._lost(lost, now)
-        for emit in changes.emits:
-            if isinstance(emit.payload, ChildAnnounced):
-                child, parent = changes.runs[emit.payload.child_id], changes.runs[emit.run_id]
-                self._announced(child, parent, emit.payload.live_siblings, now)
+        try:
+            for accepted in self._accepted:
+                self._enqueued(*accepted)
+            for lost in changes.lost:
+                self._lost(lost, now)
+            for emit in changes.emits:
+                if isinstance(emit.payload, ChildAnnounced):
+                    child, parent = changes.runs[emit.payload.child_id], changes.runs[emit.run_id]
+                    self._announced(child, parent, emit.payload.live_siblings, now)
+        except Exception as err:
+            log.error("spans of a commit were not made", exc_info=err)
+        finally:
+            self._accepted.clear()
 
     def _enqueued(self, message: Accepting, run: Run, outcome: str, now: int) -> None:
         assert message.span is not None

@@ -201,7 +201,7 @@ REQUEST_ID = "conveyor.request_id"
 """The id that an unexpected error was answered with, as in the logs."""
 
 WAIT_POSITION = "conveyor.wait.position"
-"""How many runs were before this one when it was accepted."""
+"""Its place in line when it was accepted, from 1; unset when it did not wait."""
 WAIT_ESTIMATE = "conveyor.wait.estimate_seconds"
 """How long it was told to wait, all in all, when it was accepted."""
 WAIT_ESTIMATE_ERROR = "conveyor.wait.estimate_error_seconds"
@@ -210,7 +210,7 @@ WAIT_LIMIT_NAME = "conveyor.wait.limit"
 WAIT_CHILDREN_COUNT = "conveyor.wait.children"
 WAIT_QUESTIONS_COUNT = "conveyor.wait.questions"
 
-CHILDREN_STATE = "conveyor.child.state"
+CHILD_STATE = "conveyor.child.state"
 CHILD_RUN_ID = "conveyor.child.run_id"
 LIVE_SIBLINGS = "conveyor.child.live_siblings"
 

@@ -1,17 +1,30 @@
-"""The tracer provider of a process, and its end. The only import of the OpenTelemetry SDK."""
+"""The tracer provider of a process, and its end.
+
+Whether a trace is recorded is decided where it begins; everybody else does as that one did, also
+who records nothing himself. A collector that is away costs the spans and nothing else.
+"""
 
 from __future__ import annotations
 
 import os
 import threading
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from opentelemetry import trace
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
+from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
 
+from svckit import conventions as c
 from svckit.idtracing import IdTracerProvider
 from svckit.settings import Settings
+from svckit.settings_model import TelemetrySettings
+from svckit.spanids import SpanIds
+from svckit.version import __version__
+
+if TYPE_CHECKING:
+    from svckit.otlp import Sender
 
 FLUSH_SECONDS = 3.0
 
@@ -22,11 +35,12 @@ class Telemetry:
 
     provider: TracerProvider | IdTracerProvider
     tracer: trace.Tracer
+    sender: Sender | None = None
 
     @property
     def dropped(self) -> int:
         """Spans that were given up so far, since the collector was away or too slow."""
-        return 0
+        return self.sender.dropped if self.sender is not None else 0
 
     def shutdown(self) -> None:
         """Flush and stop. Blocks for at most `FLUSH_SECONDS`, also when the collector is gone."""
@@ -50,40 +64,39 @@ def setup(
     SDKs of MCP, ACP and Anthropic) have tracers of their own, which would then record whole paths,
     queries and prompts, in traces of their own.
     """
-    endpoint = settings.telemetry.otlp_endpoint
-    provider: TracerProvider | IdTracerProvider
-    if processors or endpoint:
-        provider = _recording(service, endpoint, processors)
-    else:
-        provider = IdTracerProvider()
-    return Telemetry(provider, provider.get_tracer("conveyor"))
+    telemetry = settings.telemetry
+    if not processors and not telemetry.otlp_endpoint:
+        provider = IdTracerProvider(telemetry.sample_ratio)
+        return Telemetry(provider, provider.get_tracer(c.TRACER))
+    recording = _recording(service, telemetry)
+    for processor in processors:
+        recording.add_span_processor(processor)
+    sender = None
+    if telemetry.otlp_endpoint:
+        sender = _sender(telemetry.otlp_endpoint, service)
+        recording.add_span_processor(sender)
+    return Telemetry(recording, recording.get_tracer(c.TRACER), sender)
 
 
-def _recording(
-    service: str, endpoint: str | None, processors: tuple[SpanProcessor, ...]
-) -> TracerProvider:
-    provider = TracerProvider(
+def _recording(service: str, telemetry: TelemetrySettings) -> TracerProvider:
+    return TracerProvider(
+        sampler=ParentBased(TraceIdRatioBased(telemetry.sample_ratio)),
+        id_generator=SpanIds(),
         resource=Resource.create(
             {
-                "service.name": service,
-                "service.namespace": "conveyor",
-                "service.instance.id": f"{service}-{os.getpid()}",
+                c.SERVICE_NAME: service,
+                c.SERVICE_NAMESPACE: "conveyor",
+                c.SERVICE_INSTANCE_ID: f"{service}-{os.getpid()}",
+                c.SERVICE_VERSION: __version__,
             }
         ),
         # The end of the process is ours to order: telemetry goes last, see `svckit.service`.
         shutdown_on_exit=False,
     )
-    for processor in processors:
-        provider.add_span_processor(processor)
-    if endpoint:
-        provider.add_span_processor(_otlp(endpoint))
-    return provider
 
 
-def _otlp(endpoint: str) -> SpanProcessor:
+def _sender(endpoint: str, service: str) -> Sender:
     # Imported here: it takes a good part of the time in which a service is to be healthy.
-    from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
-    from opentelemetry.sdk.trace.export import BatchSpanProcessor
+    from svckit.otlp import Sender
 
-    insecure = not endpoint.startswith("https://")
-    return BatchSpanProcessor(OTLPSpanExporter(endpoint=endpoint, insecure=insecure))
+    return Sender(endpoint, service)
