@@ -164,7 +164,7 @@ async def test_models_that_fail_answer_and_stand_in_each_have_their_span(
             "    INTERNAL execute_tool unknown error.type=tool ERROR",
             "    INTERNAL execute_tool agents_list",
             f"    CLIENT chat big {openai} gen_ai.response.model=big-2025 {attempt}=1",
-            "CONSUMER run agent ERROR",
+            "CONSUMER run agent error.type=MODEL_REJECTED ERROR",
             f"  INTERNAL invoke_agent main error.type=MODEL_REJECTED {openai} ERROR",
             f"    CLIENT chat big error.type=MODEL_REJECTED {openai} {attempt}=1 ERROR",
             f"      * model call failed {key}",
