@@ -23,6 +23,7 @@ from conveyor.scheduler.v1 import forecast_pb2, run_pb2
 from conveyor_client import ConveyorClient
 from svckit.testing import eventually
 from tests.history import Limits, assert_holds, of_sqlite
+from tests.otlp import SOON, Receiver, Trace, receiver
 from tests.system.harness import (
     RUNNING,
     SUCCEEDED,
@@ -43,6 +44,8 @@ TURN = 0.5
 """Seconds of a first turn, and of a child's, in the bursts."""
 DEPTH, FAN_OUT = 3, 5
 RUNS = 156
+MOST_SPANS = 2000
+"""Of a tree of so many runs: a tracing UI shows it, and a collector takes it in one batch."""
 LONG = "60s"
 NARROW = 2
 """Limit of both lanes while the tree works."""
@@ -58,6 +61,7 @@ class Live:
     """The suite, and what the limits of its lanes have been."""
 
     suite: Suite
+    collector: Receiver
     limits: Limits = field(default_factory=lambda: Limits({"main": MAIN, "subagent": SUBAGENT}))
 
     async def limit(self, client: ConveyorClient, lane: str, limit: int) -> None:
@@ -68,7 +72,8 @@ class Live:
 
 @pytest.fixture(scope="module")
 def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
-    toml = f"""
+    with receiver() as collector:
+        toml = f"""
 [lanes.main]
 limit = {MAIN}
 [lanes.subagent]
@@ -78,9 +83,11 @@ limit = {SUBAGENT}
 max_spawn_depth = {DEPTH}
 max_children_per_agent = {FAN_OUT}
 max_descendants = 200
+[telemetry]
+otlp_endpoint = "{collector.endpoint}"
 """
-    with running(tmp_path_factory.mktemp("trees"), toml) as suite:
-        yield Live(suite)
+        with running(tmp_path_factory.mktemp("trees"), toml, environ=SOON) as suite:
+            yield Live(suite, collector)
 
 
 @pytest.fixture
@@ -249,6 +256,28 @@ async def test_a_tree_of_156_runs_completes_in_lanes_of_two_and_is_shown(
     assert len(lines) == 1 + RUNS, "the flow, and every run on a line of its own"
     assert {node.run_id for node in flow.nodes} == set(re.findall(r"01[0-9A-Z]{24}", shown))
     assert len(live.suite.cli_json("flow", "show", told.run_id)["nodes"]) == RUNS
+
+    trace = await traced(live.collector, told)
+    print(f"tree of {RUNS}: {len(trace.spans)} spans")
+    assert len(trace.spans) < MOST_SPANS, Counter(span.name for span in trace.spans)
+
+
+async def traced(collector: Receiver, told: Chat) -> Trace:
+    """The trace of a tree, once everything of it has arrived: one root, and nobody lost."""
+    trace_id = told.ended.trace.traceparent.split("-")[1]
+
+    def whole() -> Trace:
+        trace = collector.trace(trace_id)
+        assert len(trace.named("enqueue agent")) == RUNS
+        turns = Counter(span.attributes["conveyor.run.id"] for span in trace.named("run agent"))
+        # Every run has worked once, and those with children again when these had ended.
+        assert turns.total() == RUNS + sum(FAN_OUT**depth for depth in range(DEPTH))
+        assert len(turns) == RUNS
+        assert len(trace.roots) == 1
+        assert not trace.orphans, trace.tree()
+        return trace
+
+    return await eventually(whole, timeout=20, interval=0.5)
 
 
 @pytest.mark.usefixtures("narrow")
