@@ -63,6 +63,10 @@ soak: .venv/.ready-dev ## Random load and kills for ten minutes (ARGS="--minutes
 lock: .venv/.ready-dev ## Pin the newest versions that pyproject.toml allows in constraints.txt
 	@$(BIN)/python scripts/lock.py
 
+.PHONY: dist
+dist: .venv/.ready-dev ## Build the wheel and the source distribution into dist/
+	@$(BIN)/python -m hatchling build -d dist
+
 .PHONY: release-protos
 release-protos: .venv/.ready-dev ## Make the contract as it is the one that `make check` compares with
 	@$(BIN)/python scripts/gen_protos.py --release

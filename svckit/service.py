@@ -27,7 +27,6 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -46,6 +45,7 @@ from svckit.logging import setup as setup_logging
 from svckit.metrics import NOBODY, Metrics, definitions, endpoint
 from svckit.metrics.loop import watch_loop
 from svckit.settings import ConfigError, Settings, load
+from svckit.version import __version__
 
 __all__ = [
     "App",
@@ -217,7 +217,7 @@ def metrics_of(name: str, settings: Settings) -> Metrics:
     An inner service answers on the address of `[metrics]` alone; the gateway on its own too.
     """
     metrics = Metrics(listening=name not in INNER or bool(getattr(settings.metrics, name)))
-    metrics.gauge(definitions.BUILD).set(1, name, version("conveyor-suite"))
+    metrics.gauge(definitions.BUILD).set(1, name, __version__)
     return metrics
 
 
@@ -367,6 +367,7 @@ def main(
 
 def _parse(name: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog=name, description=f"The Conveyor service {name}.")
+    parser.add_argument("--version", action="version", version=f"{name}-svc {__version__}")
     parser.add_argument(
         "--config", type=Path, default=None, help="configuration file (default: ./conveyor.toml)"
     )
@@ -410,7 +411,8 @@ async def _serve(
             calm_collector()
             if failpoints.ARMED:
                 _log.warning("failpoints are armed: this is a test", variable=failpoints.VARIABLE)
-            _log.info("ready", address=service.address, milliseconds=_process_age_ms())
+            age = _process_age_ms()
+            _log.info("ready", address=service.address, milliseconds=age, version=__version__)
             stop = asyncio.create_task(stopping.wait())
             either: set[asyncio.Future[Any]] = {stop, service.failed}
             await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)

@@ -32,7 +32,6 @@ app = typer.Typer(
     help="Runs teams of agents for real customers: start the suite, talk to it, look into it.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    add_completion=False,
 )
 
 
@@ -40,7 +39,7 @@ def _print_version(wanted: bool) -> None:
     if wanted:
         from svckit.version import __version__
 
-        typer.echo(__version__)
+        typer.echo(f"conveyor {__version__}")
         raise typer.Exit
 
 

@@ -42,7 +42,8 @@ def suite(settings: Settings, config: Path | None) -> list[Service]:
         options = ["--config", str(config), *options]
 
     def argv(module: str) -> list[str]:
-        return [sys.executable, "-m", module, *options]
+        # -P: a file of the user's that lies here and is named like a module is none of ours.
+        return [sys.executable, "-P", "-m", module, *options]
 
     services, gateway = settings.services, settings.gateway
     return [

@@ -179,7 +179,7 @@ class Desk:
 def _start(source: IO[bytes], target: IO[bytes]) -> subprocess.Popen[bytes]:
     # Not by the loop: uvloop forks, which gRPC does not like, where `Popen` uses vfork.
     return subprocess.Popen(  # noqa: S603  (our own interpreter and module)
-        [sys.executable, "-m", MODULE, str(MOST_SECONDS), str(MOST_MEMORY)],
+        [sys.executable, "-P", "-m", MODULE, str(MOST_SECONDS), str(MOST_MEMORY)],
         stdin=source,
         stdout=target,
         start_new_session=True,

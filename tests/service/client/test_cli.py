@@ -473,7 +473,7 @@ async def test_version_says_that_of_both_sides(
     assert "start it with `conveyor up`" in said.err
     assert await conveyor("--address", "127.0.0.1:1", "version", "--client") == 0
     assert await conveyor("--version") == 0
-    assert capsys.readouterr().out.splitlines()[-1] == __version__
+    assert capsys.readouterr().out.splitlines()[-1] == f"conveyor {__version__}"
 
 
 async def test_a_suite_that_does_not_run_names_the_fix(capsys: pytest.CaptureFixture[str]) -> None:

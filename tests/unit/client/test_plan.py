@@ -63,6 +63,8 @@ def test_the_suite_is_four_processes_that_know_their_parent() -> None:
     assert [service.name for service in services] == ["scheduler", "agent", "acp", "gateway"]
     assert services[0].argv == [
         sys.executable,
+        # A queue.py of the user's in this directory must not become ours.
+        "-P",
         "-m",
         "scheduler_svc",
         "--config",

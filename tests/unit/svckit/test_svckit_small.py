@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import re
+import sys
 import time
 from typing import Any
 
@@ -14,11 +16,12 @@ from hypothesis import strategies as st
 from opentelemetry import baggage, context, trace
 
 from conveyor.common.v1 import trace_pb2
-from svckit import ids, paging, tracecontext
+from svckit import ids, paging, service, tracecontext
 from svckit.backoff import full_jitter
 from svckit.clock import FakeClock, SystemClock
 from svckit.errors import BY_REASON, InvalidField, LaneFull, ServiceError, invalid_field
 from svckit.testing import eventually, memory_tracer, span_tree
+from svckit.version import __version__
 
 # Ids
 
@@ -187,3 +190,15 @@ def test_revisions_of_a_database_are_one_chain(service: str) -> None:
         assert path.name.startswith(f"{revision[1]}_")
         found.append((down[1] or "", revision[1]))
     assert [down for down, _ in found] == ["", *(revision for _, revision in found[:-1])]
+
+
+def test_each_service_says_its_version(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["gateway-svc", "--version"])
+    with pytest.raises(SystemExit) as exited:
+        service._parse("gateway")
+    assert exited.value.code == 0
+    assert capsys.readouterr().out == f"gateway-svc {__version__}\n"
+    # As releases are numbered, so that programs can compare them.
+    assert re.fullmatch(r"\d+\.\d+\.\d+", __version__)
