@@ -95,7 +95,7 @@ async def build(context: Context) -> AsyncIterator[App]:
     database = await Database.open(
         settings.store.database("acp"), migrations=MIGRATIONS, name="acp"
     )
-    channel = make_channel(settings.services.scheduler, tracer=context.tracer)
+    channel = make_channel(settings.services.scheduler, tracer=context.tracer, begins_traces=False)
     store, prompt_store = SessionStore(database), PromptStore(database)
     counts = Counts(context.metrics, catalog.harnesses)
     processes = Processes(

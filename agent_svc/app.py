@@ -72,8 +72,8 @@ async def build(context: Context) -> AsyncIterator[App]:
     database = await Database.open(
         settings.store.database("agent"), migrations=MIGRATIONS, name="agent"
     )
-    channel = make_channel(settings.services.scheduler, tracer=context.tracer)
-    acp_channel = make_channel(settings.services.acp, tracer=context.tracer)
+    channel = make_channel(settings.services.scheduler, tracer=context.tracer, begins_traces=False)
+    acp_channel = make_channel(settings.services.acp, tracer=context.tracer, begins_traces=False)
     try:
         await tool_servers.clear_up()
         store = Transcripts(database)

@@ -62,7 +62,10 @@ async def open_channels(
     addresses: Mapping[str, str], tracer: trace.Tracer
 ) -> AsyncIterator[dict[str, grpc.aio.Channel]]:
     """Open a channel to each address, under the same names, and close them on leaving."""
-    channels = {name: make_channel(address, tracer=tracer) for name, address in addresses.items()}
+    channels = {
+        name: make_channel(address, tracer=tracer, begins_traces=False)
+        for name, address in addresses.items()
+    }
     try:
         yield channels
     finally:

@@ -478,7 +478,8 @@ class Engine:
         self._counts.failed()
         if isinstance(err, StoreUnavailable):
             error = err
-            reason = str(err.__cause__ or err.message)
+            # What follows the first line may be a row.
+            reason = str(err.__cause__ or err.message).partition("\n")[0]
             log.warning("the store takes no writes; waiting for it", extra={"error": reason})
         elif isinstance(err, NotLeader):
             self.leading = False  # before anybody hears of it: no answer may leave from now on

@@ -7,6 +7,7 @@ by its run and fencing token, and that of an announcement, by the child.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from hashlib import blake2b
 
 from opentelemetry import baggage, context, trace
@@ -14,8 +15,9 @@ from opentelemetry.baggage.propagation import W3CBaggagePropagator
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from conveyor.common.v1 import trace_pb2
+from svckit import conventions as c
 
-BAGGAGE_KEYS = ("conveyor.run.id", "conveyor.flow.id")
+BAGGAGE_KEYS = (c.RUN_ID, c.FLOW_ID)
 """The only baggage that is stored or passed on."""
 MOST_LINKS = 128
 """Of one span, as the conventions have it."""
@@ -26,18 +28,50 @@ _baggage = W3CBaggagePropagator()
 
 def current() -> trace_pb2.TraceContext:
     """Return the context of the span that is active now, empty when there is none."""
-    span = trace.get_current_span().get_span_context()
-    carrier: dict[str, str] = {}
-    if baggage.get_all():
-        kept = context.Context()
-        for key in BAGGAGE_KEYS:
-            value = baggage.get_baggage(key)
-            if value is not None:
-                kept = baggage.set_baggage(key, value, kept)
-        _baggage.inject(carrier, kept)
-    found = stored(span)
-    found.baggage = carrier.get("baggage", "")
+    found = stored(trace.get_current_span().get_span_context())
+    found.baggage = _baggage_of(None)
     return found
+
+
+def headers_of(span: trace.Span) -> dict[str, str]:
+    """Return what a call says of the trace that it belongs to; nothing when it belongs to none."""
+    context = span.get_span_context()
+    if not context.is_valid:
+        return {}
+    found = {"traceparent": traceparent_of(context)}
+    if context.trace_state:
+        found["tracestate"] = context.trace_state.to_header()
+    passed_on = _baggage_of(None)
+    if passed_on:
+        found["baggage"] = passed_on
+    return found
+
+
+def caller_of(headers: Mapping[str, str]) -> context.Context:
+    """Return the context that a call came with, below the present one."""
+    traceparent = headers.get("traceparent", "")
+    if not traceparent:
+        return context.get_current()
+    return parent_of(
+        trace_pb2.TraceContext(
+            traceparent=traceparent,
+            tracestate=headers.get("tracestate", ""),
+            baggage=headers.get("baggage", ""),
+        )
+    )
+
+
+def _baggage_of(within: context.Context | None) -> str:
+    if not baggage.get_all(within):
+        return ""
+    kept = context.Context()
+    for key in BAGGAGE_KEYS:
+        value = baggage.get_baggage(key, within)
+        if value is not None:
+            kept = baggage.set_baggage(key, value, kept)
+    carrier: dict[str, str] = {}
+    _baggage.inject(carrier, kept)
+    return carrier.get("baggage", "")
 
 
 def stored(span: trace.SpanContext) -> trace_pb2.TraceContext:

@@ -29,7 +29,7 @@ from opentelemetry import trace
 from conveyor.scheduler.v1 import run_pb2
 from conveyor.scheduler.v1 import worker_service_pb2 as ws
 from conveyor.scheduler.v1 import worker_service_pb2_grpc as ws_grpc
-from svckit import failpoints
+from svckit import failpoints, pseudonyms
 from svckit.backoff import full_jitter
 from svckit.clock import Clock, SystemClock
 from svckit.conventions import TRACER
@@ -431,7 +431,11 @@ class Worker:
         turn.span = self._spans.begin(public)
         try:
             with (
-                bind(run_id=run.run_id, turn=public.turn),
+                bind(
+                    run_id=run.run_id,
+                    turn=public.turn,
+                    conversation=pseudonyms.of(run.spec.session_key),
+                ),
                 failpoints.at(place_of(run, public.turn)),
             ):
                 with turn.span.current():

@@ -16,7 +16,7 @@ from typing import Any, TypeAlias
 import grpc
 from grpc import aio
 from opentelemetry import context as otel_context
-from opentelemetry import propagate, trace
+from opentelemetry import trace
 
 from svckit import conventions, tracecontext
 from svckit.errors import PASSING, Internal, NotImplementedYet, ServiceError
@@ -112,7 +112,7 @@ class ServerBoundary(aio.ServerInterceptor):
         label = methods.short_name(method)
         timed = self._metrics.listening and not streams and methods.ends_soon(method)
         name = method.lstrip("/")
-        attributes = {"rpc.system": "grpc", "rpc.method": method}
+        attributes = {conventions.RPC_SYSTEM: "grpc", conventions.RPC_METHOD: method}
 
         async def behavior(request: Any, context: ServicerContext) -> Any:
             task = asyncio.current_task()
@@ -154,7 +154,7 @@ class ServerBoundary(aio.ServerInterceptor):
                 trace_id = tracecontext.current_id(scope)
                 status = to_proto(mapped, request_id=request_id, trace_id=trace_id)
                 code = code_of(status)
-                span.set_attribute("error.type", mapped.reason)
+                span.set_attribute(conventions.ERROR_TYPE, mapped.reason)
                 # Whoever answers that something else is away need not be asked again at once.
                 trailers = to_trailers(status, final=not isinstance(mapped, PASSING))
                 await context.abort(code, status.message, trailers)
@@ -164,7 +164,7 @@ class ServerBoundary(aio.ServerInterceptor):
                 self._calls.add(label, code.name)
                 if timed:
                     self._seconds.observe(time.perf_counter() - began, label)
-                span.set_attribute("rpc.response.status_code", code.name)
+                span.set_attribute(conventions.RPC_STATUS_CODE, code.name)
                 if code in ERROR_CODES:
                     span.set_status(trace.StatusCode.ERROR, code.name)
                 otel_context.detach(token)
@@ -191,11 +191,9 @@ def _streaming(inner: Any) -> Callable[[Any, ServicerContext], Awaitable[None]]:
 
 def _parent(context: ServicerContext) -> otel_context.Context:
     """What the caller sent of its trace."""
-    carrier = {k: v for k, v in context.invocation_metadata() or () if isinstance(v, str)}
-    # Looking for what is not there costs as much as the rest of this interceptor.
-    if propagate.get_global_textmap().fields.isdisjoint(carrier):
-        return otel_context.get_current()
-    return propagate.extract(carrier)
+    return tracecontext.caller_of(
+        {k: v for k, v in context.invocation_metadata() or () if isinstance(v, str)}
+    )
 
 
 def _of_exception(err: Exception) -> conventions.Attributes:

@@ -9,6 +9,7 @@ import grpc
 from grpc import aio
 from opentelemetry import trace
 
+from svckit.conventions import TRACER
 from svckit.grpc import client, methods
 from svckit.grpc.following import FollowingChannel
 
@@ -36,6 +37,7 @@ def make_channel(
     timeout_of: Callable[[str, Any], float | None] = methods.default_timeout,
     interceptors: Sequence[aio.ClientInterceptor] = (),
     own_connection: bool = False,
+    begins_traces: bool = True,
 ) -> aio.Channel:
     """Open a channel to `address` (`host:port` or `unix:path`). Needs a running event loop.
 
@@ -46,9 +48,11 @@ def make_channel(
     all are cut to what is left of the request being served. Calls that find nobody are repeated a
     few times, as far as the contract allows. `interceptors` run outside ours. `own_connection`
     keeps long streams from filling the connection that other channels share. With `credentials` the
-    certificate must be for `server_name`, by default the host of `address`. Close it when done.
+    certificate must be for `server_name`, by default the host of `address`. Without `begins_traces`
+    calls that belong to no trace begin none, unless they bring work. Close it when done.
     """
-    chain = [*interceptors, *client.interceptors(tracer or _default_tracer(), timeout_of)]
+    ours = client.interceptors(tracer or _default_tracer(), timeout_of, begins_traces=begins_traces)
+    chain = [*interceptors, *ours]
 
     def one(address: str, repeats: tuple[str, Any]) -> aio.Channel:
         options = [repeats, *_OPTIONS, ("grpc.use_local_subchannel_pool", int(own_connection))]
@@ -70,4 +74,4 @@ connect = make_channel
 
 
 def _default_tracer() -> trace.Tracer:
-    return trace.get_tracer("conveyor")
+    return trace.get_tracer(TRACER)

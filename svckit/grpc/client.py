@@ -13,11 +13,13 @@ from typing import Any, TypeVar
 
 import grpc
 from grpc import aio
-from opentelemetry import propagate, trace
+from opentelemetry import trace
 
-from svckit import failpoints
+from svckit import conventions as c
+from svckit import failpoints, tracecontext
 from svckit.grpc import deadline, methods
 from svckit.grpc.status import from_rpc_error
+from svckit.spanids import SpanIds
 
 T = TypeVar("T")
 
@@ -33,6 +35,8 @@ ERROR_CODES = frozenset(
 )
 """Codes that mean a fault of the server rather than an answer to the caller."""
 
+_ids = SpanIds()
+_NOT_SAMPLED = trace.TraceFlags(trace.TraceFlags.DEFAULT)
 _finishing: set[asyncio.Task[None]] = set()
 
 
@@ -54,10 +58,17 @@ async def call(rpc: Awaitable[T], *, service: str = "") -> T:
 
 
 def interceptors(
-    tracer: trace.Tracer, timeout_of: Callable[[str, Any], float | None]
+    tracer: trace.Tracer,
+    timeout_of: Callable[[str, Any], float | None],
+    *,
+    begins_traces: bool = True,
 ) -> list[aio.ClientInterceptor]:
-    """One interceptor per call shape, since grpc.aio takes no common one."""
-    shared = _Calls(tracer, timeout_of)
+    """One interceptor per call shape, since grpc.aio takes no common one.
+
+    Without `begins_traces` a call that belongs to no trace is none for whom it calls either, but
+    for those that bring work: what a service looks after by itself is nobody's request.
+    """
+    shared = _Calls(tracer, timeout_of, begins_traces)
     return [_UnaryUnary(shared), _UnaryStream(shared), _StreamUnary(shared), _StreamStream(shared)]
 
 
@@ -65,10 +76,14 @@ class _Calls:
     """Starts calls of any shape."""
 
     def __init__(
-        self, tracer: trace.Tracer, timeout_of: Callable[[str, Any], float | None]
+        self,
+        tracer: trace.Tracer,
+        timeout_of: Callable[[str, Any], float | None],
+        begins_traces: bool,
     ) -> None:
         self._tracer = tracer
         self._timeout_of = timeout_of
+        self._begins_traces = begins_traces
 
     async def start(self, continuation: Any, details: Any, request: Any, *, streams: bool) -> Any:
         raw: Any = details.method  # bytes or text, whatever the stubs say
@@ -78,17 +93,8 @@ class _Calls:
         if timeout is None and not streams:
             timeout = self._timeout_of(method, request)
         metadata = aio.Metadata(*(details.metadata or ()))
-        span, carrier = None, dict[str, str]()
-        if methods.is_traced(method):
-            span = self._tracer.start_span(
-                method.lstrip("/"),
-                kind=trace.SpanKind.CLIENT,
-                attributes={"rpc.system": "grpc", "rpc.method": method},
-            )
-            propagate.inject(carrier, context=trace.set_span_in_context(span))
-        else:
-            propagate.inject(carrier)
-        for key, value in carrier.items():
+        span = self._span_of(method)
+        for key, value in tracecontext.headers_of(span or self._caller()).items():
             metadata.add(key, value)
         details = details._replace(metadata=metadata, timeout=deadline.tightest(timeout))
         place = failpoints.present()
@@ -108,6 +114,34 @@ class _Calls:
             answered = _point(method, "answered")
             started.add_done_callback(lambda _: failpoints.failpoint(answered, place))
         return started
+
+    def _span_of(self, method: str) -> trace.Span | None:
+        """The span of a call; None for one that has none."""
+        if not methods.is_traced(method):
+            return None
+        if not (
+            self._begins_traces
+            or methods.begins_work(method)
+            or trace.get_current_span().get_span_context().is_valid
+        ):
+            return None
+        return self._tracer.start_span(
+            method.lstrip("/"),
+            kind=trace.SpanKind.CLIENT,
+            attributes={c.RPC_SYSTEM: "grpc", c.RPC_METHOD: method},
+        )
+
+    def _caller(self) -> trace.Span:
+        """What a call without a span belongs to."""
+        current = trace.get_current_span()
+        if self._begins_traces or current.get_span_context().is_valid:
+            return current
+        # Else whom it calls would take it for the beginning of something.
+        return trace.NonRecordingSpan(
+            trace.SpanContext(
+                _ids.generate_trace_id(), _ids.generate_span_id(), False, _NOT_SAMPLED
+            )
+        )
 
 
 def _point(method: str, moment: str) -> str:
@@ -137,7 +171,7 @@ def _end_span(span: trace.Span, done: Any) -> None:
 
 
 def _record(span: trace.Span, code: grpc.StatusCode) -> None:
-    span.set_attribute("rpc.response.status_code", code.name)
+    span.set_attribute(c.RPC_STATUS_CODE, code.name)
     if code is not grpc.StatusCode.OK:
         span.set_status(trace.StatusCode.ERROR, code.name)
     span.end()

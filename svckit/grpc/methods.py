@@ -28,6 +28,8 @@ _NEVER_REPEATED = ("LeaseRuns", "ProbeModel", "Doctor", "AcpDoctor")
 # Polls and watches last for ever and would drown the trees; appends come every 50 ms. What a report
 # tells stands on the span of the model call that it is about.
 _UNTRACED = ("LeaseRuns", "ExtendLeases", "AppendEvents", "Report")
+# What they bring is somebody's work, whoever calls.
+_BEGINNINGS = ("EnqueueRuns", "SteerRun")
 _UNTRACED_SERVICES = ("grpc.health.", "grpc.reflection.")
 
 SERVICES = (
@@ -95,6 +97,11 @@ def _methods_of(service: str) -> frozenset[str]:
         return frozenset()
     _METHODS[service] = frozenset(method.name for method in described.methods)
     return _METHODS[service]
+
+
+def begins_work(method: str) -> bool:
+    """Tell whether a call of `method` that belongs to no trace begins one, whoever makes it."""
+    return method.rpartition("/")[2] in _BEGINNINGS
 
 
 def service_config() -> str:

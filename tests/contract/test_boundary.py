@@ -490,3 +490,41 @@ async def test_a_port_in_use_is_said_clearly() -> None:
         with pytest.raises(PortInUse, match=f"cannot listen on {p.address}: another process"):
             bind(second, p.address)
         await second.stop(None)
+
+
+async def test_what_a_service_does_by_itself_begins_no_trace() -> None:
+    """Nor for whom it calls: only work that it brings does, and what belongs to a request."""
+    tracer, exporter = memory_tracer()
+    seen: list[dict[str, str]] = []
+
+    async def handler(request: Any, context: Any) -> Any:
+        seen.append(dict(context.invocation_metadata()))
+        return request
+
+    server = make_server(boundary=ServerBoundary(tracer))
+    handlers = {
+        name: grpc.unary_unary_rpc_method_handler(handler) for name in ("GetRun", "EnqueueRuns")
+    }
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("t.T", handlers),))
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    channel = make_channel(f"127.0.0.1:{port}", tracer=tracer, begins_traces=False)
+    try:
+        for name in ("GetRun", "EnqueueRuns"):
+            await channel.unary_unary(f"/t.T/{name}")(b"")
+        with tracer.start_as_current_span("request"):
+            await channel.unary_unary("/t.T/GetRun")(b"")
+        await eventually(lambda: len(exporter.get_finished_spans()) == 5)
+    finally:
+        await channel.close()
+        await server.stop(None)
+    assert [m["traceparent"][-2:] for m in seen] == ["00", "01", "01"]
+    assert span_tree(exporter) == "\n".join(
+        [
+            "CLIENT t.T/EnqueueRuns",
+            "  SERVER t.T/EnqueueRuns",
+            "INTERNAL request",
+            "  CLIENT t.T/GetRun",
+            "    SERVER t.T/GetRun",
+        ]
+    )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -84,3 +86,24 @@ def test_what_failed_is_named_without_its_text() -> None:
     assert conventions.error_type(LeaseLost("s3cret")) == "LEASE_LOST"
     assert conventions.error_type(ValueError("s3cret")) == "unexpected"
     assert conventions.error_type(TimeoutError("s3cret")) == "timeout"
+
+
+NAMES = {
+    v for v in vars(conventions).values() if isinstance(v, str) and re.fullmatch(r"\w+\.\S+", v)
+}
+FAMILIES = re.compile(r"(gen_ai|llm|openinference)\.[a-z_.]+")
+
+
+@pytest.mark.parametrize("package", ["svckit", "scheduler_svc", "agent_svc", "conveyor_client"])
+def test_nobody_else_writes_a_name_of_the_conventions_down(package: str) -> None:
+    root = Path(conventions.__file__).parents[1]
+    found = [
+        f"{file.relative_to(root)}:{node.lineno} {node.value}"
+        for file in sorted((root / package).rglob("*.py"))
+        if file != Path(conventions.__file__)
+        for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+        if node.value in NAMES or FAMILIES.fullmatch(node.value)
+    ]
+    assert found == []
+    assert "gen_ai.agent.name" in NAMES
