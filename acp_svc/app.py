@@ -151,6 +151,7 @@ async def build(context: Context) -> AsyncIterator[App]:
             clock=clock,
             tracer=context.tracer,
             counts=counts,
+            capture_content=settings.telemetry.capture_content,
         )
         worker = Worker(
             channel,

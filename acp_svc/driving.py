@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakKeyDictionary
 
+from opentelemetry import trace
+
 from acp_svc import reading
 from acp_svc.counts import PROVIDER, Counts
 from acp_svc.domain.metering import Meter, Spent, together
@@ -153,7 +155,8 @@ class Driver:
         request = ws.SuspendRunRequest(condition=condition, hold_session_lane=True)
         asked = len(follower.waiting)
         await self._sessions.asking(work.live, asked)
-        waiting = asyncio.create_task(turn.wait_kept(request), name="wait for people")
+        follower.spans.waits("approval")
+        waiting = asyncio.create_task(_kept(turn, request), name="wait for people")
         try:
             while not waiting.done():
                 if prompting.done():
@@ -166,7 +169,7 @@ class Driver:
                     await self._sessions.asking(work.live, asked)
                 if not waiting.done():
                     await _first(waiting, seconds=WRITE_SECONDS)
-            await waiting
+            follower.spans.next_turn(await waiting)
         finally:
             waiting.cancel()
             await asyncio.wait([waiting])
@@ -204,6 +207,7 @@ class Driver:
     def _report(self, work: Work, spent: Spent) -> None:
         self._counts.spent(work.session.spec.harness_id, spent)
         number = len(work.reports)
+        work.follower.spans.used(spent)
         work.reports.append(asyncio.create_task(self._reported(work, spent, number)))
 
     async def _reported(self, work: Work, spent: Spent, number: int) -> None:
@@ -227,6 +231,12 @@ class Driver:
         except ServiceError as over:
             work.over_budget = over
             work.follower.news.set()
+
+
+async def _kept(turn: LeasedTurn, request: ws.SuspendRunRequest) -> trace.Span:
+    """Wait with the lease kept; returns the span of the turn that follows."""
+    await turn.wait_kept(request)
+    return trace.get_current_span()
 
 
 async def _first(*awaited: asyncio.Task[Any] | asyncio.Event, seconds: float | None = None) -> None:

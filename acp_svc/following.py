@@ -12,9 +12,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from acp import schema
-from opentelemetry import context, trace
 
-from acp_svc import reading, spans
+from acp_svc import reading
 from acp_svc.counts import Counts
 from acp_svc.domain import permissions as p
 from acp_svc.domain.metering import Meter, Spent
@@ -22,6 +21,7 @@ from acp_svc.domain.session import Session
 from acp_svc.domain.toolcalls import Patch, ToolCall
 from acp_svc.domain.updates import Story
 from acp_svc.harness.types import PermissionRequest, Update
+from acp_svc.spans import PromptSpans
 from acp_svc.turnevents import Events
 from conveyor.common.v1 import question_pb2
 from conveyor.events.v1 import event_pb2
@@ -58,7 +58,7 @@ class Follower:
         turn: int,
         writer: EventWriter,
         meter: Meter,
-        tracer: trace.Tracer,
+        spans: PromptSpans,
         counts: Counts | None = None,
     ) -> None:
         self._session = session
@@ -67,9 +67,7 @@ class Follower:
         self._writer = writer
         self._meter = meter
         self._counts = counts or Counts()
-        self._tracer = tracer
-        self._within = context.get_current()
-        self._tools = spans.ToolSpans(tracer, self._within)
+        self.spans = spans
         self._events = Events(run_id, turn, session.session_id)
         self._story = Story()
         self._remembered = dict(session.remembered)
@@ -101,7 +99,7 @@ class Follower:
             return
         text, complete = self._story.take(told)
         if isinstance(told, Patch):
-            self._tools.saw(self._story.call(Patch(told.call_id)))
+            self.spans.saw(self._story.call(Patch(told.call_id)))
         if complete:
             self._live.append(None)
         if text:
@@ -123,7 +121,7 @@ class Follower:
             async with self._places:
                 decision = await self._ask(call, options)
         else:
-            spans.decided(spans.permission(self._tracer, self._within, call), decision)
+            self.spans.decided(call, decision)
         self._decided(call, decision)
         return decision.option.option_id if decision.option else None
 
@@ -137,7 +135,7 @@ class Follower:
         self._due.append(self._events.asked(question))
         self.open[question_id] = asked
         self.news.set()
-        span = spans.permission(self._tracer, self._within, call)
+        span = self.spans.asks(call)
         decision = p.CANCELLED
         began = time.monotonic()
         self._counts.asking()
@@ -153,7 +151,7 @@ class Follower:
             raise
         finally:
             self._counts.answered(decision, time.monotonic() - began)
-            spans.decided(span, decision)
+            self.spans.answered(span, decision)
             del self.open[question_id]
 
     def _decided(self, call: ToolCall, decision: p.Decision) -> None:
@@ -209,7 +207,7 @@ class Follower:
     async def end(self) -> str:
         """The prompt ended: write what is left, and return the reply. Raises `LeaseLost`."""
         reply = self._story.end()
-        self._tools.end()
+        self.spans.tools_over()
         await self.write()
         await self._writer.flush()
         return reply
@@ -218,7 +216,7 @@ class Follower:
         """It did not end well: write what is left, and what was said. Raises `LeaseLost`."""
         said = self._story.unfinished
         self._story.end()
-        self._tools.end()
+        self.spans.tools_over()
         self._gather()
         if said.strip():
             self._due.append(self._events.said(said))

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from google.protobuf.message import DecodeError
 from opentelemetry import trace
 
-from acp_svc import endings, spans
+from acp_svc import endings
 from acp_svc.convert import error_of
 from acp_svc.counts import Counts
 from acp_svc.domain import preflight
@@ -30,10 +30,12 @@ from acp_svc.harness.types import Cause, Ended, PromptFailed
 from acp_svc.opening import deadlines_of
 from acp_svc.prompting import blocks_of
 from acp_svc.sessions import Full, Live, Sent, Sessions
+from acp_svc.spans import PromptSpans, opening
 from conveyor.acp.v1 import task_pb2
 from conveyor.scheduler.v1 import run_pb2
 from conveyor.scheduler.v1 import scheduler_service_pb2 as sched
 from conveyor.scheduler.v1 import worker_service_pb2 as ws
+from svckit import conventions as c
 from svckit.clock import Clock
 from svckit.errors import (
     PASSING,
@@ -78,6 +80,7 @@ class TurnRunner:
         clock: Clock,
         tracer: trace.Tracer,
         counts: Counts | None = None,
+        capture_content: bool = False,
     ) -> None:
         self._sessions = sessions
         self._catalog = catalog
@@ -88,6 +91,7 @@ class TurnRunner:
         self._driver = Driver(sessions, usage, self._counts)
         self._clock = clock
         self._tracer = tracer
+        self._capture = capture_content
 
     async def __call__(self, turn: LeasedTurn) -> Outcome:
         """Work on one attempt until its turn ends."""
@@ -124,7 +128,7 @@ class TurnRunner:
     ) -> Outcome:
         await self._check_people(turn.run, session)
         try:
-            with spans.opening(self._tracer, session):
+            with opening(self._tracer, session):
                 live = await self._sessions.open(session.session_id)
         except Full as full:
             return self._no_room(full)
@@ -254,14 +258,17 @@ class TurnRunner:
         )
         key = f"turn-{first_turn}"
         async with writer:
-            with spans.prompt(self._tracer, session) as span:
+            with PromptSpans(self._tracer, turn, session, capture=self._capture) as spans:
+                spans.asked(said)
+                if taken:
+                    spans.steered(said)
                 follower = Follower(
                     session,
                     run_id,
                     first_turn,
                     writer,
                     self._driver.meter_of(live),
-                    self._tracer,
+                    spans,
                     self._counts,
                 )
                 work = Work(turn, first_turn, self._name_of(session), live, follower)
@@ -278,13 +285,16 @@ class TurnRunner:
                         raise
                     message = turn.cancel_reason or "the run was cancelled"
                     why = RunCancelled(message, metadata={"cause": "request"})
-                    return Fail(why, retryable=False, taken=taken)
+                    cancelled = Fail(why, retryable=False, taken=taken)
+                    spans.ended(cancelled)
+                    return cancelled
                 except PromptFailed as failure:
-                    span.set_status(trace.StatusCode.ERROR, failure.cause.value)
+                    spans.note({c.CAUSE: failure.cause.value})
                     outcome = await self._failed(work, failure, taken)
                 else:
-                    span.set_attribute("conveyor.acp.stop_reason", ended.stop_reason)
+                    spans.stopped(ended.stop_reason)
                     outcome = await self._done(work, ended, taken)
+                spans.ended(outcome)
         ending = await self._ended(turn, session, key, outcome)
         # Under a kept lease no run completes. The next lease of this turn tells what was stored.
         if work.gave_up_waiting and isinstance(outcome, Complete):

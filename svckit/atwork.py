@@ -49,6 +49,7 @@ class AtWork:
         self._attributes = attributes
         self._kind = kind
         self._ended = False
+        self._over = False
 
     def __enter__(self) -> Self:
         self._begin(otel_context.get_current())
@@ -63,7 +64,7 @@ class AtWork:
         if error is not None and not self._ended:
             self._broke_off(error)
         otel_context.detach(self._token)
-        self.span.end()
+        self._close()
 
     @property
     def within(self) -> otel_context.Context:
@@ -77,13 +78,18 @@ class AtWork:
         """
         before = self.span.get_span_context()
         otel_context.detach(self._token)
-        self.span.end()
+        self._close()
         links = [trace.Link(before)] if before.is_valid else []
         self._begin(trace.set_span_in_context(span), links)
 
     def waits(self, waits_for: str) -> None:
-        """The turn ends with a wait, and the block goes on after it."""
-        self.span.set_attributes({c.OUTCOME: "suspend", c.WAITS_FOR: waits_for})
+        """The turn ends with a wait, and the block goes on after it.
+
+        The span ends now: a process that ends during the wait must not take it along. What begins
+        during the wait is still below it.
+        """
+        self.note({c.OUTCOME: "suspend", c.WAITS_FOR: waits_for})
+        self._close()
 
     def asked(self, inputs: Iterable[run_pb2.RunInput]) -> None:
         """Note what is to be answered."""
@@ -110,20 +116,25 @@ class AtWork:
 
     def event(self, name: str, attributes: c.Attributes | None = None) -> None:
         """Note something that happened."""
-        self.span.add_event(name, attributes)
+        if not self._over:
+            self.span.add_event(name, attributes)
+
+    def note(self, attributes: c.Attributes) -> None:
+        """Note facts."""
+        if not self._over:
+            self.span.set_attributes(attributes)
 
     def ended(self, outcome: Outcome) -> None:
         """Note how the turn ends. What comes after it in the block changes nothing of that."""
         self._ended = True
-        span = self.span
-        span.set_attribute(c.OUTCOME, type(outcome).__name__.lower())
+        self.note({c.OUTCOME: type(outcome).__name__.lower()})
         if isinstance(outcome, Suspend):
             request = outcome.request
-            span.set_attribute(c.WAITS_FOR, request.condition.WhichOneof("condition") or "")
+            self.note({c.WAITS_FOR: request.condition.WhichOneof("condition") or ""})
             if request.condition.HasField("children"):
                 count = len(request.condition.children.run_ids)
-                span.set_attribute(c.WAIT_CHILDREN_COUNT, count)
-                span.set_attribute(c.YIELDED, not request.hold_session_lane)
+                yielded = not request.hold_session_lane
+                self.note({c.WAIT_CHILDREN_COUNT: count, c.YIELDED: yielded})
             self._said(request.interim_reply)
         elif isinstance(outcome, Complete) and outcome.result is not None:
             self._said(outcome.result.reply)
@@ -135,6 +146,7 @@ class AtWork:
     def _begin(self, within: otel_context.Context, links: Sequence[trace.Link] = ()) -> None:
         turn = self.turn
         run = turn.run
+        self._over = False
         self.span = self.tracer.start_span(
             self._name,
             context=within,
@@ -152,21 +164,26 @@ class AtWork:
         # Not `use_span`: it writes the texts of exceptions into the span.
         self._token = otel_context.attach(trace.set_span_in_context(self.span, within))
 
+    def _close(self) -> None:
+        if not self._over:
+            self._over = True
+            self.span.end()
+
     def _broke_off(self, error: BaseException) -> None:
         turn = self.turn
         if turn.cancelled.is_set():
-            self.span.set_attribute(c.OUTCOME, "cancelled")
+            self.note({c.OUTCOME: "cancelled"})
         elif turn.lost.is_set() or isinstance(error, LeaseLost):
-            self.span.set_attribute(c.OUTCOME, "lost")
+            self.note({c.OUTCOME: "lost"})
         elif isinstance(error, asyncio.CancelledError):
-            self.span.set_attribute(c.OUTCOME, "release")
+            self.note({c.OUTCOME: "release"})
         else:
-            self.span.set_attribute(c.OUTCOME, "fail")
+            self.note({c.OUTCOME: "fail"})
             self._failed(error.reason if isinstance(error, ServiceError) else c.UNEXPECTED)
 
     def _failed(self, reason: str) -> None:
-        self.span.set_attribute(c.ERROR_TYPE, reason)
-        if not self.turn.cancelled.is_set():
+        self.note({c.ERROR_TYPE: reason})
+        if not self._over and not self.turn.cancelled.is_set():
             self.span.set_status(trace.StatusCode.ERROR, reason)
 
     def _said(self, reply: content_pb2.Message) -> None:
@@ -177,7 +194,7 @@ class AtWork:
 
     @property
     def _writes(self) -> bool:
-        return self.capture and self.span.is_recording()
+        return self.capture and not self._over and self.span.is_recording()
 
 
 def _message(message: content_pb2.Message) -> captured.Message:

@@ -353,11 +353,15 @@ def tool_call(name: str, call_ids: Sequence[str]) -> Attributes:
     return {
         GEN_AI_OPERATION_NAME: "execute_tool",
         OPENINFERENCE_SPAN_KIND: TOOL,
-        GEN_AI_TOOL_NAME: name,
         GEN_AI_TOOL_TYPE: "function",
-        TOOL_NAME: name,
+        **tool_name(name),
         **call_id(call_ids),
     }
+
+
+def tool_name(name: str) -> Attributes:
+    """Which tool, or of what kind."""
+    return {GEN_AI_TOOL_NAME: name, TOOL_NAME: name}
 
 
 def call_id(call_ids: Sequence[str]) -> Attributes:

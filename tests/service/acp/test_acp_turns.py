@@ -16,7 +16,6 @@ from conveyor.scheduler.v1 import lane_pb2, run_pb2
 from conveyor.scheduler.v1 import scheduler_service_pb2 as pb
 from svckit.grpc import client
 from svckit.testing import eventually
-from svckit.testing.spans import memory_tracer, span_tree
 from tests.service.acp.turn_bench import (
     TurnBench,
     failure_of,
@@ -394,24 +393,6 @@ async def test_whatever_a_harness_does_the_run_ends_typed_and_the_session_is_usa
                 all_at_once.create_task(fault(b), name=fault.__name__)
         lanes_now = await client.call(b.scheduler.ListLanes(pb.ListLanesRequest()))
         assert {lane.name: lane.running for lane in lanes_now.lanes}["acp"] == 0
-
-
-async def test_one_trace_from_the_run_to_the_tools_of_the_harness(tmp_path: Path) -> None:
-    tracer, exporter = memory_tracer()
-    async with turn_bench(tmp_path, tracer=tracer) as b:
-        session_id = await b.spawn()
-        run_id = await b.send(session_id, "write a.txt x")
-        await b.answer((await b.questions())[0], "allow")
-        await b.ended(run_id)
-    tree = span_tree(exporter, attributes=["conveyor.acp.permission.rule"])
-    for line in (
-        "open scripted",
-        "invoke_agent scripted",
-        "wait permission conveyor.acp.permission.rule=asked",
-        "execute_tool edit",
-    ):
-        assert line in tree, tree
-    assert "a.txt" not in tree
 
 
 async def test_more_sessions_than_allowed_wait_without_a_slot(
