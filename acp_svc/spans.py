@@ -20,6 +20,7 @@ from acp_svc.endings import STOP_REASONS
 from acp_svc.live import Full
 from svckit import conventions as c
 from svckit.atwork import AtWork
+from svckit.spanning import step
 from svckit.turn import LeasedTurn
 
 MOST_TOOL_SPANS = 200
@@ -31,20 +32,10 @@ MOST_PERMISSION_SPANS = 50
 @contextmanager
 def opening(tracer: trace.Tracer, session: Session) -> Iterator[trace.Span]:
     """A session is made ready: short when it is open, else the start of a process."""
-    with tracer.start_as_current_span(
-        c.open_span(session.spec.harness_id),
-        attributes=_of(session) | c.conversation(session.spec.session_key),
-        record_exception=False,
-        set_status_on_exception=False,
-    ) as span:
-        try:
-            yield span
-        except BaseException as error:
-            span.set_attribute(c.ERROR_TYPE, c.error_type(error))
-            # Without room the run waits: that is no failure.
-            if isinstance(error, Exception) and not isinstance(error, Full):
-                span.set_status(trace.StatusCode.ERROR, c.error_type(error))
-            raise
+    attributes = _of(session) | c.conversation(session.spec.session_key)
+    # Without room the run waits: that is no failure.
+    with step(tracer, c.open_span(session.spec.harness_id), attributes, answers=Full) as span:
+        yield span
 
 
 class PromptSpans(AtWork):

@@ -21,6 +21,7 @@ from agent_svc.models.base import CallFailed, Model, ModelReply
 from svckit import captured
 from svckit import conventions as c
 from svckit.atwork import AtWork
+from svckit.spanning import step
 from svckit.turn import LeasedTurn
 
 MOST_TOOL_SPANS = 200
@@ -105,20 +106,12 @@ class TurnSpans(AtWork):
             yield ToolSpan(trace.INVALID_SPAN, capture=False)
             return
         shown = name or c.UNKNOWN_TOOL
-        with self.tracer.start_as_current_span(
-            c.tool_span(shown),
-            attributes=c.tool_call(shown, [call.id for call in calls])
-            | c.conversation(self.turn.run.spec.session_key),
-            record_exception=False,
-            set_status_on_exception=False,
-        ) as span:
+        attributes = c.tool_call(shown, [call.id for call in calls])
+        attributes |= c.conversation(self.turn.run.spec.session_key)
+        with step(self.tracer, c.tool_span(shown), attributes) as span:
             tool = ToolSpan(span, capture=self.capture)
             tool.asked(calls)
-            try:
-                yield tool
-            except BaseException as error:
-                tool.broke_off(error)
-                raise
+            yield tool
 
 
 class ToolSpan:
@@ -149,13 +142,6 @@ class ToolSpan:
         if self._capture and returned:
             said = "\n".join(result.content for result in returned)
             self._span.set_attributes(c.tool_result(captured.plain(said)))
-
-    def broke_off(self, error: BaseException) -> None:
-        """Note that nothing came of it, without what the error says."""
-        reason = c.error_type(error)
-        self._span.set_attribute(c.ERROR_TYPE, reason)
-        if isinstance(error, Exception):
-            self._span.set_status(trace.StatusCode.ERROR, reason)
 
 
 class ModelCalls:

@@ -120,11 +120,18 @@ async def _build(
 
     rules = replace(routing_rules(settings), holders=door.holders)
     event_log = EventLog(upstream)
-    dispatcher = Dispatcher(database, channels, clock, metrics=metrics)
+    dispatcher = Dispatcher(
+        database,
+        channels,
+        clock,
+        metrics=metrics,
+        tracer=context.tracer,
+        kinds={name: channel.kind for name, channel in settings.channels.items()},
+    )
     bindings = Bindings(database, upstream, clock)
     conversations = Conversations(database, upstream, event_log, bindings, rules, clock)
     operations, questions = Operations(upstream), Questions(upstream)
-    intake = Intake(database, upstream, clock)
+    intake = Intake(database, upstream, clock, context.tracer)
     harness_runs = HarnessRuns(database, upstream, intake, rules)
     lanes = SpawnedLanes(database, clock, settings.acp.idle_minutes * 60)
     spawning = HarnessSpawning(database, upstream, harness_runs, bindings, lanes, rules, clock)
@@ -149,6 +156,7 @@ async def _build(
         event_log=event_log,
         rules=rules,
         clock=clock,
+        tracer=context.tracer,
         providers=frozenset(settings.providers),
     )
     commands = Commands(services, channels, dispatcher.wake)
@@ -164,7 +172,16 @@ async def _build(
         harness_sessions=harness_sessions,
         hooks=Hooks(
             hooks,
-            HookServices(inbox, operations, harness_sessions, database, rules, clock, door.count),
+            HookServices(
+                inbox,
+                operations,
+                harness_sessions,
+                database,
+                rules,
+                clock,
+                door.count,
+                context.tracer,
+            ),
         ),
         about=About(settings.telemetry.ui_url, clock.now_us()),
     )

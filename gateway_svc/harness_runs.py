@@ -91,7 +91,13 @@ class HarnessRuns:
         spec.session_epoch = row.epoch if row else 0
         policy = policy_of(mode or lane_pb2.QUEUE_MODE_FOLLOWUP, self._rules)
         routed = Routed(
-            key, session.spec.harness_id, session.spec.customer_key, message, spec, policy
+            key,
+            session.spec.harness_id,
+            session.spec.customer_key,
+            message,
+            spec,
+            policy,
+            previous_trace=row.trace if row else "",
         )
         return await self._intake.enqueue(routed, request_id)
 

@@ -8,10 +8,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from opentelemetry import trace
+
 from conveyor.acp.v1 import session_pb2 as acp_session
 from conveyor.common.v1 import content_pb2
 from conveyor.gateway.v1 import gateway_service_pb2 as gw
 from conveyor.scheduler.v1 import lane_pb2
+from gateway_svc import spans
 from gateway_svc.auth import Principal
 from gateway_svc.domain.hooks import CHANNEL, Hook, filled
 from gateway_svc.domain.reply_route import ReplyAddress
@@ -21,6 +24,7 @@ from gateway_svc.harness_sessions import HarnessSessions
 from gateway_svc.inbox import Inbox
 from gateway_svc.operations import Operations
 from gateway_svc.store import hook_calls as store
+from svckit import conventions as c
 from svckit.clock import Clock
 from svckit.database import Database
 from svckit.errors import RequestIdReused, Unauthenticated, invalid_field
@@ -50,6 +54,7 @@ class HookServices:
     rules: RoutingRules
     clock: Clock
     count: Callable[[Principal], None]
+    tracer: trace.Tracer
 
 
 class Hooks:
@@ -82,6 +87,15 @@ class Hooks:
             log.warning("call of a hook refused", hook=name[:64] if hook else "unknown")
             raise Unauthenticated("this call is not signed as it must be")
         self._do.count(hook.principal)
+        with spans.hook(self._do.tracer, hook.name) as span:
+            answer, did = await self._called(hook, call, call_id, read)
+            span.set_attribute(c.HOOK_ACTION, hook.action if did else "ignored")
+            span.set_attribute(c.DEDUPLICATED, "deduplicated" in answer)
+            return answer, did
+
+    async def _called(
+        self, hook: Hook, call: Call, call_id: str, read: Callable[[bytes], dict[str, Any]]
+    ) -> tuple[dict[str, Any], bool]:
         named = f"{hook.name}\0{call_id}".encode()
         digest = hashlib.blake2b(named, digest_size=32).hexdigest()
         body_hash = hashlib.sha256(call.body).digest()

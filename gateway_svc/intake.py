@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import sqlalchemy as sa
+from opentelemetry import trace
 
 from conveyor.scheduler.v1 import lane_pb2
 from conveyor.scheduler.v1 import scheduler_service_pb2 as ss
+from gateway_svc import spans
 from gateway_svc.domain.reply_route import decode_address
 from gateway_svc.domain.routing import Routed
 from gateway_svc.store import sessions as store
 from gateway_svc.upstream import Upstream
+from svckit import tracecontext
 from svckit.clock import Clock
 from svckit.database import Database
 from svckit.errors import Internal
@@ -32,16 +35,23 @@ log = get_logger(__name__)
 class Intake:
     """Stores messages as runs. One per process."""
 
-    def __init__(self, database: Database, upstream: Upstream, clock: Clock) -> None:
+    def __init__(
+        self, database: Database, upstream: Upstream, clock: Clock, tracer: trace.Tracer
+    ) -> None:
         self._database = database
         self._upstream = upstream
         self._clock = clock
+        self._tracer = tracer
 
     async def enqueue(self, routed: Routed, request_id: str) -> ss.AcceptedRun:
         """Store a message, idempotently per `request_id`; its session is in use from then on.
 
         Raises what `SendMessage` is documented to fail with.
         """
+        with spans.accepting(self._tracer, routed) as span:
+            return await self._enqueue(routed, request_id, span)
+
+    async def _enqueue(self, routed: Routed, request_id: str, span: trace.Span) -> ss.AcceptedRun:
         item = ss.EnqueueItem(
             spec=routed.spec,
             message=routed.message,
@@ -63,6 +73,8 @@ class Intake:
         # Only a new run tells what its task holds: one that the message joined has its own.
         new = not accepted.deduplicated and accepted.outcome in _NEW_RUN
         notice = routed.notice if new else None
+        spans.accepted(span, accepted, new=new)
+        context = tracecontext.current().traceparent if new else ""
         address = routed.spec.reply_route.address
         sender = decode_address(address)
         # What others say in a conversation says nothing about where its customer is.
@@ -72,6 +84,8 @@ class Intake:
             store.touch(connection, key, now, own)
             if notice is not None:
                 store.noticed(connection, key, notice)
+            if context:
+                store.traced(connection, key, context)
 
         await self._database.run(note)
         log.info(

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from google.protobuf.message import Message
+from opentelemetry import trace
 
 from gateway_svc.auth import Principal
 from gateway_svc.conversations import Conversations
@@ -102,4 +103,5 @@ class Services:
     event_log: EventLog
     rules: RoutingRules
     clock: Clock
+    tracer: trace.Tracer
     providers: frozenset[str] = frozenset()

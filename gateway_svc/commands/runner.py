@@ -13,6 +13,7 @@ from conveyor.common.v1 import content_pb2
 from conveyor.gateway.v1 import gateway_service_pb2 as gw
 from conveyor.scheduler.v1 import run_pb2
 from conveyor.scheduler.v1 import scheduler_service_pb2 as ss
+from gateway_svc import spans
 from gateway_svc.auth import Principal
 from gateway_svc.commands.acp_health import AcpHealth
 from gateway_svc.commands.acp_sessions import AcpSessions
@@ -33,6 +34,7 @@ from gateway_svc.domain.reply_route import ReplyAddress
 from gateway_svc.domain.routing import MAX_MESSAGE_ID, Routed
 from gateway_svc.store import commands as store
 from gateway_svc.store import outbox
+from svckit import tracecontext
 from svckit.errors import InvalidField, RequestIdReused, ServiceError
 
 _PASSING = frozenset({"UNAVAILABLE", "DEADLINE_EXCEEDED", "INTERNAL"})
@@ -125,6 +127,12 @@ class Commands:
         """
         if isinstance(read, Problem):
             raise refusal(read.text)
+        with spans.command(self._do.tracer, read.name, routed.key.text if routed else ""):
+            return await self._execute(routed, read, request_id, principal)
+
+    async def _execute(
+        self, routed: Routed | None, read: Command, request_id: str, principal: Principal
+    ) -> gw.ExecuteCommandResponse:
         handler = self._handlers[read.name]
         session_key = routed.key.text if routed else ""
         # Without a conversation the same words of two callers are about different things.
@@ -174,6 +182,7 @@ class Commands:
             text=text,
             run_id="",
             create_us=self._do.clock.now_us(),
+            trace=tracecontext.current().traceparent,
         )
 
 

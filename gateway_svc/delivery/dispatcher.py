@@ -5,12 +5,17 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import Mapping
+from types import MappingProxyType
+
+from opentelemetry import trace
 
 from gateway_svc.delivery.channel import Channel, Delivery, DeliveryFailed, Undeliverable
 from gateway_svc.domain.deliveries import DeliveryKind
 from gateway_svc.domain.reply_route import decode_address
+from gateway_svc.spans import Delivering
 from gateway_svc.store import outbox
 from gateway_svc.store.outbox import Entry, OutboxState
+from svckit import conventions as c
 from svckit.backoff import full_jitter
 from svckit.clock import Clock
 from svckit.database import Database
@@ -28,7 +33,10 @@ log = get_logger(__name__)
 
 
 class Dispatcher:
-    """Runs for as long as the process. A crash while sending repeats that one delivery."""
+    """Runs for as long as the process. A crash while sending repeats that one delivery.
+
+    `kinds` tells of each channel what it is, such as `slack`.
+    """
 
     def __init__(
         self,
@@ -39,18 +47,22 @@ class Dispatcher:
         attempt_seconds: float = ATTEMPT_SECONDS,
         give_up_seconds: float = GIVE_UP_SECONDS,
         metrics: Metrics = NOBODY,
+        tracer: trace.Tracer | None = None,
+        kinds: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         self._database = database
         self._channels = channels
         self._clock = clock
         self._attempt_seconds = attempt_seconds
         self._give_up_us = round(give_up_seconds * 1_000_000)
+        self._tracer = tracer or trace.get_tracer(c.TRACER)
+        self._kinds = kinds
         self._work: dict[str, asyncio.Task[None]] = {}
         self._wake = asyncio.Event()
         self._started = False
         self._tried = metrics.counter(definitions.DELIVERIES)
         for channel in channels:
-            for outcome in ("delivered", "postponed", "given_up"):
+            for outcome in (c.DELIVERED, c.POSTPONED, c.GIVEN_UP):
                 self._tried.start(channel, outcome)
 
     def wake(self) -> None:
@@ -123,32 +135,51 @@ class Dispatcher:
             idempotency_key=entry.event_key,
             attempt=entry.attempts + 1,
         )
+        span = Delivering(
+            self._tracer,
+            self._kinds.get(entry.channel, entry.channel),
+            delivery,
+            entry.trace,
+            self._clock.now_us() - entry.create_us,
+        )
+        with span.current():
+            failure = await self._send(channel, delivery)
+            span.sent()
+            outcome = await self._settle(entry, failure)
+        span.over(outcome, failure)
+
+    async def _send(self, channel: Channel, delivery: Delivery) -> DeliveryFailed | None:
         try:
             async with asyncio.timeout(self._attempt_seconds):
                 await channel.deliver(delivery)
-        except Undeliverable as error:
-            await self._give_up(entry, error.problem)
         except DeliveryFailed as error:
-            await self._postpone(entry, error.problem, error.retry_after)
+            return error
         except TimeoutError:
-            await self._postpone(entry, "the channel did not answer in time", None)
+            return DeliveryFailed("the channel did not answer in time")
         except Exception as error:
-            log.error("channel failed unexpectedly", channel=entry.channel, exc_info=error)
-            await self._postpone(entry, "the channel failed unexpectedly", None)
-        else:
-            now = self._clock.now_us()
-            await self._database.run(
-                lambda connection: outbox.settle(
-                    connection, entry.outbox_id, OutboxState.DELIVERED, now
-                )
-            )
-            self._tried.add(entry.channel, "delivered")
+            log.error("channel failed unexpectedly", channel=channel.name, exc_info=error)
+            return DeliveryFailed("the channel failed unexpectedly")
+        return None
 
-    async def _postpone(self, entry: Entry, problem: str, retry_after: float | None) -> None:
+    async def _settle(self, entry: Entry, failure: DeliveryFailed | None) -> str:
+        """Store what came of an attempt; returns how it is called in traces and metrics."""
+        if isinstance(failure, Undeliverable):
+            return await self._give_up(entry, failure.problem)
+        if failure is not None:
+            return await self._postpone(entry, failure.problem, failure.retry_after)
+        now = self._clock.now_us()
+        await self._database.run(
+            lambda connection: outbox.settle(
+                connection, entry.outbox_id, OutboxState.DELIVERED, now
+            )
+        )
+        self._tried.add(entry.channel, c.DELIVERED)
+        return c.DELIVERED
+
+    async def _postpone(self, entry: Entry, problem: str, retry_after: float | None) -> str:
         now = self._clock.now_us()
         if now - entry.create_us > self._give_up_us:
-            await self._give_up(entry, problem)
-            return
+            return await self._give_up(entry, problem)
         pause = retry_after
         if pause is None:
             pauses = full_jitter(_FIRST_PAUSE, _LONGEST_PAUSE)
@@ -163,9 +194,10 @@ class Dispatcher:
         await self._database.run(
             lambda connection: outbox.postpone(connection, entry.outbox_id, next_us, problem)
         )
-        self._tried.add(entry.channel, "postponed")
+        self._tried.add(entry.channel, c.POSTPONED)
+        return c.POSTPONED
 
-    async def _give_up(self, entry: Entry, problem: str) -> None:
+    async def _give_up(self, entry: Entry, problem: str) -> str:
         log.error("delivery given up", channel=entry.channel, run_id=entry.run_id, problem=problem)
         now = self._clock.now_us()
         await self._database.run(
@@ -173,4 +205,5 @@ class Dispatcher:
                 connection, entry.outbox_id, OutboxState.GIVEN_UP, now, problem
             )
         )
-        self._tried.add(entry.channel, "given_up")
+        self._tried.add(entry.channel, c.GIVEN_UP)
+        return c.GIVEN_UP

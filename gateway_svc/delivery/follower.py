@@ -88,7 +88,7 @@ class Follower:
         self._styles = styles
         self._archive_after = archive_after
         self._filled = filled
-        self._routes: OrderedDict[str, ReplyAddress | None] = OrderedDict()
+        self._routes: OrderedDict[str, tuple[ReplyAddress | None, str]] = OrderedDict()
         self._known: OrderedDict[str, None] = OrderedDict()
         self.position = 0
 
@@ -184,7 +184,7 @@ class Follower:
     async def _entry(self, event: event_pb2.Event, at_us: int) -> outbox.NewEntry | None:
         if not self._channels:
             return None
-        address = await self._route(speaker(event))
+        address, run_trace = await self._route(speaker(event))
         channel = self._channels.get(address.channel) if address else None
         if channel is None or address is None:
             return None
@@ -200,6 +200,8 @@ class Follower:
             text=message.text,
             run_id=event.run_id,
             create_us=at_us,
+            # What wrote it, where that is told; else what created the run.
+            trace=_trace_of(event) or run_trace,
         )
 
     async def _asked(self, run_id: str) -> str:
@@ -207,17 +209,17 @@ class Follower:
         run = await self._find_run(run_id)
         return "\n".join(message_text(item.message) for item in run.inputs) if run else ""
 
-    async def _route(self, run_id: str) -> ReplyAddress | None:
-        """Return the stored route of a run; what the session does later does not change it."""
+    async def _route(self, run_id: str) -> tuple[ReplyAddress | None, str]:
+        """Return the stored route of a run and its trace; what comes later does not change them."""
         if run_id in self._routes:
             self._routes.move_to_end(run_id)
             return self._routes[run_id]
         run = await self._find_run(run_id)
         address = decode_address(run.spec.reply_route.address) if run is not None else None
-        self._routes[run_id] = address
+        found = self._routes[run_id] = address, run.trace.traceparent if run is not None else ""
         while len(self._routes) > _ROUTES_KEPT:
             self._routes.popitem(last=False)
-        return address
+        return found
 
     async def _find_run(self, run_id: str) -> run_pb2.Run | None:
         try:
@@ -235,6 +237,11 @@ class Follower:
         position = max(self.position + 1, oldest - 1)
         log.error("events were removed before their delivery", after=self.position, until=position)
         await self._database.run(lambda connection: outbox.move_cursor(connection, position))
+
+
+def _trace_of(event: event_pb2.Event) -> str:
+    told = event.child_announced.announcement.trace.traceparent
+    return told or event.trace.traceparent
 
 
 def _store(connection: sa.Connection, fact: _Fact) -> bool:

@@ -103,7 +103,8 @@ class KnownSession:
 
     `queue_mode` is what its messages do when it is busy; unspecified means as configured. `model`
     is the one that was chosen for it; empty means the agent's. `bound` is the ACP session that
-    answers it instead of the agent, `notice` what its customer is told with the next answer.
+    answers it instead of the agent, `notice` what its customer is told with the next answer, and
+    `trace` the `traceparent` of its last message.
     """
 
     agent_id: str
@@ -113,13 +114,15 @@ class KnownSession:
     model: str = ""
     bound: Bound | None = None
     notice: Notice | None = None
+    trace: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Routed:
     """A message with everything decided that the scheduler needs to know.
 
-    `notice` is what its run tells the customer first.
+    `notice` is what its run tells the customer first, `previous_trace` the `traceparent` of the
+    message before it.
     """
 
     key: SessionKey
@@ -129,6 +132,7 @@ class Routed:
     spec: run_pb2.RunSpec
     policy: lane_pb2.QueuePolicy
     notice: Notice | None = None
+    previous_trace: str = ""
 
 
 def choose_session(
@@ -204,7 +208,9 @@ def route(
         or queue_mode_of(key, agent_id, rules)
     )
     notice = known.notice if known is not None and known.bound is None else None
-    return Routed(key, agent_id, customer, message, spec, policy_of(mode, rules), notice)
+    previous = known.trace if known is not None else ""
+    policy = policy_of(mode, rules)
+    return Routed(key, agent_id, customer, message, spec, policy, notice, previous)
 
 
 def _agent_spec(agent_id: str, agent: AgentRules, known: KnownSession | None) -> run_pb2.RunSpec:

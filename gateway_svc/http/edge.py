@@ -5,16 +5,19 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from opentelemetry import propagate, trace
+from opentelemetry import trace
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gateway_svc.domain.origin import OriginRules
 from gateway_svc.domain.routing import too_large
 from gateway_svc.http.wire import error_response
+from svckit import conventions as c
 from svckit.errors import ForeignOrigin, Internal, ServiceError, ShuttingDown
 from svckit.logging import get_logger
 from svckit.metrics import Metrics, definitions
+from svckit.spanning import step, unseen
 
 MAX_BODY_BYTES = 2 * 1024 * 1024
 
@@ -31,6 +34,8 @@ _SECURITY_HEADERS = {
 }
 
 log = get_logger(__name__)
+# Of what a client says about its trace only which one it is: baggage would be passed on for it.
+_caller = TraceContextTextMapPropagator()
 
 
 class Edge:
@@ -80,19 +85,25 @@ class Edge:
         if not self._is_traced(scope):
             await self._answer(scope, limited, answer)
             return
-        with self._tracer.start_as_current_span(
+        within = _caller.extract(dict(headers))
+        known = trace.get_current_span(within).get_span_context().is_valid
+        if not known and scope["method"] in ("GET", "HEAD"):
+            # Whoever looks on asks again every few seconds, and would bury what was asked for.
+            within = unseen()
+        with step(
+            self._tracer,
             _method(scope),
-            context=propagate.extract(dict(headers)),
+            {c.HTTP_REQUEST_METHOD: _method(scope), c.URL_SCHEME: scope.get("scheme", "http")},
             kind=trace.SpanKind.SERVER,
-            attributes={"http.request.method": _method(scope)},
-            record_exception=False,
+            within=within,
         ) as span:
             await self._answer(scope, limited, answer)
             route = _route(scope)
             span.update_name(f"{_method(scope)} {route}")
-            span.set_attribute("http.route", route)
-            span.set_attribute("http.response.status_code", answer.status)
+            span.set_attribute(c.HTTP_ROUTE, route)
+            span.set_attribute(c.HTTP_STATUS_CODE, answer.status)
             if answer.status >= 500:
+                span.set_attribute(c.ERROR_TYPE, str(answer.status))
                 span.set_status(trace.StatusCode.ERROR)
 
     async def _answer(self, scope: Scope, receive: Receive, answer: _Answer) -> None:

@@ -31,6 +31,7 @@ class NewEntry:
     text: str
     run_id: str
     create_us: int
+    trace: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +48,7 @@ class Entry:
     attempts: int
     create_us: int
     next_us: int
+    trace: str
 
 
 def read_cursor(connection: sa.Connection, name: str = DELIVERY_CURSOR) -> int | None:
@@ -87,6 +89,7 @@ def add(connection: sa.Connection, entry: NewEntry) -> bool:
             create_us=entry.create_us,
             next_us=0,
             problem="",
+            trace=entry.trace,
         )
     )
     return True

@@ -41,6 +41,8 @@ sessions = sa.Table(
     sa.Column("reply_address", sa.Text, nullable=False, server_default=""),
     # JSON of `Notice`: what the customer is told with the next answer of the agent.
     sa.Column("notice", sa.Text, nullable=False, server_default=""),
+    # `traceparent` of its last message: the next one begins another trace, with a link to it.
+    sa.Column("trace", sa.String(64), nullable=False, server_default=""),
     sa.Index("sessions_by_activity", "active_us", "session_key"),
 )
 
@@ -68,6 +70,8 @@ outbox = sa.Table(
     sa.Column("next_us", sa.BigInteger, nullable=False),
     sa.Column("end_us", sa.BigInteger, nullable=True),
     sa.Column("problem", sa.String(256), nullable=False),
+    # `traceparent` of what it tells of.
+    sa.Column("trace", sa.String(64), nullable=False, server_default=""),
     sa.UniqueConstraint("recipient", "event_key", name="outbox_once_per_event"),
     sa.Index("outbox_pending", "state", "recipient", "outbox_id"),
     # Ids never come back, so that their order stays the order of the events.

@@ -36,6 +36,7 @@ class SessionRow:
     binding: str = ""
     reply_address: str = ""
     notice: str = ""
+    trace: str = ""
 
     @property
     def known(self) -> KnownSession:
@@ -47,6 +48,7 @@ class SessionRow:
             lane_pb2.QueueMode.ValueType(self.queue_mode),
             self.model,
             notice=Notice.read(self.notice),
+            trace=self.trace,
         )
 
 
@@ -213,6 +215,13 @@ def noticed(connection: sa.Connection, session_key: str, notice: Notice) -> None
         sa.update(sessions)
         .where(sessions.c.session_key == session_key, sessions.c.notice == notice.write())
         .values(notice="")
+    )
+
+
+def traced(connection: sa.Connection, session_key: str, trace: str) -> None:
+    """Note the trace of a session's last message."""
+    connection.execute(
+        sa.update(sessions).where(sessions.c.session_key == session_key).values(trace=trace)
     )
 
 
