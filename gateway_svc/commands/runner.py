@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import Awaitable, Callable, Container, Mapping, Sequence
+from contextlib import AbstractContextManager
 from weakref import WeakValueDictionary
 
 import sqlalchemy as sa
+from opentelemetry import trace
 
 from conveyor.common.v1 import content_pb2
 from conveyor.gateway.v1 import gateway_service_pb2 as gw
@@ -34,6 +36,7 @@ from gateway_svc.domain.reply_route import ReplyAddress
 from gateway_svc.domain.routing import MAX_MESSAGE_ID, Routed
 from gateway_svc.store import commands as store
 from gateway_svc.store import outbox
+from svckit import conventions as c
 from svckit import tracecontext
 from svckit.errors import InvalidField, RequestIdReused, ServiceError
 
@@ -87,19 +90,21 @@ class Commands:
         The run has no id; it has succeeded, and its result is the answer. What cannot be done is
         said in the same way; raised are only failures that the same message may survive.
         """
-        try:
-            text = (await self.execute(routed, read, request_id, principal)).text
-        except RequestIdReused:
-            raise
-        except ServiceError as error:
-            # A coding agent that does not start will not do so because its sender repeats it.
-            if error.grpc_code in _PASSING and not error.reason.startswith("ACP_"):
+        with self._span(routed, read) as span:
+            try:
+                text = (await self._execute(routed, read, request_id, principal)).text
+            except RequestIdReused:
                 raise
-            text = _sentence(error)
-        if address.channel in self._pushed:
-            entry = self._delivery(address, request_id, text)
-            await self._do.database.run(lambda connection: outbox.add(connection, entry))
-            self._filled()
+            except ServiceError as error:
+                # A coding agent that does not start will not do so because its sender repeats it.
+                if error.grpc_code in _PASSING and not error.reason.startswith("ACP_"):
+                    raise
+                span.set_attribute(c.ERROR_TYPE, error.reason)
+                text = _sentence(error)
+            if address.channel in self._pushed:
+                entry = self._delivery(address, request_id, text)
+                await self._do.database.run(lambda connection: outbox.add(connection, entry))
+                self._filled()
         reply = content_pb2.Message(
             message_id=f"re-{routed.message.message_id}"[:MAX_MESSAGE_ID],
             role=content_pb2.ROLE_AGENT,
@@ -125,14 +130,20 @@ class Commands:
         Raises `InvalidField` for what cannot be done, `RequestIdReused`, and what the use cases
         raise. A command that changes something is done once per `request_id`.
         """
-        if isinstance(read, Problem):
-            raise refusal(read.text)
-        with spans.command(self._do.tracer, read.name, routed.key.text if routed else ""):
+        with self._span(routed, read):
             return await self._execute(routed, read, request_id, principal)
 
+    def _span(
+        self, routed: Routed | None, read: Command | Problem
+    ) -> AbstractContextManager[trace.Span]:
+        name = "unknown" if isinstance(read, Problem) else read.name
+        return spans.command(self._do.tracer, name, routed.key.text if routed else "")
+
     async def _execute(
-        self, routed: Routed | None, read: Command, request_id: str, principal: Principal
+        self, routed: Routed | None, read: Command | Problem, request_id: str, principal: Principal
     ) -> gw.ExecuteCommandResponse:
+        if isinstance(read, Problem):
+            raise refusal(read.text)
         handler = self._handlers[read.name]
         session_key = routed.key.text if routed else ""
         # Without a conversation the same words of two callers are about different things.

@@ -17,7 +17,7 @@ from svckit import conventions as c
 from svckit.errors import ForeignOrigin, Internal, ServiceError, ShuttingDown
 from svckit.logging import get_logger
 from svckit.metrics import Metrics, definitions
-from svckit.spanning import step, unseen
+from svckit.spanning import step
 
 MAX_BODY_BYTES = 2 * 1024 * 1024
 
@@ -85,17 +85,12 @@ class Edge:
         if not self._is_traced(scope):
             await self._answer(scope, limited, answer)
             return
-        within = _caller.extract(dict(headers))
-        known = trace.get_current_span(within).get_span_context().is_valid
-        if not known and scope["method"] in ("GET", "HEAD"):
-            # Whoever looks on asks again every few seconds, and would bury what was asked for.
-            within = unseen()
         with step(
             self._tracer,
             _method(scope),
             {c.HTTP_REQUEST_METHOD: _method(scope), c.URL_SCHEME: scope.get("scheme", "http")},
             kind=trace.SpanKind.SERVER,
-            within=within,
+            within=_caller.extract(dict(headers)),
         ) as span:
             await self._answer(scope, limited, answer)
             route = _route(scope)

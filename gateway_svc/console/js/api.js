@@ -29,6 +29,11 @@ async function request(method, path, { body, headers = {}, signal } = {}) {
   return content;
 }
 
+// For what the page looks up again every few seconds: its traces are marked as not to be recorded,
+// or they would bury those of messages.
+const look = (path) =>
+  request("GET", path, { headers: { traceparent: `00-${newId()}-${newId().slice(16)}-00` } });
+
 const pause = (milliseconds) => new Promise((done) => setTimeout(done, milliseconds));
 
 // The same call again while nobody answers: the idempotency key makes that harmless.
@@ -49,16 +54,16 @@ const session = (key) => `/v1/sessions/${encodeURIComponent(key)}`;
 const agent = (id) => `/v1/acp/sessions/${encodeURIComponent(id)}`;
 
 export const api = {
-  sessions: () => request("GET", "/v1/sessions?page_size=100"),
+  sessions: () => look("/v1/sessions?page_size=100"),
   session: (key) => request("GET", session(key)),
-  agents: () => request("GET", "/v1/agents"),
-  models: () => request("GET", "/v1/models?page_size=100"),
+  agents: () => look("/v1/agents"),
+  models: () => look("/v1/models?page_size=100"),
   commands: () => request("POST", "/v1/commands", { body: { text: "/help" } }),
-  lanes: () => request("GET", "/v1/lanes?kind=global"),
+  lanes: () => look("/v1/lanes?kind=global"),
   messages: (key) => request("GET", `${session(key)}/messages?page_size=500`),
   flowHead: (id) => request("GET", `/v1/flows/${encodeURIComponent(id)}?page_size=1`),
   server: () => request("GET", "/v1/server"),
-  questions: () => request("GET", "/v1/questions?page_size=500"),
+  questions: () => look("/v1/questions?page_size=500"),
   answer: (id, option) =>
     persistently(() =>
       request("POST", `/v1/questions/${encodeURIComponent(id)}`, { body: { option_id: option } }),
@@ -76,8 +81,8 @@ export const api = {
     request("POST", `/v1/flows/${encodeURIComponent(id)}/cancel`, {
       body: { reason: "stopped from the console" },
     }),
-  harnesses: () => request("GET", "/v1/acp/harnesses?page_size=500"),
-  agentSessions: () => request("GET", "/v1/acp/sessions?page_size=100"),
+  harnesses: () => look("/v1/acp/harnesses?page_size=500"),
+  agentSessions: () => look("/v1/acp/sessions?page_size=100"),
   spawnAgent: (body) => {
     const id = newId();
     return persistently(() =>
