@@ -33,7 +33,7 @@ def facts(span: ReadableSpan) -> Mapping[str, Any]:
 
 async def turns_over(exporter: InMemorySpanExporter, count: int) -> None:
     """A turn's own span ends a moment after its run."""
-    await eventually(lambda: len(spans(exporter, "run acp")) == count)
+    await eventually(lambda: len(spans(exporter, "run acp")) == count, timeout=30)
 
 
 async def answered_twice(b: TurnBench, run_id: str) -> run_pb2.Run:
@@ -120,7 +120,7 @@ async def test_what_a_rule_decided_what_failed_and_what_was_said(
             "    * permission decided conveyor.acp.permission.rule=deny-all",
             "    INTERNAL execute_tool edit error.type=tool ERROR",
             "    INTERNAL execute_tool other",
-            "CONSUMER run acp ERROR",
+            "CONSUMER run acp error.type=ACP_TURN_FAILED ERROR",
             "  INTERNAL open scripted",
             f"  CLIENT invoke_agent scripted {failed} ERROR",
         ]

@@ -60,7 +60,8 @@ async def answer(
         lambda: any(
             (found.get("conveyor.run.id"), found.get("conveyor.turn")) == key
             for found in map(facts, spans(exporter, "run agent"))
-        )
+        ),
+        timeout=30,
     )
     return end
 

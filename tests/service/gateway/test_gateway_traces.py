@@ -55,7 +55,7 @@ async def test_a_message_begins_a_trace_with_a_link_to_the_one_before_it(tmp_pat
         # It is remembered by whoever serves next.
         async with around.serve(tracer):
             held = await around.send(KEY, "hold", request_id="r-hold")
-            await eventually(lambda: "hold" in around.agent.started)
+            await eventually(lambda: "hold" in around.agent.started, timeout=30)
             steer = {"text": "also", "queue_mode": "QUEUE_MODE_STEER"}
             steered = (await around.http.post(path, json=steer)).json()["accepted"]
             around.agent.let_go("hold")
@@ -125,7 +125,7 @@ async def test_a_delivery_belongs_to_what_it_tells_of_and_few_of_its_attempts_ar
         for peer in ("annabel", "robert"):
             await caught.hear(peer, f"s3cret of {peer}")
         await caught.hear("annabel", "/queue")
-        await eventually(lambda: len(spans(exporter, "deliver")) == 5)
+        await eventually(lambda: len(spans(exporter, "deliver")) == 5, timeout=30)
     shown = ("conveyor.delivery.attempt", "conveyor.delivery.outcome", "error.type")
     delivered = spans(exporter, "deliver phone")
     told = [[facts(span)[key] for key in shown if key in facts(span)] for span in delivered]
