@@ -8,6 +8,7 @@ unexport PYTHONDONTWRITEBYTECODE
 BIN := .venv/bin
 ARGS ?=
 # How many tests run side by side; those of a file stay together. JOBS=0: one by one, for a debugger.
+# In the order of their names: long files first, and at the end many short ones, so that all end at once.
 JOBS ?= 3
 
 ##@ Use
@@ -32,7 +33,7 @@ setup: .venv/.ready ## Only make .venv with what the suite needs
 
 .PHONY: test
 test: .venv/.ready-dev ## Run the tests (ARGS="tests/unit -k lane" chooses)
-	@GRPC_VERBOSITY=NONE $(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
+	@GRPC_VERBOSITY=NONE $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 .PHONY: agents
 agents: .venv/.ready-dev ## Install real coding agents below .agents/ (ARGS=claude chooses): make test runs them then

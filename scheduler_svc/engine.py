@@ -324,9 +324,14 @@ class Engine:
         delay = None if due is None else max(0.0, (due - self.now()) / 1e6)
         if delay == 0.0:
             return
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(delay):
-                await self._wake.wait()
+        # Not `asyncio.timeout`: that cancels this task each time, which costs more than the turn.
+        loop = asyncio.get_running_loop()
+        timer = None if delay is None else loop.call_later(delay, self._wake.set)
+        try:
+            await self._wake.wait()
+        finally:
+            if timer is not None:
+                timer.cancel()
 
     async def _turn(self, group: Sequence[_Command[Any]]) -> None:
         await self._read_what_they_need(group)

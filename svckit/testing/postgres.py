@@ -103,6 +103,9 @@ class PostgresServer:
         self._settings = {
             "fsync": "off",
             "full_page_writes": "off",
+            "wal_level": "minimal",
+            "max_wal_senders": "0",
+            "jit": "off",
             "shared_buffers": "64MB",
             "max_connections": "100",
             "listen_addresses": "127.0.0.1",
@@ -186,20 +189,21 @@ class PostgresServer:
 
     def drop_database(self, url: str) -> None:
         """Remove a database, whoever is connected."""
-        self.execute(f"DROP DATABASE IF EXISTS {url.rpartition('/')[2]} WITH (FORCE)")
+        self.execute(f"DROP DATABASE IF EXISTS {_name(url)} WITH (FORCE)")
 
     @contextmanager
     def database(self) -> Iterator[str]:
         """The address of an empty database, for the block. The next block gets it emptied."""
         url = self._empty.pop() if self._empty else self.create_database()
-        yield url
+        # To get ready for TLS that this server does not have takes longer than to connect.
+        yield f"{url}?sslmode=disable"
         # Cheaper than to remove the database and make another.
-        self.execute(
-            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
-            "WHERE datname = current_database() AND pid <> pg_backend_pid()",
-            url,
-        )
-        self.execute(_EMPTY, url)
+        with closing(self._connect(url)) as connection:
+            connection.run(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+                "WHERE datname = current_database() AND pid <> pg_backend_pid()"
+            )
+            connection.run(_EMPTY)
         self._empty.append(url)
 
     def ask_for_password(self, role: str, password: str) -> None:
@@ -220,17 +224,18 @@ class PostgresServer:
 
         `database`: a name, or an address. `values` fill `:name` in the statement.
         """
-        connection = pg8000.native.Connection(
-            USER,
-            unix_sock=str(self.directory / f".s.PGSQL.{self.port}"),
-            database=database.rpartition("/")[2],
-        )
-        try:
+        with closing(self._connect(database)) as connection:
             return list(connection.run(statement, **values) or ())
-        finally:
-            connection.close()
 
     # Inside
+
+    def _connect(self, database: str) -> pg8000.native.Connection:
+        return pg8000.native.Connection(
+            USER,
+            unix_sock=str(self.directory / f".s.PGSQL.{self.port}"),
+            database=_name(database),
+            ssl_context=False,
+        )
 
     def _started(self) -> bool:
         command = [str(self._bin / "postgres"), "-D", str(self._data), "-p", str(self.port)]
@@ -302,6 +307,10 @@ class PostgresServer:
 
     def _end_of_log(self) -> str:
         return self.log.read_text("utf-8", "replace")[-3000:] if self.log.exists() else ""
+
+
+def _name(database: str) -> str:
+    return database.rpartition("/")[2].partition("?")[0]
 
 
 def _account() -> pwd.struct_passwd | None:

@@ -122,7 +122,7 @@ class Held:
 
 
 async def arrived(held: Held) -> None:
-    async with asyncio.timeout(2):
+    async with asyncio.timeout(30):
         await held.ended.wait()
 
 

@@ -227,7 +227,7 @@ async def test_one_that_breaks_off_is_reported_with_its_last_words(
         assert (failed.cause, failed.exit_code) == (cause, code)
         assert words in failed.last_words
         assert not connection.alive
-        await asyncio.wait_for(connection.gone(), 5)
+        await asyncio.wait_for(connection.gone(), 30)
         with pytest.raises(PromptFailed):
             await connection.prompt("count", Follower(), PATIENT)
 

@@ -81,7 +81,7 @@ class World:
         return await self.call_with(method, request, bearer(who) if who else ())
 
     async def call_with(self, method: str, request: Message, metadata: Any) -> list[Any]:
-        call = self.stub(method)(request, metadata=metadata, timeout=10)
+        call = self.stub(method)(request, metadata=metadata, timeout=30)
         if not METHODS[method].server_streaming:
             return [await call]
         try:

@@ -274,7 +274,7 @@ async def test_a_made_up_resume_token_opens_no_tree_of_another(tmp_path: Path) -
         request = gw.WatchSessionRequest(
             session_key="eve-notes", resume_token=token, include_descendants=True
         )
-        call = around.stub("WatchSession")(request, metadata=bearer("eve-read"), timeout=10)
+        call = around.stub("WatchSession")(request, metadata=bearer("eve-read"), timeout=30)
         seen = 0
         async for response in call:
             seen += 1
@@ -291,13 +291,13 @@ async def test_health_is_for_everybody_and_reflection_for_those_with_a_token(
     async with world(tmp_path) as around:
         channel = around.around.gateway.channel
         health = health_pb2_grpc.HealthStub(channel)
-        answer = await health.Check(health_pb2.HealthCheckRequest(), timeout=10)
+        answer = await health.Check(health_pb2.HealthCheckRequest(), timeout=30)
         assert answer.status == health_pb2.HealthCheckResponse.SERVING
 
         async def reflect(metadata: Any) -> Any:
             stub = reflection_pb2_grpc.ServerReflectionStub(channel)
             asked = reflection_pb2.ServerReflectionRequest(list_services="")
-            call = stub.ServerReflectionInfo(iter([asked]), metadata=metadata, timeout=10)
+            call = stub.ServerReflectionInfo(iter([asked]), metadata=metadata, timeout=30)
             return await call.read()
 
         refused = await failure(reflect(()))

@@ -43,7 +43,7 @@ async def sse(gateway: Suite, path: str, **headers: str) -> AsyncIterator[dict[s
 
 async def until_ended(gateway: Suite, path: str, **headers: str) -> list[dict[str, Any]]:
     seen = []
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         async for item in sse(gateway, path, **headers):
             seen.append(item)
             changed = item["data"].get("event", {}).get("run_state_changed", {})
@@ -186,7 +186,7 @@ async def test_events_of_nobody_are_an_http_error(gateway: Suite) -> None:
 
 async def test_a_stream_ends_when_the_gateway_drains(gateway: Suite) -> None:
     await post(gateway, "alice", {"text": "hello"})
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         async for item in sse(gateway, "/v1/sessions/alice/events"):
             if item["data"].get("progress", {}).get("live"):
                 gateway.gateway.context.draining.set()

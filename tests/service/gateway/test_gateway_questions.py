@@ -58,7 +58,7 @@ async def test_a_childs_question_is_asked_and_answered_in_the_conversation(gatew
             break
     assert shown.event.question_asked.question == question
     path = f"/v1/sessions/{SESSION}/events?payloads=question_asked"
-    async with asyncio.timeout(10), gateway.http.stream("GET", path) as stream:
+    async with asyncio.timeout(30), gateway.http.stream("GET", path) as stream:
         async for line in stream.aiter_lines():
             if line.startswith("data:") and question.question_id in line:
                 break

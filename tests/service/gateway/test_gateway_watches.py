@@ -20,7 +20,7 @@ def watch(gateway: Suite, key: str, **more: Any) -> Any:
 async def until(call: Any, wanted: Any) -> list[Any]:
     """Read until a response is the wanted one, then leave."""
     seen = []
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         async for response in call:
             seen.append(response)
             if wanted(response):
@@ -91,7 +91,7 @@ async def test_descendants_are_followed_to_their_ends(gateway: Suite) -> None:
     call = watch(gateway, "alice", include_descendants=True)
     seen: list[Any] = []
     ended: set[str] = set()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         async for response in call:
             seen.append(response)
             if kind(response) == "event" and payload(response.event) == "run_state_changed":
@@ -208,7 +208,7 @@ async def test_watches_end_well_when_the_gateway_drains(gateway: Suite) -> None:
         if is_live(response):
             break
     gateway.gateway.context.draining.set()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         rest = [response async for response in call]
     assert kind(rest[-1]) == "progress"
     assert (await call.code()).name == "OK"

@@ -110,7 +110,7 @@ async def test_closing_does_not_wait_for_runs_that_nobody_can_give_back_any_more
     await leave(await r.poll_whose_leases_are_being_committed())
     await r.stop()
     r.store.open.set()
-    await asyncio.wait_for(r.engine.close(), 5)
+    await asyncio.wait_for(r.engine.close(), 30)
 
 
 async def test_a_command_under_way_is_told_when_the_engine_stops(r: Running) -> None:
@@ -123,10 +123,10 @@ async def test_a_command_under_way_is_told_when_the_engine_stops(r: Running) -> 
     await eventually(committing)
     await r.stop()
     with pytest.raises(ShuttingDown):
-        await asyncio.wait_for(command, 5)
+        await asyncio.wait_for(command, 30)
     await r.engine.close()
     with pytest.raises(ShuttingDown):
-        await asyncio.wait_for(r.send("b"), 5)
+        await asyncio.wait_for(r.send("b"), 30)
 
 
 async def test_runs_leased_to_a_caller_that_leaves_while_they_are_committed_go_back(

@@ -35,7 +35,7 @@ async def watching(s: Driver, **request: Any) -> AsyncIterator[aio.UnaryStreamCa
 
 async def read(call: Any, kind: str, count: int) -> list[Any]:
     found: list[Any] = []
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         async for response in call:
             if response.WhichOneof("message") == kind:
                 found.append(getattr(response, kind))
@@ -162,7 +162,7 @@ async def test_pieces_reach_watchers_and_a_late_one_gets_the_message_so_far(s: D
         await s.complete(leased, "Bye")
         await read(early, "event", 2)
     async with watching(s, session_key="a") as after:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             async for response in after:
                 assert not response.HasField("delta")
                 if response.HasField("progress"):
@@ -199,7 +199,7 @@ async def test_progress_goes_past_what_is_filtered_out(
         await read(every, "progress", 1)
         await s.send("a")
         await s.send("b")
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while (found := (await read(one, "progress", 1))[0]).position < 4:
                 pass
             assert found.sequence == 2
@@ -270,7 +270,7 @@ async def test_watches_end_with_ok_when_the_scheduler_drains(tmp_path: Path) -> 
         task = asyncio.create_task(follow(call))
         await s.send("a")
         s.engine.drain()
-        responses = await asyncio.wait_for(task, 10)
+        responses = await asyncio.wait_for(task, 30)
         assert responses[-1].HasField("progress")
         assert await call.code() == 0 or (await call.code()).name == "OK"
 

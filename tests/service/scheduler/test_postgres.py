@@ -307,7 +307,7 @@ async def behind_a_proxy(
     server: PostgresServer, url: str
 ) -> AsyncIterator[tuple[PostgresStore, Proxy]]:
     async with proxy(server.port) as net:
-        through = url.replace(f":{server.port}/", f":{net.port}/") + "?sslmode=disable"
+        through = url.replace(f":{server.port}/", f":{net.port}/")
         async with opened(through) as store:
             await store.load()
             await store.commit(batch(run(99, "z")))  # the statement is known to the server

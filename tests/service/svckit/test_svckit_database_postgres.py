@@ -119,7 +119,7 @@ async def behind_a_proxy(
     server: PostgresServer, url: str, migrations: Path
 ) -> AsyncIterator[tuple[Database, Proxy]]:
     async with proxy(server.port) as net:
-        through = url.replace(f":{server.port}/", f":{net.port}/") + "?sslmode=disable"
+        through = url.replace(f":{server.port}/", f":{net.port}/")
         async with opened(through, migrations) as database:
             await database.run(lambda c: c.execute(add(1)))
             yield database, net

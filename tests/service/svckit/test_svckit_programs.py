@@ -111,7 +111,7 @@ async def test_a_long_line_is_read_where_long_lines_are_allowed() -> None:
 async def test_its_exit_is_told_although_another_holds_its_output_open() -> None:
     program = await Program.start(shell("sleep 600 & exit 4"), ENV, owner="o")
     try:
-        await asyncio.wait_for(program.exited.wait(), 10)
+        await asyncio.wait_for(program.exited.wait(), 30)
         await eventually(lambda: program.exit_code == 4)
         assert not program.quiet.is_set()
     finally:

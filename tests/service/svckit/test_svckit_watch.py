@@ -93,7 +93,7 @@ async def test_leaving_tells_the_server() -> None:
     async with scripted_server(script) as (_, channel):
         async with watch(channel) as messages:
             assert await take(messages, 1) == [1]
-        await asyncio.wait_for(left.wait(), 2)
+        await asyncio.wait_for(left.wait(), 30)
         left.clear()
         async with watch(channel) as messages:
             await take(messages, 1)
@@ -102,7 +102,7 @@ async def test_leaving_tells_the_server() -> None:
             reader.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await reader
-            await asyncio.wait_for(left.wait(), 2)
+            await asyncio.wait_for(left.wait(), 30)
     assert len(script.calls["WatchEvents"]) == 2
 
 
@@ -126,9 +126,9 @@ async def test_a_restarted_server_is_found_again() -> None:
     async with watch(channel) as messages:
         waiting = asyncio.ensure_future(take(messages, 1))
         async with scripted_server(script, address=address):
-            assert await asyncio.wait_for(waiting, 10) == [1]
+            assert await asyncio.wait_for(waiting, 30) == [1]
         waiting = asyncio.ensure_future(take(messages, 3))
         await eventually(lambda: len(script.calls["WatchEvents"]) >= 1)
         async with scripted_server(script, address=address):
-            assert await asyncio.wait_for(waiting, 10) == [2, 3, 4]
+            assert await asyncio.wait_for(waiting, 30) == [2, 3, 4]
     await channel.close()

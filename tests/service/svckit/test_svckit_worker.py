@@ -359,12 +359,12 @@ async def test_steered_input_is_given_once() -> None:
 async def test_drain_lets_turns_end() -> None:
     scheduler, handler = FakeScheduler(), Recorder()
     scheduler.offer("a")
-    async with working(scheduler, handler, drain_grace=5) as worker:
+    async with working(scheduler, handler, drain_grace=60) as worker:
         await eventually(lambda: handler.turns)
         draining = asyncio.create_task(worker.drain())
-        await asyncio.wait_for(handler.turns[0].draining.wait(), 2)
+        await asyncio.wait_for(handler.turns[0].draining.wait(), 30)
         handler.go.set()
-        await asyncio.wait_for(draining, 2)
+        await asyncio.wait_for(draining, 30)
     assert len(scheduler.calls("CompleteRuns")) == 1
     assert not scheduler.calls("ReleaseRun")
 

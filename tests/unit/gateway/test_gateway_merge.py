@@ -106,7 +106,7 @@ async def test_items_that_the_client_does_not_want_do_not_starve_its_heartbeat()
             await asyncio.sleep(0)
             yield 0
 
-    async with Merge[int](asyncio.Event(), 0.05) as merge, asyncio.timeout(5):
+    async with Merge[int](asyncio.Event(), 0.05) as merge, asyncio.timeout(30):
         merge.add("a", chatter())
         while not isinstance(await merge.next(), Idle):
             pass
@@ -131,7 +131,7 @@ async def test_a_stream_that_never_pauses_ends_when_draining() -> None:
         while True:
             yield 0
 
-    async with Merge[int](draining, 5) as merge, asyncio.timeout(5):
+    async with Merge[int](draining, 5) as merge, asyncio.timeout(30):
         merge.add("a", chatter())
         assert isinstance(await merge.next(), Item)
         draining.set()
