@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from opentelemetry import trace
 
 from conveyor.events.v1 import event_log_service_pb2 as events
 from conveyor.scheduler.v1 import scheduler_service_pb2 as pb
@@ -21,7 +22,7 @@ from svckit.errors import NotLeader, ServiceError, StartError, StoreUnavailable
 from svckit.grpc.client import call
 from svckit.service import App, Context
 from svckit.settings import Settings
-from svckit.testing import eventually, in_process
+from svckit.testing import eventually, in_process, memory_tracer
 from svckit.testing.postgres import PostgresServer, postgres_server
 
 from .conftest import Driver, settings
@@ -51,7 +52,9 @@ class Scheduler(Driver):
 
 
 @asynccontextmanager
-async def candidate(config: Settings) -> AsyncIterator[Scheduler]:
+async def candidate(
+    config: Settings, tracer: trace.Tracer | None = None
+) -> AsyncIterator[Scheduler]:
     """A scheduler of several, with everything as in its process."""
     found = Scheduler.__new__(Scheduler)
     original = leadership.uptime
@@ -69,7 +72,7 @@ async def candidate(config: Settings) -> AsyncIterator[Scheduler]:
             async with app.build(context) as built:
                 yield built
 
-    async with in_process(build, config, name="scheduler") as service:
+    async with in_process(build, config, name="scheduler", tracer=tracer) as service:
         found.__init__(service.channel)  # type: ignore[misc]
         found.address = service.address
         [found.leadership] = kept
@@ -219,6 +222,38 @@ async def test_schedulers_take_over_from_each_other_again_and_again(config: Sett
             leased = await active.lease_one()
             assert (leased.run.run_id, leased.lease.attempt) == (run_id, 1)
             await active.complete(leased)
+
+
+async def test_who_takes_over_tells_of_nothing_twice_and_who_lost_the_lead_of_nothing_refused(
+    config: Settings, postgres: PostgresServer, postgres_url: str
+) -> None:
+    tracer, exporter = memory_tracer()
+
+    def told(*names: str) -> list[int]:
+        made = [span.name for span in exporter.get_finished_spans()]
+        return [made.count(name) for name in names]
+
+    names = ("enqueue agent", "wait global lane main", "run.lost")
+    async with candidate(config, tracer) as one:
+        with tracer.start_as_current_span("request"):
+            await one.send("a", "leased before")
+            turn = await one.lease_one()
+            await one.send("b", "waits")
+            assert told(*names) == [2, 1, 0]
+            take_the_lead(postgres, postgres_url)
+            with pytest.raises((NotLeader, StoreUnavailable)):
+                await call(one.send("c", "refused"))
+            assert told(*names) == [2, 1, 0]
+    async with candidate(config, tracer) as two:
+        await eventually(two.leads, timeout=20)
+        two.me.incarnation += 1  # its worker was killed meanwhile
+        leased = {run.run.run_id: run for run in [*await two.lease(1, 5), *await two.lease(1, 5)]}
+        assert leased[turn.run.run_id].lease.attempt == 2
+        assert len(leased) == 2
+    # The pause before the next attempt is a wait of its own.
+    assert told(*names, "wait retry") == [2, 3, 1, 1]
+    spans = {span.context.span_id for span in exporter.get_finished_spans() if span.context}
+    assert len(spans) == len(exporter.get_finished_spans())
 
 
 @pytest.fixture
