@@ -188,7 +188,7 @@ MEANING = {
     "routes.account": "Matches the account that was written to, of a channel that pushes and has several",
     "routes.peer": "Matches the peer, as in the session key",
     "telemetry.otlp_endpoint": "OTLP/gRPC collector, for example `http://127.0.0.1:4317`. Empty exports nothing",
-    "telemetry.capture_content": "Puts texts of messages into traces *(not yet)*",
+    "telemetry.capture_content": "Puts texts of messages into traces",
     "telemetry.sample_ratio": "The part of all flows that is traced, decided once for each",
     "telemetry.continuation": "`parent`: queued work is in the trace of what created it. `link`: it begins a trace of its own that links there",
     "telemetry.ui_url": "Where people see a trace, for example `http://127.0.0.1:16686/trace/{trace_id}`. Empty links nowhere",
