@@ -1,4 +1,4 @@
-"""Spans of our own steps, and traces that nobody is shown."""
+"""Spans of our own steps."""
 
 from __future__ import annotations
 
@@ -7,13 +7,11 @@ from contextlib import contextmanager
 
 from opentelemetry import context as otel_context
 from opentelemetry import trace
-from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
 
 from svckit import conventions as c
 from svckit.errors import ServiceError
 from svckit.grpc.client import ERROR_CODES
 
-_ids = RandomIdGenerator()
 _FAULTS = frozenset(code.name for code in ERROR_CODES)
 
 
@@ -53,14 +51,3 @@ def step(
 
 def _is_answer(error: Exception, answers: type[ServiceError] | None) -> bool:
     return answers is not None and isinstance(error, answers) and error.grpc_code not in _FAULTS
-
-
-def unseen() -> otel_context.Context:
-    """Begin a trace that is recorded nowhere: its ids stand in logs and errors all the same."""
-    span = trace.SpanContext(
-        trace_id=_ids.generate_trace_id(),
-        span_id=_ids.generate_span_id(),
-        is_remote=False,
-        trace_flags=trace.TraceFlags(0),
-    )
-    return trace.set_span_in_context(trace.NonRecordingSpan(span))

@@ -9,7 +9,6 @@ from contextlib import aclosing
 from dataclasses import dataclass
 
 import sqlalchemy as sa
-from opentelemetry import context as otel_context
 
 from conveyor.agent.v1 import task_pb2
 from conveyor.events.v1 import event_log_service_pb2 as ev
@@ -37,7 +36,6 @@ from svckit.database import Database
 from svckit.errors import EventsCompacted, InvalidField, RunNotFound, ServiceError
 from svckit.failpoints import failpoint
 from svckit.logging import get_logger
-from svckit.spanning import unseen
 
 PAYLOADS = (
     "message_completed",
@@ -96,8 +94,6 @@ class Follower:
 
     async def run(self) -> None:
         """Follow the log, from where the last process stopped, until cancelled."""
-        # What it looks up belongs to no request: a trace for each would bury those of messages.
-        otel_context.attach(unseen())
         while True:
             try:
                 cursor = await self._database.run(outbox.read_cursor)

@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable
 
 from opentelemetry import trace
-from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -14,6 +13,7 @@ from gateway_svc.domain.origin import OriginRules
 from gateway_svc.domain.routing import too_large
 from gateway_svc.http.wire import error_response
 from svckit import conventions as c
+from svckit import tracecontext
 from svckit.errors import ForeignOrigin, Internal, ServiceError, ShuttingDown
 from svckit.logging import get_logger
 from svckit.metrics import Metrics, definitions
@@ -34,8 +34,6 @@ _SECURITY_HEADERS = {
 }
 
 log = get_logger(__name__)
-# Of what a client says about its trace only which one it is: baggage would be passed on for it.
-_caller = TraceContextTextMapPropagator()
 
 
 class Edge:
@@ -90,7 +88,10 @@ class Edge:
             _method(scope),
             {c.HTTP_REQUEST_METHOD: _method(scope), c.URL_SCHEME: scope.get("scheme", "http")},
             kind=trace.SpanKind.SERVER,
-            within=_caller.extract(dict(headers)),
+            # Without baggage, which is not for clients to fill.
+            within=tracecontext.caller_of(
+                {name: headers.get(name, "") for name in ("traceparent", "tracestate")}
+            ),
         ) as span:
             await self._answer(scope, limited, answer)
             route = _route(scope)
