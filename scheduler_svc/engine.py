@@ -359,7 +359,7 @@ class Engine:
             if failpoints.ARMED:
                 _pass_points("after", batch)
             self._remember(changes.payloads)
-            self.spans.committed(changes, self.now())
+            self.spans.committed(changes, now, self.now())
             self._counts.committed(
                 changes, (item for _, leased in handed for item in leased), len(group), took
             )

@@ -15,16 +15,19 @@ from typing import NamedTuple
 from opentelemetry import trace
 
 from conveyor.common.v1 import trace_pb2
-from scheduler_svc.domain.emits import ChildAnnounced
+from scheduler_svc.domain.emits import ChildAnnounced, StateChanged
 from scheduler_svc.domain.kernel import Changes, LostLease
 from scheduler_svc.domain.leasing import Leased
-from scheduler_svc.domain.records import Answer, Run, WaitKind
+from scheduler_svc.domain.records import TERMINAL, Answer, Run, RunState, WaitKind
 from svckit import conventions as c
 from svckit import pseudonyms, tracecontext
+from svckit.errors import BY_REASON
 from svckit.finished import Finisher
 
 log = logging.getLogger(__name__)
 
+_WAITING = frozenset({RunState.QUEUED, RunState.SUSPENDED})
+_STOPPED = TERMINAL | {RunState.CANCELLING}
 _WAITS = {
     WaitKind.CHILDREN: c.WAIT_CHILDREN,
     WaitKind.APPROVAL: c.WAIT_APPROVAL,
@@ -50,7 +53,7 @@ class Spans:
         self._finisher = Finisher(tracer)
         self._links = links
         # Accepted in the group whose commit is under way.
-        self._accepted: list[tuple[Accepting, Run, str, int]] = []
+        self._accepted: list[tuple[Accepting, Run, str]] = []
 
     # -- Accepted ---------------------------------------------------------------------------------
 
@@ -70,10 +73,10 @@ class Spans:
             return Accepting(stored, span, None, (trace.Link(creator),), now)
         return Accepting(stored, span, creator, (), now)
 
-    def accepted(self, message: Accepting, run: Run, outcome: str, now: int) -> None:
+    def accepted(self, message: Accepting, run: Run, outcome: str) -> None:
         """A command has accepted a message, for `run`. Told when its commit is done."""
         if message.span is not None:
-            self._accepted.append((message, run, outcome, now))
+            self._accepted.append((message, run, outcome))
 
     # -- Commits ----------------------------------------------------------------------------------
 
@@ -81,25 +84,30 @@ class Spans:
         """What was accepted since the last commit was not."""
         self._accepted.clear()
 
-    def committed(self, changes: Changes, now: int) -> None:
-        """Makes the spans of what was committed. Raises nothing: the commit stands."""
+    def committed(self, changes: Changes, now: int, done: int) -> None:
+        """Makes the spans of what was decided at `now`, and is stored since `done`. Raises nothing:
+        the commit stands."""
         if not self._finisher.records:
             return
         try:
             for accepted in self._accepted:
-                self._enqueued(*accepted)
+                self._enqueued(*accepted, done)
             for lost in changes.lost:
                 self._lost(lost, now)
             for emit in changes.emits:
-                if isinstance(emit.payload, ChildAnnounced):
-                    child, parent = changes.runs[emit.payload.child_id], changes.runs[emit.run_id]
-                    self._announced(child, parent, emit.payload.live_siblings, now)
+                payload = emit.payload
+                if isinstance(payload, StateChanged):
+                    if payload.previous in _WAITING and payload.state in _STOPPED:
+                        self._ended(changes.runs[emit.run_id], payload, now)
+                elif isinstance(payload, ChildAnnounced):
+                    child, parent = changes.runs[payload.child_id], changes.runs[emit.run_id]
+                    self._announced(child, parent, payload.live_siblings, now)
         except Exception as err:
             log.error("spans of a commit were not made", exc_info=err)
         finally:
             self._accepted.clear()
 
-    def _enqueued(self, message: Accepting, run: Run, outcome: str, now: int) -> None:
+    def _enqueued(self, message: Accepting, run: Run, outcome: str, done: int) -> None:
         assert message.span is not None
         attributes: c.Attributes = {
             **_of(run),
@@ -121,7 +129,7 @@ class Spans:
             message.span,
             message.parent,
             message.since,
-            now,
+            done,
             kind=trace.SpanKind.PRODUCER,
             attributes=attributes,
             links=message.links,
@@ -149,6 +157,27 @@ class Spans:
                 c.WORKER: lost.lease.worker,
             },
             error="LEASE_LOST" if lost.counted else None,
+        )
+
+    def _ended(self, run: Run, change: StateChanged, now: int) -> None:
+        """It was stopped while it waited: no turn tells of it."""
+        creator = tracecontext.parse(run.trace)
+        if creator is None:
+            return
+        reason = change.failure.reason if change.failure is not None else ""
+        self._finisher.make(
+            c.RUN_ENDED,
+            self._finisher.context(creator),
+            creator,
+            now - change.lasted,
+            now,
+            attributes={
+                **_of(run),
+                c.TURN: run.turn,
+                c.OUTCOME: change.state.name.lower(),
+                c.ERROR_TYPE: reason if reason in BY_REASON else c.OTHER,
+            },
+            error=reason if change.state is RunState.EXPIRED else None,
         )
 
     def _announced(self, child: Run, parent: Run, live_siblings: int, now: int) -> None:

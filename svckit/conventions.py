@@ -35,6 +35,7 @@ WAIT_RETRY = "wait retry"
 WAIT_PERMISSION = "wait permission"
 RUN_STARTED = "run.started"
 RUN_LOST = "run.lost"
+RUN_ENDED = "run.ended"
 
 
 def enqueue_span(queue: str) -> str:
@@ -173,6 +174,8 @@ _VENDORS = {"gcp.gemini": "google"}
 """The same in OpenInference, where that differs."""
 UNEXPECTED = "unexpected"
 """The error type of what is a fault of ours. Its text stays in our logs."""
+OTHER = "other"
+"""The error type of a reason that is not one of the contract."""
 UNKNOWN_TOOL = "unknown"
 """Stands for every tool that is not there: its name is what a model wrote."""
 

@@ -100,7 +100,11 @@ class _Exporter(OTLPSpanExporter):
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
         """Send a batch, or give it up. Called from the processor's thread alone."""
-        result = super().export(spans)
+        try:
+            result = super().export(spans)
+        except Exception as err:
+            _log.error("spans could not be put into words", exc_info=err)
+            result = SpanExportResult.FAILURE
         self._made = None
         self.done += len(spans)
         answers = result is SpanExportResult.SUCCESS

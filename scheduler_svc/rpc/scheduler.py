@@ -77,7 +77,7 @@ class SchedulerServicer(pb_grpc.SchedulerServiceServicer):
             if not accepted.deduplicated:
                 if accepted.run_id == new.run_id:
                     run.told_position, run.told_start = told.position, told.start
-                self._engine.spans.accepted(coming, run, accepted.outcome.name.lower(), now)
+                self._engine.spans.accepted(coming, run, accepted.outcome.name.lower())
             return accepted, leasing.copy(run), answers.queue_estimate(told, now)
 
         accepted, run, estimate = await self._engine.submit(

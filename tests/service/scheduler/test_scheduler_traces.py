@@ -408,6 +408,24 @@ async def test_a_repeated_request_is_told_of_once_and_one_that_joins_is_linked(
     assert [link.traceparent for link in leased.links] == [tracecontext.traceparent_of(joined)]
 
 
+async def test_a_run_that_is_stopped_while_it_waits_has_an_end_in_its_trace(
+    s: Driver, t: Traced
+) -> None:
+    with t.message():
+        accepted = await s.send("a")
+        await s.lease_one()
+        waiting = await s.send("a", "two")
+        await s.scheduler.CancelRun(pb.CancelRunRequest(run_id=waiting.run.run_id))
+        await s.scheduler.CancelRun(pb.CancelRunRequest(run_id=accepted.run.run_id))
+    ended = t.span(c.RUN_ENDED)
+    told = dict(ended.attributes or {})
+    assert (told[c.RUN_ID], told[c.OUTCOME]) == (waiting.run.run_id, "cancelled")
+    assert told[c.ERROR_TYPE] == "RUN_CANCELLED"
+    assert ended.status.status_code is trace.StatusCode.UNSET
+    assert (ended.start_time or 0) // 1000 == waiting.run.timing.create_time.ToMicroseconds()
+    assert t.orphans() == []
+
+
 async def test_what_is_refused_is_not_told_of(s: Driver, t: Traced) -> None:
     with t.message():
         await s.refused(s.item("a", "x", global_lane="nowhere"))
