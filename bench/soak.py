@@ -254,7 +254,7 @@ def main() -> int:
         if options.store == "postgresql":
             server = stack.enter_context(postgres_server())
             environ["CONVEYOR_STORE__URL"] = server.create_database()
-        suite = Suite(directory, environ=environ)
+        suite = Suite(directory, environ=environ, real=True)
         soak = Soak(suite, random.Random(options.seed), options.minutes * 60)
         try:
             suite.start()

@@ -16,14 +16,14 @@ from pathlib import Path
 from conveyor.events.v1 import event_pb2
 from conveyor_client import ConveyorClient
 from tests.system.harness import (
+    PATIENCE,
     START_BOUND,
     STOP_BOUND,
     clean_environment,
     free_addresses,
     log_of,
 )
-
-REBORN = Path(__file__).with_name("reborn.py")
+from tests.system.processes import Forked, start_service
 
 
 class Apart:
@@ -40,7 +40,7 @@ class Apart:
         self.config = directory / "conveyor.toml"
         self._environ = dict(environ)
         self._worker_to = {"CONVEYOR_SERVICES__SCHEDULER": worker_to} if worker_to else {}
-        self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._processes: dict[str, subprocess.Popen[bytes] | Forked] = {}
         self.scheduler, self.agent, self.gateway, http = free_addresses(4)
         self.config.write_text(
             f"""\
@@ -59,15 +59,15 @@ acp = "127.0.0.1:1"
 
     def start(self) -> None:
         """Start everything and wait until it listens."""
-        self._start("scheduler", "-m", "scheduler_svc")
-        self._start("gateway", "-m", "gateway_svc")
-        self._start("agent", str(REBORN), **self._worker_to)
+        self._start("scheduler", "scheduler_svc")
+        self._start("gateway", "gateway_svc")
+        self._start("agent", "tests.faults.reborn", **self._worker_to)
         for name in ("scheduler", "gateway", "agent"):
             self._wait_listening(name)
 
     def client(self) -> ConveyorClient:
         """Return a client of the gateway. Use it as an async context manager."""
-        return ConveyorClient(self.gateway)
+        return ConveyorClient(self.gateway, patience=PATIENCE)
 
     async def events(self, session_key: str) -> list[event_pb2.Event]:
         """Return the log of one session, checked for gaps."""
@@ -93,16 +93,13 @@ acp = "127.0.0.1:1"
         for process in self._processes.values():
             _end(process)
 
-    def _start(self, name: str, *program: str, **environ: str) -> None:
+    def _start(self, name: str, module: str, **environ: str) -> None:
         with self._log(name).open("ab") as log:
-            self._processes[name] = subprocess.Popen(
-                [sys.executable, *program, "--config", str(self.config)],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
+            self._processes[name] = start_service(
+                [sys.executable, "-m", module, "--config", str(self.config)],
                 env=clean_environment(GRPC_VERBOSITY="NONE", **self._environ, **environ),
                 cwd=self.directory,
-                start_new_session=True,
+                log=log,
             )
 
     def _wait_listening(self, name: str) -> None:
@@ -141,7 +138,7 @@ def started(apart: Apart) -> Iterator[Apart]:
     apart.stop()
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
+def _end(process: subprocess.Popen[bytes] | Forked) -> None:
     # The whole group: an agent's lives are children of its process.
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)

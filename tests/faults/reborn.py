@@ -1,8 +1,8 @@
 """Runs the agent service and starts it again whenever it is killed, within a moment.
 
-`python reborn.py --config PATH`. Everything is imported once; each life is a process of its own,
-forked from here. So what a kill takes, and what it leaves behind, is as real as ever; only the two
-seconds of imports are not paid again.
+`python -m tests.faults.reborn --config PATH`. Everything is imported once; each life is a process
+of its own, forked from here. So what a kill takes, and what it leaves behind, is as real as ever;
+only the two seconds of imports are not paid again.
 """
 
 from __future__ import annotations

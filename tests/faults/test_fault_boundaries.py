@@ -27,8 +27,7 @@ from tests.system.provider import Provider, answered, last_user, provider_thread
 CHILDREN = ("left", "middle", "right")
 TURNS = ("root.1", "left.1", "middle.1", "right.1", "root.2")
 STEPS = ("split", *CHILDREN, "join")
-LEASE_SECONDS = 1.0
-PATIENCE_SECONDS = 40.0
+PATIENCE_SECONDS = 90.0
 CALM_REQUESTS = 4
 MOST_TRIES = 8
 EXPECTED = {
@@ -173,7 +172,6 @@ def trials(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trials]:
 [agents.defaults]
 model = "local:big"
 [runs]
-lease_seconds = {LEASE_SECONDS}
 max_attempts = 10
 [runs.backoff]
 initial_seconds = 0
@@ -194,7 +192,7 @@ async def client(trials: Trials) -> AsyncIterator[ConveyorClient]:
         yield open_client
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(480)
 async def test_the_agent_is_killed_at_every_boundary(
     trials: Trials, client: ConveyorClient
 ) -> None:

@@ -30,7 +30,7 @@ from tests.history import History, assert_holds
 from tests.system.cluster import Cluster, running_cluster
 from tests.system.harness import SUCCEEDED, chat, payloads, replies
 
-LEASE = 2.0
+LEASE = 5.0
 CUSTOMERS = 5
 # Turns that last: whatever happens to the scheduler happens while some are under way.
 DELEGATED = "[[spawn: [[sleep: 1200ms]] [[reply: one]]]] [[spawn: [[sleep: 300ms]] [[reply: two]]]]"
@@ -207,7 +207,7 @@ async def test_the_leader_is_killed(cluster: Cluster) -> None:
         leader, epoch = cluster.leader()
         cluster.signal(leader, signal.SIGKILL)
         took = await served_by_another(cluster, leader)
-        assert took < 2 * LEASE
+        assert took < 3 * LEASE
         await load.everybody_is_answered()
         assert cluster.leader()[1] > epoch
         # It comes back and stands by.
@@ -235,14 +235,15 @@ async def test_the_leader_is_frozen_and_woken(cluster: Cluster) -> None:
             asked = [asyncio.ensure_future(read()) for _ in range(5)]
             asked.append(asyncio.ensure_future(write_directly(leader)))
             took = await served_by_another(cluster, leader)
-            assert took < 2 * LEASE
+            assert took < 3 * LEASE
             await load.everybody_is_answered()
             now_leads, epoch = cluster.leader()
             assert now_leads != leader
-            assert not any(each.done() for each in asked)
+            for each in asked:
+                # On a machine so slow that the connection was given up first, nobody was answered.
+                assert not each.done() or isinstance(each.exception(), Unreachable)
             cluster.signal(leader, signal.SIGCONT)
             for refusal in await asyncio.gather(*asked, return_exceptions=True):
-                # On a machine so slow that the connection was given up first, nobody was answered.
                 assert isinstance(refusal, NotLeader | Unreachable), refusal
             await load.everybody_is_answered()
             with pytest.raises(NotLeader) as refused:

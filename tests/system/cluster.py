@@ -22,7 +22,14 @@ from scheduler_svc.store.postgres import PostgresStore
 from svckit.postgres import PostgresAddress
 from svckit.testing.postgres import PostgresServer
 from tests.history import History, of_store
-from tests.system.harness import START_BOUND, STOP_BOUND, clean_environment, free_addresses
+from tests.system.harness import (
+    PATIENCE,
+    START_BOUND,
+    STOP_BOUND,
+    clean_environment,
+    free_addresses,
+)
+from tests.system.processes import Forked, start_service
 
 
 class Cluster:
@@ -36,7 +43,7 @@ class Cluster:
         self.url = url
         self.lease = lease
         self._postgres = postgres
-        self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._processes: dict[str, subprocess.Popen[bytes] | Forked] = {}
         self._frozen: set[str] = set()
         one, two, self.agent, self.gateway, http = free_addresses(5)
         self.schedulers = [one, two]
@@ -79,13 +86,11 @@ acp = "127.0.0.1:1"
 
     def _start(self, name: str, module: str, address: str, **environment: str) -> None:
         with self.log(name).open("ab") as log:
-            self._processes[name] = subprocess.Popen(
+            self._processes[name] = start_service(
                 [sys.executable, "-m", module, "--config", str(self.config)],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
                 env=clean_environment(GRPC_VERBOSITY="NONE", **environment),
                 cwd=self.directory,
+                log=log,
             )
 
     def wait_listening(self, name: str) -> None:
@@ -157,7 +162,7 @@ acp = "127.0.0.1:1"
 
     def client(self) -> ConveyorClient:
         """Return a client of the gateway. Use it as an async context manager."""
-        return ConveyorClient(self.gateway)
+        return ConveyorClient(self.gateway, patience=PATIENCE)
 
     async def history(self) -> History:
         """Everything that the database holds."""
@@ -190,7 +195,7 @@ def running_cluster(
     cluster.stop()
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
+def _end(process: subprocess.Popen[bytes] | Forked) -> None:
     if process.poll() is None:
         with contextlib.suppress(ProcessLookupError):
             os.kill(process.pid, signal.SIGKILL)

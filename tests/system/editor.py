@@ -55,7 +55,7 @@ class Editor:
 
     async def ask(self, session_id: str, text: str) -> PromptResponse:
         """Send a prompt and wait for its end."""
-        async with asyncio.timeout(40):
+        async with asyncio.timeout(90):
             answer: PromptResponse = await self.agent.prompt(
                 session_id=session_id, prompt=[text_block(text)]
             )
@@ -74,9 +74,11 @@ async def editing(suite: Suite, editor: Editor, *options: str) -> AsyncIterator[
         "serve",
         *options,
         env=clean_environment(),
+        # Else the SDK kills what does not end within two seconds.
+        transport_kwargs={"shutdown_timeout": 30.0},
     ) as (agent, process):
         editor.agent = agent
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             ready = await agent.initialize(protocol_version=PROTOCOL_VERSION)
         assert ready.protocol_version == 1
         assert ready.agent_capabilities.load_session

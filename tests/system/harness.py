@@ -29,9 +29,10 @@ from conveyor.events.v1 import event_pb2
 from conveyor.gateway.v1 import gateway_service_pb2 as gateway_pb
 from conveyor.scheduler.v1 import flow_service_pb2 as flow_pb
 from conveyor.scheduler.v1 import run_pb2
-from conveyor_client import ConveyorClient
+from conveyor_client import ConveyorClient, Patience
 from svckit.grpc.channel import make_channel
 from svckit.testing import eventually
+from tests.system.processes import Forked, can_fork, run_forked
 
 CLASSIC = "Do three things: research a market trend, analyse competitors, draft a summary"
 TASKS = ["research a market trend", "analyse competitors", "draft a summary"]
@@ -45,6 +46,8 @@ MODULES = {
 }
 START_BOUND = 45.0
 """Seconds for a start on a machine that is busy with other things."""
+PATIENCE = Patience(first=30.0, later=90.0)
+"""Of clients, on such a machine."""
 STOP_BOUND = 10.0
 """Seconds that the suite promises for a stop."""
 
@@ -64,7 +67,8 @@ TERMINAL = frozenset(
 class Suite:
     """A suite in a directory of its own, on ports of its own. Not started when made.
 
-    `toml` is added to the configuration. `store` is the directory of the databases.
+    `toml` is added to the configuration. `store` is the directory of the databases. `real`: every
+    process is executed, as people do it; else they are forked where that can be, which is quicker.
     """
 
     def __init__(
@@ -74,7 +78,9 @@ class Suite:
         *,
         store: Path | None = None,
         environ: Mapping[str, str] | None = None,
+        real: bool = False,
     ) -> None:
+        self.real = real or not can_fork()
         self.directory = directory
         self.environ = dict(environ or {})
         self.config = directory / "conveyor.toml"
@@ -82,7 +88,7 @@ class Suite:
         url = store if isinstance(store, str) else f"sqlite:///{self.store}"
         self.lines: list[str] = []
         """What `conveyor up` printed, both streams."""
-        self._process: subprocess.Popen[str] | None = None
+        self._process: subprocess.Popen[str] | Forked | None = None
         self._reader: threading.Thread | None = None
         http, self.grpc, self.scheduler, self.agent, self.acp = free_addresses(5)
         self.http = f"http://{http}"
@@ -106,15 +112,20 @@ acp = "{self.acp}"
     def launch(self) -> None:
         """Start `conveyor up` without waiting for anything."""
         self.lines = []
-        self._process = subprocess.Popen(
-            [str(CONVEYOR), "--config", str(self.config), "up"],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            env=clean_environment() | self.environ,
-            cwd=self.directory,
-        )
+        words = [str(CONVEYOR), "--config", str(self.config), "up"]
+        env = clean_environment() | self.environ
+        if self.real:
+            self._process = subprocess.Popen(
+                words,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                env=env,
+                cwd=self.directory,
+            )
+        else:
+            self._process = Forked(words, env=env, cwd=self.directory)
         self._reader = threading.Thread(target=self._read, name="output of the suite", daemon=True)
         self._reader.start()
 
@@ -219,17 +230,12 @@ acp = "{self.acp}"
 
     def client(self) -> ConveyorClient:
         """Return a client. Use it as an async context manager."""
-        return ConveyorClient(self.grpc)
+        return ConveyorClient(self.grpc, patience=PATIENCE)
 
     def cli(self, *arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:
         """Run the command line against the suite and check its exit code."""
-        done = subprocess.run(
-            [str(CONVEYOR), "--config", str(self.config), *arguments],
-            capture_output=True,
-            text=True,
-            timeout=50,
-            check=False,
-            env=clean_environment() | {"COLUMNS": "200"},
+        done = run_product(
+            str(CONVEYOR), "--config", str(self.config), *arguments, real=self.real, COLUMNS="200"
         )
         assert done.returncode == code, f"exit code {done.returncode}: {done.stdout}{done.stderr}"
         return done
@@ -322,6 +328,14 @@ def free_addresses(count: int) -> list[str]:
         text = f"{address[0]}:{address[1]}"
         found += [text] if text not in found else []
     return found
+
+
+def run_product(*words: str, real: bool = False, **extra: str) -> subprocess.CompletedProcess[str]:
+    """Run the command line, or a service that is to end by itself."""
+    env = clean_environment(**extra)
+    if not real and can_fork():
+        return run_forked(words, env=env, timeout=50)
+    return subprocess.run(words, capture_output=True, text=True, timeout=50, check=False, env=env)
 
 
 def clean_environment(**extra: str) -> dict[str, str]:

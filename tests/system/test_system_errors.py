@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -18,8 +17,8 @@ from tests.system.harness import (
     MODULES,
     Suite,
     chat,
-    clean_environment,
     payloads,
+    run_product,
 )
 
 
@@ -199,7 +198,7 @@ async def test_later_features_say_so(client: ConveyorClient, http: httpx.AsyncCl
 def test_a_malformed_configuration_names_the_key(tmp_path: Path, toml: str, key: str) -> None:
     config = tmp_path / "conveyor.toml"
     config.write_text(toml)
-    done = _run(str(CONVEYOR), "--config", str(config), "up")
+    done = run_product(str(CONVEYOR), "--config", str(config), "up")
     assert done.returncode == 2
     assert key in done.stderr
     assert "Traceback" not in done.stderr
@@ -211,12 +210,12 @@ def test_a_service_alone_says_what_is_wrong_with_its_configuration(
 ) -> None:
     config = tmp_path / "conveyor.toml"
     config.write_text("[runs]\nmax_attempts = 'many'\n")
-    done = _run(sys.executable, "-m", module, "--config", str(config))
+    done = run_product(sys.executable, "-m", module, "--config", str(config))
     assert done.returncode == 2
     (line,) = done.stderr.strip().splitlines()
     assert "runs.max_attempts" in line
     config.write_text("[runs\n")
-    done = _run(sys.executable, "-m", module, "--config", str(config))
+    done = run_product(sys.executable, "-m", module, "--config", str(config))
     assert done.returncode == 2
     assert "is not valid TOML" in done.stderr
 
@@ -226,9 +225,3 @@ async def test_nobody_there_is_said_soon(tmp_path: Path) -> None:
     done = suite.cli("flow", "list", code=1)
     (line,) = done.stderr.strip().splitlines()
     assert "conveyor up" in line
-
-
-def _run(*words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        words, capture_output=True, text=True, timeout=50, check=False, env=clean_environment()
-    )

@@ -25,7 +25,7 @@ from tests.system.harness import (
 
 
 def test_it_tells_addresses_and_start_time_restarts_what_dies_and_stops(tmp_path: Path) -> None:
-    suite = Suite(tmp_path)
+    suite = Suite(tmp_path, real=True)
     try:
         suite.start()
         assert set(suite.pids()) == {"up", *MODULES}
@@ -58,7 +58,7 @@ def test_it_tells_addresses_and_start_time_restarts_what_dies_and_stops(tmp_path
 
 
 def test_nothing_is_left_when_up_itself_is_killed(tmp_path: Path) -> None:
-    suite = Suite(tmp_path)
+    suite = Suite(tmp_path, real=True)
     try:
         suite.start()
         pids = suite.pids()
@@ -70,7 +70,7 @@ def test_nothing_is_left_when_up_itself_is_killed(tmp_path: Path) -> None:
 
 
 def test_nothing_is_left_when_it_is_stopped_while_it_starts(tmp_path: Path) -> None:
-    suite = Suite(tmp_path)
+    suite = Suite(tmp_path, real=True)
     try:
         suite.launch()
         suite.wait_line("starting", 20)
@@ -81,7 +81,7 @@ def test_nothing_is_left_when_it_is_stopped_while_it_starts(tmp_path: Path) -> N
 
 
 def test_a_taken_port_is_said_before_anything_starts(tmp_path: Path) -> None:
-    suite = Suite(tmp_path)
+    suite = Suite(tmp_path, real=True)
     with closing(socket.socket()) as taken:
         host, _, port = suite.agent.rpartition(":")
         taken.bind((host, int(port)))
@@ -94,7 +94,7 @@ def test_a_taken_port_is_said_before_anything_starts(tmp_path: Path) -> None:
 
 async def test_state_survives_a_stop_and_a_start(tmp_path: Path) -> None:
     """Also a stop in the middle of long work, which is handed back and costs no attempt."""
-    suite = Suite(tmp_path)
+    suite = Suite(tmp_path, real=True)
     try:
         suite.start()
         async with suite.client() as client:
