@@ -191,8 +191,8 @@ def become(job: Job) -> None:
 def run(job: Job) -> None:
     """Do what the program of a job does. Mostly raises `SystemExit`."""
     program, *words = job.words
-    if words[0] == "-m":
-        module, *words = words[1:]
+    if "-m" in words[:2]:
+        module, *words = words[words.index("-m") + 1 :]
         sys.argv = [module, *words]
         name = module if "." in module else f"{module}.__main__"
         importlib.import_module(name).main()

@@ -135,7 +135,8 @@ async def test_twenty_customers_delegate_at_once_in_the_waves_that_are_foreseen(
     handing_over = mean(gaps)
     assert handing_over < 4 * TURN, "a slot that is free is taken"
     load = forecast_pb2.ForecastInput()
-    for one in told:
+    # Those accepted together have one time; their ids are in the order of acceptance.
+    for one in sorted(told, key=lambda one: one.run_id):
         arrival = load.list.arrivals.add(customer_key=one.ended.spec.customer_key)
         arrival.at.FromMicroseconds(round(1e6 * (seconds(one.ended.timing.create_time) - begin)))
     load.turn_time.samples.CopyFrom(samples([one[0] + handing_over for one in turns]))
@@ -149,7 +150,7 @@ async def test_twenty_customers_delegate_at_once_in_the_waves_that_are_foreseen(
 
     # Waves are groups in the order of start: who starts in which follows from who came first.
     assert foreseen.result.wave_count == CUSTOMERS // MAIN
-    order = sorted(told, key=lambda one: seconds(one.ended.timing.start_time))
+    order = sorted(told, key=lambda one: (seconds(one.ended.timing.start_time), one.run_id))
     waves = {one.ended.spec.customer_key: 1 + at // MAIN for at, one in enumerate(order)}
     assert waves == {each.customer_key: each.wave for each in foreseen.customers}
     ends = sorted(s + turn[0] for s, turn in zip(starts_of(told, begin), turns, strict=True))
