@@ -10,12 +10,13 @@ import typer
 
 from conveyor_client.cli.arguments import Json, Limit, Page
 from conveyor_client.cli.context import CannotRun, connect, run
+from conveyor_client.cli.manual import Verbs
 from conveyor_client.cli.talk import Queue, mode_of
 
 if TYPE_CHECKING:
     from conveyor.acp.v1 import session_pb2 as acp_pb
 
-acp_app = typer.Typer(no_args_is_help=True, help="External coding agents.")
+acp_app = Verbs(no_args_is_help=True, help="External coding agents.")
 
 Id = Annotated[str, typer.Argument(metavar="SESSION", help="Id of the ACP session.")]
 

@@ -26,8 +26,9 @@ from conveyor_client.cli import (
     why,
 )
 from conveyor_client.cli.context import Options
+from conveyor_client.cli.manual import Verbs
 
-app = typer.Typer(
+app = Verbs(
     name="conveyor",
     help="Runs teams of agents for real customers: start the suite, talk to it, look into it.",
     no_args_is_help=True,
@@ -81,27 +82,32 @@ def _options(
     context.obj = Options(config, address, token_env, token_file, tls, ca_file)
 
 
-app.command("up")(up.up)
-app.command("demo")(up.demo)
-app.command("chat")(talk.chat)
-app.command("send")(talk.send)
-app.command("watch")(talk.watch)
-app.command("command")(command.command)
-app.command("sessions")(lists.sessions)
-app.command("runs")(runs.runs)
-app.command("cancel")(runs.cancel)
-app.command("steer")(runs.steer)
-app.add_typer(flows.flow_app, name="flow")
-app.add_typer(tasks.tasks_app, name="tasks")
-app.add_typer(questions.questions_app, name="questions")
-app.add_typer(lanes.lanes_app, name="lanes")
-app.command("why")(why.why)
-app.command("forecast")(forecast.forecast)
-app.command("agents")(lists.agents)
-app.add_typer(models.model_app, name="model")
+RUN, TALK, LOOK, LEAD = "Run it", "Talk to it", "Look into it", "Lead it"
+
+app.command("up", rich_help_panel=RUN)(up.up)
+app.command("demo", rich_help_panel=RUN)(up.demo)
+app.command("doctor", rich_help_panel=RUN)(local.doctor)
+app.add_typer(local.config_app, name="config", rich_help_panel=RUN)
+app.command("version", rich_help_panel=RUN)(version.version)
+
+app.command("chat", rich_help_panel=TALK)(talk.chat)
+app.command("send", rich_help_panel=TALK)(talk.send)
+app.command("watch", rich_help_panel=TALK)(talk.watch)
+app.command("command", rich_help_panel=TALK)(command.command)
+app.add_typer(questions.questions_app, name="questions", rich_help_panel=TALK)
+app.command("steer", rich_help_panel=TALK)(runs.steer)
+
+app.command("sessions", rich_help_panel=LOOK)(lists.sessions)
+app.command("runs", rich_help_panel=LOOK)(runs.runs)
+app.add_typer(flows.flow_app, name="flow", rich_help_panel=LOOK)
+app.add_typer(lanes.lanes_app, name="lanes", rich_help_panel=LOOK)
+app.command("why", rich_help_panel=LOOK)(why.why)
+app.command("forecast", rich_help_panel=LOOK)(forecast.forecast)
+app.command("agents", rich_help_panel=LOOK)(lists.agents)
+
+app.command("cancel", rich_help_panel=LEAD)(runs.cancel)
+app.add_typer(tasks.tasks_app, name="tasks", rich_help_panel=LEAD)
+app.add_typer(models.model_app, name="model", rich_help_panel=LEAD)
 acp.acp_app.command("doctor")(harnesses.acp_doctor)
 acp.acp_app.command("harnesses")(harnesses.acp_harnesses)
-app.add_typer(acp.acp_app, name="acp")
-app.command("doctor")(local.doctor)
-app.add_typer(local.config_app, name="config")
-app.command("version")(version.version)
+app.add_typer(acp.acp_app, name="acp", rich_help_panel=LEAD)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
@@ -138,6 +137,9 @@ async def connect(context: typer.Context) -> AsyncIterator[ConveyorClient]:
 
 def run(work: Coroutine[Any, Any, T]) -> T:
     """Run a verb's coroutine to its end."""
+    # Not above: who asks for help, or completes a word, does not wait for it.
+    import asyncio
+
     return asyncio.run(work)
 
 

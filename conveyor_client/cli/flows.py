@@ -8,8 +8,9 @@ import typer
 
 from conveyor_client.cli.arguments import Json, Limit, Page, States
 from conveyor_client.cli.context import connect, run
+from conveyor_client.cli.manual import Verbs
 
-flow_app = typer.Typer(no_args_is_help=True, help="Spawn trees: list, show, cancel.")
+flow_app = Verbs(no_args_is_help=True, help="Spawn trees: list, show, cancel.")
 
 
 @flow_app.command("list")

@@ -8,8 +8,9 @@ import typer
 
 from conveyor_client.cli.arguments import Json
 from conveyor_client.cli.context import CannotRun, connect, run
+from conveyor_client.cli.manual import Verbs
 
-lanes_app = typer.Typer(invoke_without_command=True, help="Lanes and their use; `set` a limit.")
+lanes_app = Verbs(invoke_without_command=True, help="Lanes and their use; `set` a limit.")
 
 
 @lanes_app.callback()

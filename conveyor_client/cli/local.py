@@ -8,8 +8,9 @@ import typer
 
 from conveyor_client.cli.arguments import Json
 from conveyor_client.cli.context import options, run
+from conveyor_client.cli.manual import Verbs
 
-config_app = typer.Typer(no_args_is_help=True, help="The configuration: check, show.")
+config_app = Verbs(no_args_is_help=True, help="The configuration: check, show.")
 
 MARKS = {
     "ok": "[green]✓[/]",

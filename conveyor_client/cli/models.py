@@ -11,8 +11,9 @@ import typer
 
 from conveyor_client.cli.arguments import Json
 from conveyor_client.cli.context import CannotRun, connect, run
+from conveyor_client.cli.manual import Verbs
 
-model_app = typer.Typer(no_args_is_help=True, help="Models: list, probe.")
+model_app = Verbs(no_args_is_help=True, help="Models: list, probe.")
 
 
 class Tier(StrEnum):

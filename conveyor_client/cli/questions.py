@@ -9,8 +9,9 @@ import typer
 
 from conveyor_client.cli.arguments import Json, Limit, Page
 from conveyor_client.cli.context import CannotRun, connect, run
+from conveyor_client.cli.manual import Verbs
 
-questions_app = typer.Typer(help="What runs ask people: list, `answer`.")
+questions_app = Verbs(help="What runs ask people: list, `answer`.")
 
 Session = Annotated[str, typer.Option(help="Only of this conversation, what it spawned included.")]
 

@@ -12,7 +12,7 @@ from conveyor_client.cli.context import connect, run
 
 def runs(
     context: typer.Context,
-    run_id: Annotated[str, typer.Argument(metavar="[RUN]", help="Show this run.")] = "",
+    run_id: Annotated[str, typer.Argument(metavar="RUN", help="Show this run.")] = "",
     session: Annotated[str, typer.Option(help="Only of this session.")] = "",
     flow: Annotated[str, typer.Option(help="Only of this spawn tree.")] = "",
     customer: Annotated[str, typer.Option(help="Only of this customer.")] = "",

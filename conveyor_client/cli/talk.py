@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import sys
 from contextlib import aclosing
 from enum import StrEnum
@@ -13,6 +12,8 @@ import typer
 from conveyor_client.cli.context import CannotRun, connect, run
 
 if TYPE_CHECKING:
+    import asyncio
+
     from conveyor.gateway.v1 import gateway_service_pb2 as gateway_pb
     from conveyor.scheduler.v1 import lane_pb2 as lane_pb
     from conveyor_client.cli.printer import Printer
@@ -118,6 +119,8 @@ def chat(
 
 
 async def _converse(context: typer.Context, session: str, agent: str) -> None:
+    import asyncio
+
     from conveyor_client.cli.printer import printer
     from conveyor_client.cli.reading import read_lines
 

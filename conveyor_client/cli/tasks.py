@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import typer
-
 from conveyor_client.cli import flows, runs
+from conveyor_client.cli.manual import Verbs
 
-tasks_app = typer.Typer(no_args_is_help=True, help="Other names: runs, cancel, steer, flow.")
+tasks_app = Verbs(no_args_is_help=True, help="Other names: runs, cancel, steer, flow.")
 
 tasks_app.command("list")(runs.runs)
 tasks_app.command("cancel")(runs.cancel)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json as json_module
 from typing import Annotated, Any
 
 import typer
@@ -25,11 +24,13 @@ def version(
     document: dict[str, Any] = {"client": {"version": __version__}}
 
     async def ask() -> None:
+        from google.protobuf import json_format
+
         from conveyor_client.cli import output as out
 
         async with connect(context) as suite:
             found = await suite.server_info()
-        document["server"] = json_module.loads(out.as_json(found))
+        document["server"] = json_format.MessageToDict(found, preserving_proto_field_name=True)
         if not json:
             print(f"server {out.printable(found.version)}, since {out.when(found.start_time)}")
             if found.trace_url_template:
@@ -38,4 +39,6 @@ def version(
     if not client:
         run(ask())
     if json:
+        import json as json_module
+
         print(json_module.dumps(document, ensure_ascii=False))

@@ -75,7 +75,7 @@ def _service() -> None:
 
 def _up(directory: Path) -> None:
     from conveyor_client.cli import context
-    from conveyor_client.cli.up import run_suite
+    from conveyor_client.cli.suite import run_suite
     from conveyor_client.supervision.addresses import free_addresses
 
     first, second = free_addresses(2)

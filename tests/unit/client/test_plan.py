@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from conveyor_client.cli.context import Options
-from conveyor_client.cli.up import _services as services_of_up
+from conveyor_client.cli.suite import services_of as services_of_up
 from conveyor_client.supervision.addresses import (
     accepts_connections,
     cannot_listen,
