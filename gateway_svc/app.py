@@ -131,7 +131,13 @@ async def _build(
     bindings = Bindings(database, upstream, clock)
     conversations = Conversations(database, upstream, event_log, bindings, rules, clock)
     operations, questions = Operations(upstream), Questions(upstream)
-    intake = Intake(database, upstream, clock, context.tracer)
+    intake = Intake(
+        database,
+        upstream,
+        clock,
+        context.tracer,
+        capture_content=settings.telemetry.capture_content,
+    )
     harness_runs = HarnessRuns(database, upstream, intake, rules)
     lanes = SpawnedLanes(database, clock, settings.acp.idle_minutes * 60)
     spawning = HarnessSpawning(database, upstream, harness_runs, bindings, lanes, rules, clock)

@@ -36,19 +36,26 @@ class Intake:
     """Stores messages as runs. One per process."""
 
     def __init__(
-        self, database: Database, upstream: Upstream, clock: Clock, tracer: trace.Tracer
+        self,
+        database: Database,
+        upstream: Upstream,
+        clock: Clock,
+        tracer: trace.Tracer,
+        *,
+        capture_content: bool = False,
     ) -> None:
         self._database = database
         self._upstream = upstream
         self._clock = clock
         self._tracer = tracer
+        self._capture = capture_content
 
     async def enqueue(self, routed: Routed, request_id: str) -> ss.AcceptedRun:
         """Store a message, idempotently per `request_id`; its session is in use from then on.
 
         Raises what `SendMessage` is documented to fail with.
         """
-        with spans.accepting(self._tracer, routed) as span:
+        with spans.accepting(self._tracer, routed, capture=self._capture) as span:
             return await self._enqueue(routed, request_id, span)
 
     async def _enqueue(self, routed: Routed, request_id: str, span: trace.Span) -> ss.AcceptedRun:

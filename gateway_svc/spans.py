@@ -13,8 +13,8 @@ from conveyor.scheduler.v1 import lane_pb2
 from conveyor.scheduler.v1 import scheduler_service_pb2 as ss
 from gateway_svc.delivery.channel import Delivery, DeliveryFailed, Undeliverable
 from gateway_svc.domain.routing import Routed
+from svckit import captured, pseudonyms, tracecontext
 from svckit import conventions as c
-from svckit import pseudonyms, tracecontext
 from svckit.errors import ServiceError
 from svckit.spanning import step
 
@@ -24,13 +24,20 @@ The last one, whatever came of it, always has one."""
 
 
 @contextmanager
-def accepting(tracer: trace.Tracer, routed: Routed) -> Iterator[trace.Span]:
+def accepting(
+    tracer: trace.Tracer, routed: Routed, *, capture: bool = False
+) -> Iterator[trace.Span]:
     """A message is handed to the scheduler, linked to the message of its session before it.
 
-    The request that brought it tells of the conversation too: it is what UIs list.
+    The request that brought it tells of the conversation too, and with `capture` of what was said:
+    it is what UIs list.
     """
     conversation = c.conversation(routed.key.text)
-    trace.get_current_span().set_attributes(conversation)
+    request = trace.get_current_span()
+    request.set_attributes(conversation)
+    if capture and request.is_recording():
+        said = captured.dump([captured.spoken("user", routed.message)])
+        request.set_attributes(c.asked(said, captured.words(routed.message)))
     before = tracecontext.link_to(trace_pb2.TraceContext(traceparent=routed.previous_trace))
     attributes: c.Attributes = {
         **conversation,

@@ -95,9 +95,8 @@ class AtWork:
         """Note what is to be answered."""
         if self._writes:
             said = [item.message for item in inputs if item.HasField("message")]
-            messages = captured.dump([_message(one) for one in said])
-            text = captured.plain("\n\n".join(_text(one) for one in said))
-            self.span.set_attributes(c.asked(messages, text))
+            messages = [captured.spoken(_ROLES.get(one.role, "user"), one) for one in said]
+            self.span.set_attributes(c.asked(captured.dump(messages), captured.words(*said)))
 
     def steered(self, inputs: Sequence[run_pb2.RunInput]) -> None:
         """Note that the turn took what was said to it meanwhile, and who sent it."""
@@ -188,27 +187,10 @@ class AtWork:
 
     def _said(self, reply: content_pb2.Message) -> None:
         if self._writes and reply.parts:
-            answer = captured.message("assistant", _parts(reply), finish_reason="stop")
-            text = captured.plain(_text(reply))
-            self.span.set_attributes(c.answered(captured.dump([answer]), text))
+            answer = captured.spoken("assistant", reply, finish_reason="stop")
+            told = c.answered(captured.dump([answer]), captured.words(reply))
+            self.span.set_attributes(told)
 
     @property
     def _writes(self) -> bool:
         return self.capture and not self._over and self.span.is_recording()
-
-
-def _message(message: content_pb2.Message) -> captured.Message:
-    return captured.message(_ROLES.get(message.role, "user"), _parts(message))
-
-
-def _parts(message: content_pb2.Message) -> list[captured.Part]:
-    return [
-        captured.text(part.text)
-        if part.WhichOneof("part") == "text"
-        else captured.attachment(part.blob.media_type or part.resource.media_type)
-        for part in message.parts
-    ]
-
-
-def _text(message: content_pb2.Message) -> str:
-    return "\n\n".join(part.text for part in message.parts if part.text)

@@ -10,6 +10,7 @@ import json
 from collections.abc import Iterable, Sequence
 from typing import Any, TypeAlias
 
+from conveyor.common.v1 import content_pb2
 from svckit.content import cut
 
 Part: TypeAlias = dict[str, Any]
@@ -59,6 +60,23 @@ def dump(messages: Sequence[Message]) -> str:
             break
         kept.append(line)
     return f"[{', '.join(reversed(kept))}]"
+
+
+def spoken(role: str, said: content_pb2.Message, *, finish_reason: str = "") -> Message:
+    """A message of the contract."""
+    parts = [
+        text(part.text)
+        if part.WhichOneof("part") == "text"
+        else attachment(part.blob.media_type or part.resource.media_type)
+        for part in said.parts
+    ]
+    return message(role, parts, finish_reason=finish_reason)
+
+
+def words(*said: content_pb2.Message) -> str:
+    """The texts of messages of the contract, as a person reads them."""
+    found = (part.text for one in said for part in one.parts if part.text)
+    return plain("\n\n".join(found))
 
 
 def plain(content: str) -> str:

@@ -3,6 +3,7 @@ hooks and deliveries; and nobody's name."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from conveyor.scheduler.v1 import scheduler_service_pb2 as ss
 from gateway_svc import spans as gateway_spans
 from gateway_svc.delivery import dispatcher
 from gateway_svc.delivery.channel import DeliveryFailed, Undeliverable
-from svckit import pseudonyms, tracecontext
+from svckit import captured, pseudonyms, tracecontext
 from svckit.testing import eventually, memory_tracer, span_tree
 from tests.service.gateway.suite import suite
 from tests.service.gateway.test_gateway_delivery import Caught, Phone, caught
@@ -109,6 +110,21 @@ async def test_a_message_begins_a_trace_with_a_link_to_the_one_before_it(tmp_pat
     everything = " ".join(span.to_json() for span in exporter.get_finished_spans())
     assert "+491701234567" not in everything
     assert "a" * 32 not in everything
+
+
+async def test_with_contents_the_request_says_what_was_said(tmp_path: Path) -> None:
+    tracer, exporter = memory_tracer()
+    async with (
+        suite(tmp_path, CONVEYOR_TELEMETRY__CAPTURE_CONTENT="true") as around,
+        around.serve(tracer),
+    ):
+        await around.http.post(f"/v1/sessions/{KEY}/messages", json={"text": "hi"})
+        await around.http.post(f"/v1/sessions/{KEY}/messages", json={"text": "long " * 20_000})
+    said, long = (facts(span) for span in spans(exporter, "POST"))
+    assert (said["input.value"], said["input.mime_type"]) == ("hi", "text/plain")
+    assert json.loads(said["gen_ai.input.messages"])[0]["role"] == "user"
+    # A collector refuses a batch for one span that is too large.
+    assert len(long["input.value"]) == captured.ATTRIBUTE_BYTES
 
 
 async def test_a_delivery_belongs_to_what_it_tells_of_and_few_of_its_attempts_are_shown(
