@@ -13,19 +13,31 @@ import asyncio
 import contextlib
 import os
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 
 from bench import load, report
-from bench.processes import PYTHON, Workspace, descendants, listening, process, up, workspace
+from bench.driver import Driver
+from bench.processes import (
+    PYTHON,
+    Workspace,
+    descendants,
+    listening,
+    process,
+    serving,
+    up,
+    workspace,
+)
 from bench.suite import ask
 from conveyor_client import ConveyorClient
 from conveyor_client.supervision.addresses import free_addresses
+from svckit.grpc.channel import make_channel
 
 WIDTH = 8
 CUSTOMERS = 32
+BATCH = 64
 MARK = 0.10
 """Most turns per second that tracing may cost."""
 TICKS = os.sysconf("SC_CLK_TCK")
@@ -58,22 +70,18 @@ class Measured:
 
 
 class Loaded:
-    """A suite that runs, and its client."""
+    """Something that runs, and what a turn of it is."""
 
-    def __init__(self, pid: int, client: ConveyorClient) -> None:
-        self.client = client
-        self._pids = list(descendants(pid))
+    def __init__(self, pids: Iterable[int], turns: Callable[[int], Awaitable[object]]) -> None:
+        self._pids = list(pids)
+        self._turns = turns
         self.measured = Measured()
 
     async def burst(self, turns: int) -> None:
-        """Send messages side by side and note how long they took."""
-
-        async def turn(i: int) -> None:
-            await ask(self.client, "[[reply: done]]", i % CUSTOMERS)
-
+        """Do so many turns side by side and note how long they took."""
         loop = asyncio.get_running_loop()
         before, began = self._cpu(), loop.time()
-        await load.side_by_side(turn, turns, WIDTH)
+        await self._turns(turns)
         self.measured.rates.append(turns / (loop.time() - began))
         self.measured.seconds.append((self._cpu() - before) / turns)
 
@@ -86,48 +94,57 @@ class Loaded:
 
 
 async def measure(turns: int, pairs: int, ways: int = len(VARIANTS)) -> str:
-    """The table: the first `ways` to trace, each beside a suite that does not."""
+    """The table: the first `ways` to trace, each beside the same without."""
     lines = [["", "turns/s", "without", "cost", "CPU ms a turn", "without"]]
+
+    def line(name: str, traced: Loaded, plain: Loaded) -> None:
+        rates = zip(traced.measured.rates, plain.measured.rates, strict=True)
+        cost = 1 - median(rate / without for rate, without in rates)
+        both = (traced.measured, plain.measured)
+        lines.append(
+            [
+                name,
+                *(report.number(median(one.rates)) for one in both),
+                f"{cost:+.1%}",
+                *(report.number(median(one.seconds) * 1000) for one in both),
+            ]
+        )
+
     async with _suite("") as plain:
         for variant in VARIANTS[:ways]:
-            traced, cost = await _compared(plain, variant, turns, pairs)
-            lines.append(
-                [
-                    variant.name,
-                    report.number(median(traced.rates)),
-                    report.number(median(plain.measured.rates)),
-                    f"{cost:+.1%}",
-                    report.number(median(traced.seconds) * 1000),
-                    report.number(median(plain.measured.seconds) * 1000),
-                ]
-            )
+            async with _collector(variant) as endpoint:
+                toml = f'otlp_endpoint = "{endpoint}"\nsample_ratio = {variant.ratio}\n'
+                async with _suite(f"[telemetry]\n{toml}") as traced:
+                    await _in_turn(traced, plain, turns, pairs)
+                    line(variant.name, traced, plain)
+    async with (
+        _collector(VARIANTS[0]) as endpoint,
+        _scheduler("") as plain,
+        _scheduler(endpoint) as traced,
+    ):
+        await _in_turn(traced, plain, BATCH * (turns // 10 or 1), pairs)
+        line("scheduler and worker alone, every flow", traced, plain)
     return (
         report.grid(lines)
         + f"""
 *Cost*: the share of turns per second that tracing takes, the median over {pairs} pairs of bursts of
 {turns} messages; mark {MARK:.0%}. Message to reply through all four services with {WIDTH} customers
 at a time. Everything shares the cores, the collector included, which throws away what it gets.
-*CPU ms a turn*: of all processes of the suite, exporting included.
+*CPU ms a turn*: of all processes of the suite, exporting included. Last line: turns that do
+nothing, sent {BATCH} a call to a scheduler with one worker: as much tracing for as little work as
+there is.
 """
     )
 
 
-async def _compared(
-    plain: Loaded, variant: Variant, turns: int, pairs: int
-) -> tuple[Measured, float]:
-    plain.measured = Measured()
-    async with _collector(variant) as endpoint:
-        toml = f'[telemetry]\notlp_endpoint = "{endpoint}"\nsample_ratio = {variant.ratio}\n'
-        async with _suite(toml) as traced:
-            for suite in (plain, traced):
-                await suite.burst(turns)  # warm
-                suite.measured = Measured()
-            for pair in range(pairs):
-                # Whoever is second meets what the first left behind: both are it equally often.
-                for suite in (plain, traced) if pair % 2 else (traced, plain):
-                    await suite.burst(turns)
-            both = zip(traced.measured.rates, plain.measured.rates, strict=True)
-            return traced.measured, 1 - median(rate / without for rate, without in both)
+async def _in_turn(traced: Loaded, plain: Loaded, turns: int, pairs: int) -> None:
+    for loaded in (plain, traced):
+        await loaded.burst(turns)  # warm
+        loaded.measured = Measured()
+    for pair in range(pairs):
+        # Whoever is second meets what the first left behind: both are it equally often.
+        for loaded in (plain, traced) if pair % 2 else (traced, plain):
+            await loaded.burst(turns)
 
 
 @contextlib.asynccontextmanager
@@ -147,7 +164,30 @@ async def _suite(toml: str) -> AsyncIterator[Loaded]:
     with workspace(main_limit=WIDTH) as place:
         _configure(place, toml)
         async with up(place) as pid, ConveyorClient(place.gateway) as client:
-            yield Loaded(pid, client)
+
+            async def turn(i: int) -> None:
+                await ask(client, "[[reply: done]]", i % CUSTOMERS)
+
+            yield Loaded(descendants(pid), lambda turns: load.side_by_side(turn, turns, WIDTH))
+
+
+@contextlib.asynccontextmanager
+async def _scheduler(endpoint: str) -> AsyncIterator[Loaded]:
+    """A scheduler and a worker that ends every turn at once."""
+    with workspace(main_limit=BATCH) as place:
+        _configure(place, f'[telemetry]\notlp_endpoint = "{endpoint}"\n')
+        service = process(*PYTHON, "scheduler_svc", "--config", str(place.config))
+        found = str(place.directory / "worker.json")
+        async with service as scheduler, make_channel(place.scheduler) as channel:
+            await serving(place.scheduler, scheduler)
+            async with process(*PYTHON, "bench.worker", place.scheduler, found, endpoint) as worker:
+                driver = Driver(channel)
+
+                async def turns(count: int) -> None:
+                    await load.side_by_side(lambda _: driver.send("x", BATCH), count // BATCH, 4)
+                    await driver.idle()
+
+                yield Loaded((scheduler.pid, worker.pid), turns)
 
 
 def _configure(place: Workspace, toml: str) -> None:

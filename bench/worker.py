@@ -1,4 +1,6 @@
-"""A worker that answers at once, as a process of its own: `python -m bench.worker ADDRESS FILE`.
+"""A worker that answers at once, as a process: `python -m bench.worker ADDRESS FILE [ENDPOINT]`.
+
+It traces when it is told of a collector.
 
 The message to answer is `PHASE NANOSECONDS`, the sender's monotonic clock. When it is told to
 stop, it writes as JSON, by phase, when each run was sent and was here, and how many calls it made.
@@ -17,18 +19,20 @@ from typing import Any
 
 import uvloop
 from grpc import aio
+from opentelemetry import trace
 
 from conveyor.common.v1 import content_pb2
 from conveyor.scheduler.v1 import run_pb2
 from svckit.grpc.channel import make_channel
 from svckit.logging import setup as setup_logging
 from svckit.settings import load
+from svckit.telemetry import setup as telemetry_of
 from svckit.worker import Complete, LeasedTurn, Outcome, Worker
 
 SLOTS = 64
 
 
-async def _work(address: str) -> str:
+async def _work(address: str, tracer: trace.Tracer) -> str:
     here: dict[str, list[tuple[int, int]]] = defaultdict(list)
 
     async def answer(turn: LeasedTurn) -> Outcome:
@@ -45,9 +49,11 @@ async def _work(address: str) -> str:
             )
         )
 
-    channel = make_channel(address)
+    channel = make_channel(address, tracer=tracer)
     calls = _counted(channel)
-    worker = Worker(channel, queue="agent", name="bench-0", slots=SLOTS, handler=answer)
+    worker = Worker(
+        channel, queue="agent", name="bench-0", slots=SLOTS, handler=answer, tracer=tracer
+    )
     working = asyncio.create_task(worker.run())
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
@@ -81,5 +87,11 @@ def _counted(channel: aio.Channel) -> Counter[str]:
 
 
 if __name__ == "__main__":
-    setup_logging("bench-worker", load(environ={"CONVEYOR_LOG__LEVEL": "error"}))
-    Path(sys.argv[2]).write_text(uvloop.run(_work(sys.argv[1])))
+    endpoint = sys.argv[3] if len(sys.argv) > 3 else ""
+    settings = load(
+        environ={"CONVEYOR_LOG__LEVEL": "error", "CONVEYOR_TELEMETRY__OTLP_ENDPOINT": endpoint}
+    )
+    setup_logging("bench-worker", settings)
+    telemetry = telemetry_of("bench-worker", settings)
+    Path(sys.argv[2]).write_text(uvloop.run(_work(sys.argv[1], telemetry.tracer)))
+    telemetry.shutdown()
