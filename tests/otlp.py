@@ -179,7 +179,7 @@ class Receiver(otlp_grpc.TraceServiceServicer):
         self.asked = 0
         self._lock = threading.Lock()
         self._requests: list[bytes] = []
-        self._spans: list[Span] = []
+        self._spans: dict[str, list[Span]] = defaultdict(list)
         self._released = threading.Event()
         self._server: grpc.Server | None = None
         self._port = 0
@@ -229,16 +229,17 @@ class Receiver(otlp_grpc.TraceServiceServicer):
         found = list(_spans_of(request))
         with self._lock:
             self._requests.append(request.SerializeToString())
-            self._spans += found
+            for span in found:
+                self._spans[span.trace_id].append(span)
         return otlp.ExportTraceServiceResponse()
 
     # What arrived
 
     @property
     def spans(self) -> list[Span]:
-        """All spans, in the order in which they arrived."""
+        """All spans, by trace."""
         with self._lock:
-            return list(self._spans)
+            return [span for spans in self._spans.values() for span in spans]
 
     @property
     def raw(self) -> bytes:
@@ -254,14 +255,13 @@ class Receiver(otlp_grpc.TraceServiceServicer):
 
     def trace(self, trace_id: str) -> Trace:
         """What arrived of one trace so far."""
-        return Trace([span for span in self.spans if span.trace_id == trace_id])
+        with self._lock:
+            return Trace(list(self._spans.get(trace_id, ())))
 
     def traces(self) -> dict[str, Trace]:
         """Everything by trace."""
-        found: dict[str, list[Span]] = defaultdict(list)
-        for span in self.spans:
-            found[span.trace_id].append(span)
-        return {trace_id: Trace(spans) for trace_id, spans in found.items()}
+        with self._lock:
+            return {trace_id: Trace(list(spans)) for trace_id, spans in self._spans.items()}
 
 
 @contextmanager
