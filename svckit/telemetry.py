@@ -26,7 +26,8 @@ from svckit.version import __version__
 if TYPE_CHECKING:
     from svckit.otlp import Sender
 
-FLUSH_SECONDS = 3.0
+FLUSH_SECONDS = 1.0
+"""Less than whoever stops a service gives it: `conveyor up` gives the scheduler two seconds."""
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ import importlib
 import json
 import os
 import pkgutil
+import runpy
 import select
 import signal
 import socket
@@ -64,6 +65,7 @@ USED_LATER = (
     ),
 )
 """What a process would import when it needs it. Without them each does so for itself."""
+OUR_PATH = os.environ.get("PYTHONPATH", "").split(":")
 
 
 @dataclass(frozen=True)
@@ -190,6 +192,7 @@ def become(job: Job) -> None:
 
 def run(job: Job) -> None:
     """Do what the program of a job does. Mostly raises `SystemExit`."""
+    customise(job)
     program, *words = job.words
     if "-m" in words[:2]:
         module, *words = words[words.index("-m") + 1 :]
@@ -199,6 +202,15 @@ def run(job: Job) -> None:
     else:
         sys.argv = [program, *words]
         importlib.import_module("conveyor_client.cli").main()
+
+
+def customise(job: Job) -> None:
+    """Do what an interpreter does first when a test puts a `sitecustomize` into its path."""
+    sys.orig_argv[:] = job.words
+    for place in job.environ.get("PYTHONPATH", "").split(":"):
+        custom = Path(place, "sitecustomize.py")
+        if place not in OUR_PATH and custom.is_file():
+            runpy.run_path(str(custom))
 
 
 def show_words(words: Sequence[str]) -> None:

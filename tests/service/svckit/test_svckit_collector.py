@@ -20,7 +20,6 @@ SPANS = 2000
 def collector(monkeypatch: pytest.MonkeyPatch) -> Iterator[Receiver]:
     """A receiver; services send soon, and keep few spans for one that is away."""
     monkeypatch.setattr(otlp, "MOST_WAITING", MOST)
-    monkeypatch.setattr(telemetry, "FLUSH_SECONDS", 1.0)
     monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "50")
     with receiver() as made:
         yield made

@@ -9,6 +9,7 @@ import os
 import sys
 
 if "gateway_svc" in sys.orig_argv:
+    from gateway_svc import __main__ as program
     from gateway_svc import app
     from gateway_svc.domain.keys import parse_key
     from gateway_svc.domain.reply_route import ReplyAddress
@@ -31,4 +32,5 @@ if "gateway_svc" in sys.orig_argv:
         return await accept(self, inbound, request_id, principal, address, **more)
 
     Inbox.accept = accept_from
-    app.build = app.builder([Telephone()])
+    # The program, where it was imported before, has its own name for it.
+    app.build = program.build = app.builder([Telephone()])
