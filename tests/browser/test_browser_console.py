@@ -15,6 +15,7 @@ from conveyor.agent.v1 import agent_service_pb2 as ag
 from conveyor.agent.v1 import probe_pb2
 from gateway_svc.app import GatewayApp
 from svckit.testing import eventually, free_port, memory_tracer
+from svckit.version import __version__
 from svckit.worker import Outcome
 from tests.browser.conftest import Browser
 from tests.service.gateway.suite import Suite, Turn, asking, delegating, suite
@@ -91,6 +92,7 @@ async def test_a_delegated_request_is_watched_from_start_to_end(
         figures = await page.locator("#flow-summary").inner_text()
         assert re.search(r"4 runs\s+[\d.]+ s", figures)
         assert not await page.locator("#stop").is_visible()
+        assert await page.locator("#brand").get_attribute("title") == f"Conveyor {__version__}"
         link = page.locator("#flow-trace a", has_text="Trace")
         [flow] = (await around.http.get("/v1/flows")).json()["flows"]
         assert await link.get_attribute("href") == shown_at.format(trace_id=flow["trace_id"])

@@ -53,6 +53,8 @@ const session = (key) => `/v1/sessions/${encodeURIComponent(key)}`;
 
 const agent = (id) => `/v1/acp/sessions/${encodeURIComponent(id)}`;
 
+let server = null;
+
 export const api = {
   sessions: () => look("/v1/sessions?page_size=100"),
   session: (key) => request("GET", session(key)),
@@ -62,7 +64,8 @@ export const api = {
   lanes: () => look("/v1/lanes?kind=global"),
   messages: (key) => request("GET", `${session(key)}/messages?page_size=500`),
   flowHead: (id) => request("GET", `/v1/flows/${encodeURIComponent(id)}?page_size=1`),
-  server: () => request("GET", "/v1/server"),
+  // Asked once: another gateway would come with another console.
+  server: () => (server ||= request("GET", "/v1/server").catch((error) => { server = null; throw error; })),
   questions: () => look("/v1/questions?page_size=500"),
   answer: (id, option) =>
     persistently(() =>

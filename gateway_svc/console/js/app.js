@@ -216,6 +216,7 @@ async function loadSessions() {
   try {
     const [listed, open] = await Promise.all([api.sessions(), api.questions()]);
     sessions = listed.sessions || [];
+    byId("brand").title ||= `Conveyor ${(await api.server()).server.version}`;
     asking = new Set((open.questions || []).map((question) => question.root_session_key));
     redraw();
   } catch { /* the link state already says that the gateway is gone */ }
