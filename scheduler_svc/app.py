@@ -85,6 +85,7 @@ async def build(context: Context) -> AsyncIterator[App]:
     )
     if shared is None:
         await engine.start()
+        context.metrics.counter(definitions.LEADERSHIPS).add()
     else:
         await shared.acquire()
         engine.stand_by()

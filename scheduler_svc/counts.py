@@ -89,6 +89,9 @@ class Counts:
                     self._announced.add(run.lane)
         for item in leased:
             self._leased(item)
+        for lost in changes.lost:
+            if lost.counted:
+                self._lost.add(lost.run.lane)
 
     def failed(self) -> None:
         """A group could not be stored."""
@@ -108,8 +111,14 @@ class Counts:
             self._ended.add(run.lane, state.name.lower(), _reason(run))
 
     def _leased(self, item: Leased) -> None:
-        run = item.run
+        run, waited, now = item.run, item.waited, item.lease.lease_time
         self._attempts.add(run.lane, "first" if run.attempt == 1 else "repeated")
+        in_line = max(waited.queued, waited.paused_until)
+        self._waits.observe(max(0, waited.ready - in_line) / SECOND, run.lane, "session")
+        self._waits.observe(max(0, now - waited.ready) / SECOND, run.lane, "global")
+        if run.turn == 1 and run.attempt == 1 and run.told_start:
+            late = (now - run.told_start) / SECOND
+            self._estimates.observe(abs(late), run.lane, "late" if late > 0 else "early")
 
 
 def _reason(run: Run) -> str:

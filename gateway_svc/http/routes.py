@@ -30,7 +30,7 @@ from gateway_svc.http.wire import parse_json, respond, to_message
 from gateway_svc.refusals import not_yet
 from gateway_svc.use_cases import UseCases
 from svckit.errors import invalid_field
-from svckit.metrics import Metrics
+from svckit.metrics import Metrics, definitions
 
 _EVENT_PARAMETERS = frozenset({"include_descendants", "from_now", "payloads", "resume_token"})
 
@@ -45,6 +45,7 @@ _LATER = (
 def build_router(do: UseCases, metrics: Metrics) -> APIRouter:
     """Return the routes over the use cases."""
     router = APIRouter()
+    metrics.gauge(definitions.HTTP_STREAMS)  # there before the first one
 
     @router.post("/v1/sessions/{key}/messages")
     async def send_message(key: str, request: Request) -> Response:

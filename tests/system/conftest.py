@@ -7,7 +7,13 @@ from collections.abc import AsyncIterator, Iterator
 import pytest
 
 from conveyor_client import ConveyorClient
-from tests.system.harness import Suite, nothing_unfinished, running, scripted_harness
+from tests.system.harness import (
+    Suite,
+    free_addresses,
+    nothing_unfinished,
+    running,
+    scripted_harness,
+)
 from tests.system.provider import Provider, provider_thread
 
 
@@ -20,7 +26,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="package")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Suite]:
     directory = tmp_path_factory.mktemp("suite")
-    with running(directory, scripted_harness(directory)) as suite:
+    metrics = dict(zip(("gateway", "scheduler", "agent", "acp"), free_addresses(4), strict=True))
+    table = "\n".join(f'{service} = "{address}"' for service, address in metrics.items())
+    with running(directory, f"{scripted_harness(directory)}\n[metrics]\n{table}\n") as suite:
+        suite.metrics = metrics
         yield suite
 
 

@@ -88,6 +88,8 @@ class Suite:
         url = store if isinstance(store, str) else f"sqlite:///{self.store}"
         self.lines: list[str] = []
         """What `conveyor up` printed, both streams."""
+        self.metrics: dict[str, str] = {}
+        """Where each service answers for its metrics, if the configuration says so."""
         self._process: subprocess.Popen[str] | Forked | None = None
         self._reader: threading.Thread | None = None
         http, self.grpc, self.scheduler, self.agent, self.acp = free_addresses(5)

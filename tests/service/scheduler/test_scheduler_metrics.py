@@ -13,6 +13,7 @@ from scheduler_svc.counts import REASONS_TO_WAIT, SLICE, Standing
 from svckit.errors import TurnFailed
 from svckit.metrics import Histogram, Metrics
 from svckit.metrics.definitions import LANE_WAITING
+from svckit.testing import eventually
 from tests.metric_names import figures
 
 from .conftest import Driver, driver, settings
@@ -111,11 +112,34 @@ async def test_what_was_committed_is_counted(counted: Driver) -> None:
         'conveyor_announcements_pending{lane="main"}': 0,
         'conveyor_turn_seconds_count{end="succeeded",lane="subagent"}': 1,
         'conveyor_turn_seconds_count{end="failed",lane="main"}': 1,
+        'conveyor_wait_seconds_count{lane="main",layer="global"}': 2,
+        'conveyor_wait_seconds_count{lane="main",layer="session"}': 2,
         'conveyor_leases_lost_total{lane="main"}': 0,
     }
     assert {series: found[series] for series in expected} == expected
     assert found["conveyor_commit_seconds_count"] == found["conveyor_commit_commands_count"] > 5
     assert found["conveyor_events_total"] >= 10
+
+
+async def test_a_lost_lease_is_counted_once(counted: Driver) -> None:
+    await counted.send("a")
+    await counted.lease_one()
+
+    async def lost() -> bool:
+        return (await figures(counted.metrics))['conveyor_leases_lost_total{lane="main"}'] == 1
+
+    await eventually(lost)
+    assert await lane(counted) == {"backoff": 1}
+
+
+async def test_what_a_sender_was_told_is_compared_with_what_came(counted: Driver) -> None:
+    assert await counted.lease() == []  # there is a worker
+    accepted = await counted.send("a")
+    assert accepted.estimate.HasField("start_time")
+    await counted.lease_one()
+    found = await figures(counted.metrics)
+    told = {s: n for s, n in found.items() if s.startswith("conveyor_estimate_error_seconds_count")}
+    assert sum(told.values()) == 1
 
 
 async def test_watchers_are_counted_by_what_they_follow(counted: Driver) -> None:
