@@ -28,6 +28,23 @@ SLICE = 2000
 """Runs looked at before others get their turn: about a millisecond."""
 WORKER_SECONDS = 30
 """A worker that has not called for so long is not counted any more."""
+ENDS = (
+    ("succeeded", ""),
+    ("cancelled", "RUN_CANCELLED"),
+    ("expired", "RUN_EXPIRED"),
+    ("failed", "TURN_FAILED"),
+    ("failed", "ATTEMPTS_EXHAUSTED"),
+    ("failed", "MODEL_UNAVAILABLE"),
+    ("failed", "MODEL_REJECTED"),
+    ("failed", "BUDGET_EXCEEDED"),
+    ("failed", "ACP_TURN_FAILED"),
+)
+"""How runs end as a rule: shown from the start, so that the first one is seen."""
+# By number: looking an enum's member up costs more than all else that is done for an event.
+_NEW, _QUEUED = RunState.UNSPECIFIED, RunState.QUEUED
+_RUNNING, _SUSPENDED = RunState.RUNNING, RunState.SUSPENDED
+_NAMES = [state.name.lower() for state in RunState]
+_ENDS = [state in TERMINAL for state in RunState]
 REASONS_TO_WAIT = (
     "slot",
     "worker",
@@ -63,6 +80,8 @@ class Counts:
             self._accepted.start(lane)
             self._lost.start(lane)
             self._announced.start(lane)
+            for state, reason in ENDS:
+                self._ended.start(lane, state, reason)
             for kind in ("first", "repeated"):
                 self._attempts.start(lane, kind)
             for layer in ("session", "global"):
@@ -80,13 +99,10 @@ class Counts:
         for emit in changes.emits:
             payload = emit.payload
             if isinstance(payload, StateChanged):
-                run = changes.runs.get(emit.run_id)
-                if run is not None:
-                    self._changed(run, payload)
+                # Every change of state touches its run.
+                self._changed(changes.runs[emit.run_id], payload)
             elif isinstance(payload, ChildAnnounced):
-                run = changes.runs.get(emit.run_id)
-                if run is not None:
-                    self._announced.add(run.lane)
+                self._announced.add(changes.runs[emit.run_id].lane)
         for item in leased:
             self._leased(item)
         for lost in changes.lost:
@@ -98,27 +114,29 @@ class Counts:
         self._failures.add()
 
     def _changed(self, run: Run, change: StateChanged) -> None:
-        previous, state = change.previous, change.state
-        if previous is RunState.UNSPECIFIED:
-            self._accepted.add(run.lane)
-        elif previous is RunState.RUNNING:
-            self._turns.observe(change.lasted / SECOND, run.lane, state.name.lower())
-        elif previous is RunState.SUSPENDED and state is RunState.QUEUED:
+        previous, state, lane = change.previous, change.state, run.lane
+        if previous is _RUNNING:
+            self._turns.observe(change.lasted / SECOND, lane, _NAMES[state])
+        elif previous is _NEW:
+            self._accepted.add(lane)
+        elif previous is _SUSPENDED and state is _QUEUED:
             waited = run.resumption.wait if run.resumption is not None else None
             reason = waited.kind.value if waited is not None else "stopping"
-            self._suspensions.observe(change.lasted / SECOND, run.lane, reason)
-        if state in TERMINAL:
-            self._ended.add(run.lane, state.name.lower(), _reason(run))
+            self._suspensions.observe(change.lasted / SECOND, lane, reason)
+        if _ENDS[state]:
+            self._ended.add(lane, _NAMES[state], _reason(run))
 
     def _leased(self, item: Leased) -> None:
         run, waited, now = item.run, item.waited, item.lease.lease_time
-        self._attempts.add(run.lane, "first" if run.attempt == 1 else "repeated")
+        lane, first = run.lane, run.attempt == 1
+        self._attempts.add(lane, "first" if first else "repeated")
+        # Clocks may have been set back since.
         in_line = max(waited.queued, waited.paused_until)
-        self._waits.observe(max(0, waited.ready - in_line) / SECOND, run.lane, "session")
-        self._waits.observe(max(0, now - waited.ready) / SECOND, run.lane, "global")
-        if run.turn == 1 and run.attempt == 1 and run.told_start:
+        self._waits.observe(max(0, waited.ready - in_line) / SECOND, lane, "session")
+        self._waits.observe(max(0, now - waited.ready) / SECOND, lane, "global")
+        if first and run.turn == 1 and run.told_start:
             late = (now - run.told_start) / SECOND
-            self._estimates.observe(abs(late), run.lane, "late" if late > 0 else "early")
+            self._estimates.observe(abs(late), lane, "late" if late > 0 else "early")
 
 
 def _reason(run: Run) -> str:

@@ -660,6 +660,8 @@ def _panel(panel: Panel, number: int, place: dict[str, int]) -> dict[str, Any]:
         ],
     }
     if panel.kind == "stat":
+        if panel.unit == "short":
+            defaults["decimals"] = 0
         defaults["noValue"] = panel.none
         defaults["color"] = {"mode": "thresholds"}
         defaults["thresholds"] = {

@@ -46,7 +46,7 @@ are in [call it from anything](../how-to/call-it-from-anything.md).
 | `GET` | `/` | The console |
 | `GET` | `/healthz` | Does the process live |
 | `GET` | `/readyz` | Can it do its work; 503 and the parts that are not well if not |
-| `GET` | `/metrics` | Counters in the Prometheus text format |
+| `GET` | `/metrics` | [Metrics](metrics.md) of the gateway in the Prometheus text format |
 """
 
 

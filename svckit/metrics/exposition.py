@@ -48,9 +48,9 @@ def _family(instrument: Shown) -> Metric:
     if isinstance(instrument, Histogram):
         histogram = core.HistogramMetricFamily(name, text, labels=labels)
         bounds = [*(f"{bound:g}" for bound in definition.bounds), "+Inf"]
-        for values, counts in instrument.counts.items():
+        for values, (counts, sums) in instrument.series.items():
             buckets = list(zip(bounds, map(float, accumulate(counts)), strict=True))
-            histogram.add_metric(values, buckets, instrument.sums[values])
+            histogram.add_metric(values, buckets, sums[0])
         return histogram
     family: core.CounterMetricFamily | core.GaugeMetricFamily
     if definition.kind is Kind.COUNTER:

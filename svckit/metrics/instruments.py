@@ -88,29 +88,25 @@ class Histogram(Instrument):
 
     def __init__(self, definition: Definition) -> None:
         super().__init__(definition)
+        self._bounds = definition.bounds
         # Of each series: how many fell into each bucket, the one without a bound last; their sum.
-        self.counts: dict[Labels, list[int]] = {}
-        self.sums: dict[Labels, float] = {}
+        self.series: dict[Labels, tuple[list[int], list[float]]] = {}
         if not definition.labels:
             self.start()
 
     def start(self, *labels: str) -> None:
         """Show a series from now on, without anything in it."""
-        self._series(labels)
+        self._begin(labels)
 
     def observe(self, value: float, *labels: str) -> None:
         """Take in one value, in the unit of the definition."""
-        counts = self.counts.get(labels)
-        if counts is None:
-            labels, counts = self._series(labels)
-        counts[bisect_left(self.definition.bounds, value)] += 1
-        self.sums[labels] += value
+        counts, sums = self.series.get(labels) or self._begin(labels)
+        counts[bisect_left(self._bounds, value)] += 1
+        sums[0] += value
 
-    def _series(self, labels: Labels) -> tuple[Labels, list[int]]:
-        labels = self._checked(labels, len(self.counts))
-        counts = self.counts.setdefault(labels, [0] * (len(self.definition.bounds) + 1))
-        self.sums.setdefault(labels, 0.0)
-        return labels, counts
+    def _begin(self, labels: Labels) -> tuple[list[int], list[float]]:
+        labels = self._checked(labels, len(self.series))
+        return self.series.setdefault(labels, ([0] * (len(self._bounds) + 1), [0.0]))
 
 
 class Read(Instrument):
