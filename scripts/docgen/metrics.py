@@ -42,9 +42,9 @@ def sections() -> list[tuple[str, list[Definition]]]:
     """The definitions below the headings of their module, in its order."""
     source = Path(definitions.__file__).read_text(encoding="utf-8")
     headings = {
-        number: found.group(1)
+        number: heading.group(1)
         for number, line in enumerate(source.splitlines(), start=1)
-        if (found := re.fullmatch(r"# -- (.*?) -+", line))
+        if (heading := re.fullmatch(r"# -- (.*?) -+", line))
     }
     found: dict[str, list[Definition]] = {title: [] for title in headings.values()}
     for node in ast.parse(source).body:
