@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -53,9 +53,11 @@ def install(home: Path) -> None:
 
 
 @contextlib.contextmanager
-def phoenix(home: Path, *, port: int, otlp_port: int) -> Iterator[str]:
-    """Run Phoenix and yield its address. Spans go to `otlp_port`, both on loopback."""
-    traces = home / "traces"
+def phoenix(home: Path, traces: Path, *, port: int, otlp_port: int) -> Iterator[str]:
+    """Run the Phoenix of `home` on the directory `traces`, and yield its address.
+
+    Spans go to `otlp_port`; all it listens on is on loopback. Raises `CannotShow`.
+    """
     traces.mkdir(parents=True, exist_ok=True)
     own = {
         "PHOENIX_HOST": "127.0.0.1",
@@ -74,7 +76,7 @@ def phoenix(home: Path, *, port: int, otlp_port: int) -> Iterator[str]:
         "serve",
     ]
     address = f"http://127.0.0.1:{port}"
-    with (home / "phoenix.log").open("wb") as log:
+    with (traces / "phoenix.log").open("wb") as log:
         process = subprocess.Popen(
             command,
             env={**os.environ, **own},
@@ -84,7 +86,7 @@ def phoenix(home: Path, *, port: int, otlp_port: int) -> Iterator[str]:
             start_new_session=True,
         )
         with _stopped_at_the_end(process, signal.SIGTERM):
-            _wait(process, f"{address}/healthz", f"Phoenix, see {home / 'phoenix.log'}")
+            _wait(process, f"{address}/healthz", f"Phoenix, see {traces / 'phoenix.log'}")
             yield address
 
 
@@ -99,10 +101,10 @@ def exporting(ui: str, otlp_port: int) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def suite(env: Mapping[str, str], ready: str) -> Iterator[None]:
+def suite(env: Mapping[str, str], ready: str, options: Sequence[str] = ()) -> Iterator[None]:
     """Run `conveyor up`; `ready` is an address that answers once the suite does."""
     process = subprocess.Popen(
-        [str(CONVEYOR), "up"],
+        [str(CONVEYOR), *options, "up"],
         env={**os.environ, **env},
         stdin=subprocess.DEVNULL,
         start_new_session=True,
@@ -141,7 +143,7 @@ def show(port: int, otlp_port: int, until: Callable[[], None]) -> None:
     """Start everything, play the demo request, and stop it when `until` returns."""
     install(HOME)
     with (
-        phoenix(HOME, port=port, otlp_port=otlp_port) as ui,
+        phoenix(HOME, HOME / "traces", port=port, otlp_port=otlp_port) as ui,
         suite(exporting(ui, otlp_port), f"{_gateway()}/readyz"),
     ):
         subprocess.run([str(CONVEYOR), "demo"], stdin=subprocess.DEVNULL, check=False)
