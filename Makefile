@@ -68,6 +68,10 @@ lock: .venv/.ready-dev ## Pin the newest versions that pyproject.toml allows in 
 dist: .venv/.ready-dev ## Build the wheel and the source distribution into dist/
 	@$(BIN)/python -m hatchling build -d dist
 
+.PHONY: screenshots
+screenshots: .venv/.ready-dev ## Make the pictures of the documents from the real thing (needs Chromium)
+	@$(BIN)/python scripts/screenshots.py
+
 .PHONY: release-protos
 release-protos: .venv/.ready-dev ## Make the contract as it is the one that `make check` compares with
 	@$(BIN)/python scripts/gen_protos.py --release

@@ -1,8 +1,8 @@
 """Makes the pictures of the documents from the real thing: `make screenshots`.
 
-A suite of its own works on a request that is delegated over two levels and to a coding agent, and
-exports to Phoenix; then a headless Chromium opens the page of the trace and the console, and what
-they show is stored in `docs/images/`. Needs `make trace-ui` to have installed Phoenix, or does it.
+A headless Chromium asks in the console for something that is delegated over two levels and to a
+coding agent; the suite behind it exports to Phoenix. Then it follows the console's link to the trace.
+What both show is stored in `docs/images/`. Installs Phoenix when `make trace-ui` has not yet.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING
 
 from trace_ui import HOME, ROOT, CannotShow, exporting, install, phoenix, suite
 
-from conveyor_client import ConveyorClient
 from conveyor_client.supervision.addresses import free_addresses
 
 if TYPE_CHECKING:
@@ -41,7 +40,8 @@ REQUEST = (
     "[[spawn researcher: [[spawn: count the rooms]] [[spawn: count the beds]]]] "
     "[[acp scripted: say:The failing test passes.]]"
 )
-EXPORTED_SECONDS = 30.0
+RUNS = 5
+EXPORTED_SECONDS = 60.0
 PAGE_MILLISECONDS = 60_000.0
 
 
@@ -75,18 +75,6 @@ command = ["{sys.executable}", "{scripted}"]
 """
 
 
-async def _work(gateway: str) -> tuple[str, str]:
-    """Have the request done. Returns the ids of its trace and of its flow."""
-    flow_id = ""
-    async with ConveyorClient(gateway) as client:
-        async with contextlib.aclosing(client.chat(REQUEST)) as stream:
-            async for item in stream:
-                if item.HasField("ended"):
-                    flow_id = item.ended.spawn.flow_id or item.ended.run_id
-        flow = await client.flow(flow_id)
-    return flow.flow.trace_id, flow_id
-
-
 def _exported(ui: str, trace_id: str) -> None:
     """Wait until the trace no longer grows. Raises `CannotShow`."""
     address = f"{ui}/v1/projects/conveyor/spans?limit=1000&trace_id={trace_id}"
@@ -103,20 +91,37 @@ def _exported(ui: str, trace_id: str) -> None:
     raise CannotShow(f"the trace {trace_id} did not come")
 
 
-async def _photograph(ui: str, trace_id: str, console: str, flow_id: str) -> None:
+async def _photograph(ui: str, console: str) -> None:
     from playwright.async_api import async_playwright
 
     async with async_playwright() as playwright:
         browser = await playwright.chromium.launch(
             executable_path=str(CHROMIUM), args=CHROMIUM_OPTIONS
         )
-        await _trace(browser, f"{ui}/redirects/traces/{trace_id}")
-        await _console(browser, f"{console}/", flow_id)
+        trace = await _console(browser, console)
+        _exported(ui, trace.rpartition("/")[2])
+        await _trace(browser, trace)
         await browser.close()
 
 
+async def _console(browser: Browser, address: str) -> str:
+    """Have the request done from the console. Returns where it says that the trace is."""
+    page = await browser.new_page(viewport={"width": 1500, "height": 900})
+    page.set_default_timeout(PAGE_MILLISECONDS)
+    await page.goto(address)
+    await page.locator("#link-text", has_text="ready").wait_for()
+    await page.fill("#composer-text", REQUEST)
+    await page.keyboard.press("Enter")
+    await page.locator(".node.good").nth(RUNS - 1).wait_for()
+    link = await page.locator("#flow-trace a").get_attribute("href")
+    await page.screenshot(path=IMAGES / "console.png")
+    if link is None:
+        raise CannotShow("the console links to no trace")
+    return link
+
+
 async def _trace(browser: Browser, address: str) -> None:
-    page = await browser.new_page(viewport={"width": 1600, "height": 1300})
+    page = await browser.new_page(viewport={"width": 1500, "height": 1700})
     page.set_default_timeout(PAGE_MILLISECONDS)
     await page.goto(address)
     await page.get_by_text("invoke_agent main").first.wait_for()
@@ -133,14 +138,6 @@ async def _widen(page: Page) -> None:
         await page.mouse.down()
         await page.mouse.move(box["x"] + 400, box["y"] + box["height"] / 2, steps=10)
         await page.mouse.up()
-
-
-async def _console(browser: Browser, address: str, flow_id: str) -> None:
-    page = await browser.new_page(viewport={"width": 1600, "height": 900})
-    page.set_default_timeout(PAGE_MILLISECONDS)
-    await page.goto(address)
-    await page.get_by_text(flow_id[-6:]).first.wait_for()
-    await page.screenshot(path=IMAGES / "console.png")
 
 
 def main() -> None:
@@ -161,9 +158,7 @@ def main() -> None:
                 phoenix(HOME, directory / "traces", port=port, otlp_port=otlp_port) as ui,
                 suite(exporting(ui, otlp_port), f"{console}/readyz", ["--config", str(config)]),
             ):
-                trace_id, flow_id = asyncio.run(_work(addresses["grpc"]))
-                _exported(ui, trace_id)
-                asyncio.run(_photograph(ui, trace_id, console, flow_id))
+                asyncio.run(_photograph(ui, console))
     except CannotShow as err:
         sys.exit(f"error: {err}")
 
