@@ -1,7 +1,7 @@
 """Makes the pictures of the documents from the real thing: `make screenshots`.
 
 A headless Chromium asks in the console for something that is delegated over two levels and to a
-coding agent; the suite behind it exports to Phoenix. Then it follows the console's link to the trace.
+coding agent; the suite behind it exports to Phoenix. Then it follows the link to the trace.
 What both show is stored in `docs/images/`. Installs Phoenix when `make trace-ui` has not yet.
 """
 

@@ -38,6 +38,14 @@ RUN_LOST = "run.lost"
 RUN_ENDED = "run.ended"
 
 
+def rpc_span(method: str) -> str:
+    """A call (CLIENT), or its service (SERVER): `SchedulerService/EnqueueRuns`.
+
+    Without the package, which `rpc.method` tells: a tree of calls has no room for it.
+    """
+    return method.rpartition(".")[2]
+
+
 def enqueue_span(queue: str) -> str:
     """A run was accepted (PRODUCER, scheduler)."""
     return f"enqueue {queue}"

@@ -111,7 +111,7 @@ class ServerBoundary(aio.ServerInterceptor):
         traced = methods.is_traced(method)
         label = methods.short_name(method)
         timed = self._metrics.listening and not streams and methods.ends_soon(method)
-        name = method.lstrip("/")
+        name = conventions.rpc_span(method)
         attributes = {conventions.RPC_SYSTEM: "grpc", conventions.RPC_METHOD: method}
 
         async def behavior(request: Any, context: ServicerContext) -> Any:

@@ -126,7 +126,7 @@ class _Calls:
         ):
             return None
         return self._tracer.start_span(
-            method.lstrip("/"),
+            c.rpc_span(method),
             kind=trace.SpanKind.CLIENT,
             attributes={c.RPC_SYSTEM: "grpc", c.RPC_METHOD: method},
         )

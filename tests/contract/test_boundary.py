@@ -150,8 +150,8 @@ async def test_cancelling_a_unary_call_reaches_the_server(how: str) -> None:
         await arrived(held)
         await eventually(lambda: len(p.exporter.get_finished_spans()) == 2)
     assert p.spans() == (
-        "CLIENT test.Test/Hold rpc.response.status_code=CANCELLED ERROR\n"
-        "  SERVER test.Test/Hold rpc.response.status_code=CANCELLED"
+        "CLIENT Test/Hold rpc.response.status_code=CANCELLED ERROR\n"
+        "  SERVER Test/Hold rpc.response.status_code=CANCELLED"
     )
 
 
@@ -181,8 +181,8 @@ async def test_leaving_a_stream_reaches_the_server(style: str, how: str) -> None
         await eventually(lambda: len(p.exporter.get_finished_spans()) == 2)
     assert held.same_task, "cleanup of a handler must run in its own task"
     assert p.spans() == (
-        "CLIENT test.Test/Hold rpc.response.status_code=CANCELLED ERROR\n"
-        "  SERVER test.Test/Hold rpc.response.status_code=CANCELLED"
+        "CLIENT Test/Hold rpc.response.status_code=CANCELLED ERROR\n"
+        "  SERVER Test/Hold rpc.response.status_code=CANCELLED"
     )
 
 
@@ -205,7 +205,7 @@ async def test_the_deadline_cancels_the_handler_and_both_spans_say_so() -> None:
             await call(p.unary("Hold", timeout=0.2), service="test")
         await arrived(held)
         await eventually(lambda: len(p.exporter.get_finished_spans()) == 2)
-    assert "CLIENT test.Test/Hold rpc.response.status_code=DEADLINE_EXCEEDED ERROR" in p.spans()
+    assert "CLIENT Test/Hold rpc.response.status_code=DEADLINE_EXCEEDED ERROR" in p.spans()
 
 
 async def test_a_call_without_a_timeout_gets_the_default_and_a_stream_none() -> None:
@@ -456,8 +456,8 @@ async def test_all_four_kinds_of_handlers() -> None:
         assert [m async for m in c.stream_stream("/test.Test/SS")(two())] == [b"A", b"B"]
         await eventually(lambda: len(p.exporter.get_finished_spans()) == 8)
     assert p.spans() == "\n".join(
-        f"CLIENT test.Test/{n} rpc.response.status_code=OK\n"
-        f"  SERVER test.Test/{n} rpc.response.status_code=OK"
+        f"CLIENT Test/{n} rpc.response.status_code=OK\n"
+        f"  SERVER Test/{n} rpc.response.status_code=OK"
         for n in handlers
     )
 
@@ -474,10 +474,10 @@ async def test_calls_of_a_handler_are_below_its_span() -> None:
         await p.unary("Middle")
         await eventually(lambda: len(p.exporter.get_finished_spans()) == 4)
     assert span_tree(p.exporter) == (
-        "CLIENT test.Test/Middle\n"
-        "  SERVER test.Test/Middle\n"
-        "    CLIENT test.Test/Leaf\n"
-        "      SERVER test.Test/Leaf"
+        "CLIENT Test/Middle\n"
+        "  SERVER Test/Middle\n"
+        "    CLIENT Test/Leaf\n"
+        "      SERVER Test/Leaf"
     )
 
 
@@ -521,10 +521,10 @@ async def test_what_a_service_does_by_itself_begins_no_trace() -> None:
     assert [m["traceparent"][-2:] for m in seen] == ["00", "01", "01"]
     assert span_tree(exporter) == "\n".join(
         [
-            "CLIENT t.T/EnqueueRuns",
-            "  SERVER t.T/EnqueueRuns",
+            "CLIENT T/EnqueueRuns",
+            "  SERVER T/EnqueueRuns",
             "INTERNAL request",
-            "  CLIENT t.T/GetRun",
-            "    SERVER t.T/GetRun",
+            "  CLIENT T/GetRun",
+            "    SERVER T/GetRun",
         ]
     )

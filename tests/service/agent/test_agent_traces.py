@@ -92,7 +92,7 @@ async def test_one_turn_is_one_piece_of_its_flows_trace(
             f"    INTERNAL invoke_agent main {waits} conveyor.yielded=False",
             "      CLIENT chat demo",
             "      INTERNAL execute_tool sessions_spawn",
-            "        CLIENT conveyor.scheduler.v1.SchedulerService/EnqueueRuns",
+            "        CLIENT SchedulerService/EnqueueRuns",
             "  CONSUMER run agent conveyor.outcome=complete",
             "    INTERNAL invoke_agent main conveyor.outcome=complete",
             "      CLIENT chat demo",
@@ -100,7 +100,7 @@ async def test_one_turn_is_one_piece_of_its_flows_trace(
             f"  INTERNAL invoke_agent main {waits} conveyor.yielded=True",
             "    CLIENT chat demo",
             "    INTERNAL execute_tool sessions_spawn",
-            "      CLIENT conveyor.scheduler.v1.SchedulerService/EnqueueRuns",
+            "      CLIENT SchedulerService/EnqueueRuns",
             "    INTERNAL execute_tool sessions_yield",
         ]
     )
