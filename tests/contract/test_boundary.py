@@ -474,10 +474,7 @@ async def test_calls_of_a_handler_are_below_its_span() -> None:
         await p.unary("Middle")
         await eventually(lambda: len(p.exporter.get_finished_spans()) == 4)
     assert span_tree(p.exporter) == (
-        "CLIENT Test/Middle\n"
-        "  SERVER Test/Middle\n"
-        "    CLIENT Test/Leaf\n"
-        "      SERVER Test/Leaf"
+        "CLIENT Test/Middle\n  SERVER Test/Middle\n    CLIENT Test/Leaf\n      SERVER Test/Leaf"
     )
 
 

@@ -464,8 +464,9 @@ async def test_nothing_is_made_of_a_trace_that_is_not_sampled(s: Driver, t: Trac
         await s.send("a")
     async with working(s, t, answer):
         await eventually(lambda: _kinds(s))
-    names = {span.name for span in t.exporter.get_finished_spans()}
-    assert not {name for name in names if not name.startswith("conveyor.")}
+    spans = t.exporter.get_finished_spans()
+    # The test looks at its runs meanwhile: those calls are sampled for themselves.
+    assert not [s.name for s in spans if c.RPC_METHOD not in (s.attributes or {})]
 
 
 async def _kinds(s: Driver) -> bool:

@@ -145,7 +145,8 @@ async def test_a_service_inside_a_test_has_its_boundary_and_traces() -> None:
         assert not service.context.draining.is_set()
     assert service.context.draining.is_set()
     assert span_tree(exporter, attributes=["error.type"]) == (
-        f"CLIENT {NAME}/ListEvents ERROR\n  SERVER {NAME}/ListEvents error.type=LANE_FULL"
+        "CLIENT EventLogService/ListEvents ERROR\n"
+        "  SERVER EventLogService/ListEvents error.type=LANE_FULL"
     )
 
 
