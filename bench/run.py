@@ -81,7 +81,7 @@ SECTIONS = {
     ),
     "suite": Section("The whole suite, with the `demo` model", _suite),
     "harnesses": Section("Coding agents", lambda few: harnesses.measure(100 // few, 5 // few or 1)),
-    "tracing": Section("Tracing", lambda few: tracing.measure(100 // few, 12 if few == 1 else 2)),
+    "tracing": Section("Tracing", lambda few: tracing.measure(40 // few, 8 if few == 1 else 2)),
     "trees": Section("Spawn trees", lambda few: trees.measure(20 // few or 1, 3 // few or 1)),
 }
 

@@ -1,6 +1,6 @@
 """What tracing costs: turns per second with and without, in one run.
 
-`python -m bench.tracing [--turns 100] [--pairs 12] [--ways 4]` starts two suites side by side, one
+`python -m bench.tracing [--turns 40] [--pairs 8] [--ways 4]` starts two suites side by side, one
 of which traces, and loads them in turn, so that both meet the same noise. The `demo` model answers
 at once, so a turn is nothing but what the suite itself does. It prints the median of the ratios of
 all pairs, and the CPU time of a turn, which other processes disturb less.
@@ -198,8 +198,8 @@ def _configure(place: Workspace, toml: str) -> None:
 def main() -> None:
     """Entry point; see the module docstring."""
     parser = argparse.ArgumentParser(prog="python -m bench.tracing")
-    parser.add_argument("--turns", type=int, default=100, help="messages in a burst")
-    parser.add_argument("--pairs", type=int, default=12)
+    parser.add_argument("--turns", type=int, default=40, help="messages in a burst")
+    parser.add_argument("--pairs", type=int, default=8)
     parser.add_argument("--ways", type=int, default=len(VARIANTS), help="the first so many")
     options = parser.parse_args()
     here = report.machine()

@@ -379,6 +379,10 @@ async def test_nothing_that_people_say_or_keep_secret_is_let_out(
     assert b"conveyor_" in metrics.encode()
     assert Markers({"conveyor.run.id": ""}).found_in(spans)
 
+    # Every trace begins with what somebody asked for: services leave none of what they do alone.
+    roots = [root for trace in observed.collector.traces().values() for root in trace.roots]
+    assert {(root.service, root.kind) for root in roots} == {("gateway", "SERVER")}
+    print(f"{len(observed.markers.planted)} words planted, {len(roots)} traces")
     # Libraries have tracers too, which do not ask what may be said.
     assert {span.scope for span in observed.collector.spans} == {"conveyor"}
     found = {
