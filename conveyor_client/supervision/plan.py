@@ -45,16 +45,26 @@ def suite(settings: Settings, config: Path | None) -> list[Service]:
         # -P: a file of the user's that lies here and is named like a module is none of ours.
         return [sys.executable, "-P", "-m", module, *options]
 
-    services, gateway = settings.services, settings.gateway
+    services, gateway, metrics = settings.services, settings.gateway, settings.metrics
     return [
         *_schedulers(settings, argv("scheduler_svc")),
-        Service("agent", argv("agent_svc"), settings.agent.listen or services.agent),
-        Service("acp", argv("acp_svc"), settings.acp.listen or services.acp),
+        Service(
+            "agent",
+            argv("agent_svc"),
+            settings.agent.listen or services.agent,
+            other_addresses=_named(metrics.agent),
+        ),
+        Service(
+            "acp",
+            argv("acp_svc"),
+            settings.acp.listen or services.acp,
+            other_addresses=_named(metrics.acp),
+        ),
         Service(
             "gateway",
             argv("gateway_svc"),
             gateway.grpc,
-            other_addresses=(gateway.http,),
+            other_addresses=(gateway.http, *_named(metrics.gateway)),
             encrypted=bool(gateway.tls.cert_file),
         ),
     ]
@@ -65,16 +75,34 @@ def _schedulers(settings: Settings, argv: Sequence[str]) -> list[Service]:
     addresses = settings.services.schedulers
     if settings.scheduler.listen:
         addresses = (settings.scheduler.listen,)  # the others run elsewhere
-    return [
-        Service(
-            f"scheduler-{number}" if number > 1 else "scheduler",
-            argv,
-            address,
-            stops_last=True,
-            env={"CONVEYOR_SCHEDULER__LISTEN": address} if len(addresses) > 1 else {},
+    found = []
+    for number, address in enumerate(addresses, 1):
+        metrics = _nth(settings.metrics.scheduler, number)
+        env = {"CONVEYOR_SCHEDULER__LISTEN": address} if len(addresses) > 1 else {}
+        if metrics and number > 1:
+            env["CONVEYOR_METRICS__SCHEDULER"] = metrics
+        found.append(
+            Service(
+                f"scheduler-{number}" if number > 1 else "scheduler",
+                argv,
+                address,
+                other_addresses=_named(metrics),
+                stops_last=True,
+                env=env,
+            )
         )
-        for number, address in enumerate(addresses, 1)
-    ]
+    return found
+
+
+def _named(address: str) -> tuple[str, ...]:
+    return (address,) if address else ()
+
+
+def _nth(address: str, number: int) -> str:
+    """Where the process of this number, counted from 1, answers: each on the port after the one
+    before, since one address is configured for all of them."""
+    host, _, port = address.rpartition(":")
+    return f"{host}:{int(port) + number - 1}" if address else ""
 
 
 class AddressUnusable(Exception):

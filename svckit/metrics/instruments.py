@@ -6,6 +6,8 @@ an event cost a fraction of a microsecond, which a lock and a meter's views woul
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 from bisect import bisect_left
 from collections.abc import Awaitable, Callable, Mapping
 from typing import ClassVar, TypeAlias, TypeVar
@@ -15,6 +17,8 @@ from svckit.metrics.definitions import Definition, Kind
 MOST_SERIES = 1000
 """Of one metric. What comes beyond is counted together, so that no mistake fills a store."""
 OTHER = "other"
+REFRESH_SECONDS = 2.0
+"""What is looked up may take so long: whoever collects waits ten seconds for all of it."""
 
 Labels: TypeAlias = tuple[str, ...]
 Values: TypeAlias = float | Mapping[Labels, float]
@@ -187,9 +191,11 @@ class Metrics:
             self._refreshes.append(refresh)
 
     async def refresh(self) -> None:
-        """Look up what has to be looked up. What fails keeps what it said before."""
+        """Look up what has to be looked up. What takes too long keeps what it said before."""
         for refresh in self._refreshes:
-            await refresh()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(REFRESH_SECONDS):
+                    await refresh()
 
     def instruments(self) -> list[Shown]:
         """All of them, by name."""

@@ -47,6 +47,24 @@ def test_several_schedulers_are_as_many_processes_that_know_which_they_are() -> 
     ]
 
 
+def test_schedulers_on_one_machine_answer_for_their_metrics_side_by_side() -> None:
+    """The second could not start, since the first had the port."""
+    both = {
+        "CONVEYOR_STORE__URL": "postgresql://me@127.0.0.1:5432/conveyor",
+        "CONVEYOR_SERVICES__SCHEDULER": "127.0.0.1:50051, 127.0.0.1:50061",
+        "CONVEYOR_METRICS__SCHEDULER": "127.0.0.1:9470",
+        "CONVEYOR_METRICS__ACP": "127.0.0.1:9472",
+    }
+    first, second, agent, acp, gateway = suite(load(environ=both), None)
+    assert first.other_addresses == ("127.0.0.1:9470",)
+    assert "CONVEYOR_METRICS__SCHEDULER" not in first.env
+    assert second.other_addresses == ("127.0.0.1:9471",)
+    assert second.env["CONVEYOR_METRICS__SCHEDULER"] == "127.0.0.1:9471"
+    assert agent.other_addresses == ()
+    assert acp.other_addresses == ("127.0.0.1:9472",)
+    assert gateway.other_addresses == ("127.0.0.1:8080",)
+
+
 def test_what_up_wants_of_all_services_does_not_hide_what_one_has_to_know() -> None:
     """`conveyor up` replaced the environment of each, so no scheduler knew which one it was."""
     both = {

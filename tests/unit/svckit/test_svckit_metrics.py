@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 
 import pytest
@@ -76,6 +77,15 @@ async def test_what_is_looked_up_is_looked_up_when_asked() -> None:
     found = await text(metrics)
     assert 'conveyor_a_total{route="x"} 1.0' in found
     assert "\nconveyor_b 5" in found
+
+
+async def test_a_database_that_hangs_holds_no_answer_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("svckit.metrics.instruments.REFRESH_SECONDS", 0.01)
+    metrics = Metrics()
+    metrics.before(asyncio.Event().wait)  # type: ignore[arg-type]
+    metrics.gauge(B).set(1)
+    async with asyncio.timeout(5):
+        assert "\nconveyor_b 1.0" in await text(metrics)
 
 
 async def test_a_label_that_takes_every_value_fills_nothing() -> None:
