@@ -22,7 +22,7 @@ from svckit.grpc.channel import make_channel
 ROOT = Path(__file__).resolve().parents[1]
 PYTHON = (sys.executable, "-m")
 CONVEYOR = str(Path(sys.executable).with_name("conveyor"))
-START_SECONDS = 30
+START_SECONDS = 90
 STOP_SECONDS = 15
 
 
