@@ -20,7 +20,7 @@ DASHBOARD = DEPLOY / "grafana" / "conveyor.json"
 ALERTS = DEPLOY / "alerts.yml"
 
 FUNCTIONS = frozenset({"sum", "max", "min", "count", "rate", "increase", "histogram_quantile"})
-WORDS = FUNCTIONS | {"vector", "or", "and", "unless", "by"}
+WORDS = FUNCTIONS | {"absent", "vector", "or", "and", "unless", "by"}
 ADDED = frozenset({"job", "instance"})
 """Labels that Prometheus adds to everything that it collects."""
 

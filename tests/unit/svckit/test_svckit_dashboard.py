@@ -134,6 +134,11 @@ def test_prometheus_understands_every_query_of_the_dashboard(tmp_path: Path) -> 
     promtool("check", "rules", str(path))
 
 
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="needs promtool")
+def test_alerts_fire_when_they_should_and_only_then() -> None:
+    promtool("test", "rules", str(Path(__file__).with_name("alerts_fire.yml")))
+
+
 def promtool(*words: str) -> None:
     done = subprocess.run(["promtool", *words], capture_output=True, text=True, timeout=30)
     assert done.returncode == 0, done.stdout + done.stderr
