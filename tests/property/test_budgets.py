@@ -391,7 +391,7 @@ def test_budgets_and_limits_hold_over_whole_trees() -> None:
     run_machine(
         Budgets,
         settings=settings(
-            max_examples=150 * SCALE,
+            max_examples=80 * SCALE,
             stateful_step_count=40,
             deadline=None,
             suppress_health_check=list(HealthCheck),

@@ -28,7 +28,7 @@ messages = st.tuples(
 PHASES = (Phase.explicit, Phase.reuse, Phase.generate, Phase.target, Phase.shrink)
 
 
-@settings(max_examples=200 * SCALE, deadline=None, phases=PHASES)
+@settings(max_examples=100 * SCALE, deadline=None, phases=PHASES)
 @given(
     limit=st.integers(1, 4),
     weights=st.dictionaries(st.sampled_from(["c0", "c1", "c2"]), st.integers(1, 4)),

@@ -276,7 +276,7 @@ loads = st.builds(
 )
 
 
-@settings(max_examples=300 * SCALE, deadline=None)
+@settings(max_examples=150 * SCALE, deadline=None)
 @given(load=loads, seed=st.integers(-(2**63), 2**63 - 1))
 def test_a_forecast_gives_the_times_of_the_kernel(load: Load, seed: int) -> None:
     chance = dice(seed)

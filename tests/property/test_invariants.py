@@ -1059,7 +1059,7 @@ def test_invariants_on_memory() -> None:
     run_state_machine_as_test(
         Machine,
         settings=settings(
-            max_examples=160 * SCALE,
+            max_examples=90 * SCALE,
             stateful_step_count=50,
             deadline=None,
             suppress_health_check=_SLOW_IS_FINE,
@@ -1072,7 +1072,7 @@ def test_invariants_on_sqlite() -> None:
     run_state_machine_as_test(
         SqliteMachine,
         settings=settings(
-            max_examples=60 * SCALE,
+            max_examples=30 * SCALE,
             stateful_step_count=40,
             deadline=None,
             suppress_health_check=_SLOW_IS_FINE,
@@ -1086,7 +1086,7 @@ def test_invariants_on_postgres(postgres: PostgresServer) -> None:
     run_state_machine_as_test(
         machine,
         settings=settings(
-            max_examples=8 * SCALE,
+            max_examples=6 * SCALE,
             stateful_step_count=30,
             deadline=None,
             suppress_health_check=_SLOW_IS_FINE,

@@ -46,9 +46,6 @@ def set_mode(directory: Path, name: str, mode: str) -> None:
 
 
 def _service() -> None:
-    from svckit import service
-    from svckit.errors import StartError
-
     config = Path(sys.argv[sys.argv.index("--config") + 1])
     name = config.stem
     mode_file = config.with_suffix(".mode")
@@ -58,6 +55,10 @@ def _service() -> None:
         sys.exit(7)
     if mode == "mute":
         time.sleep(600)
+
+    from svckit import service  # takes longer than all that
+    from svckit.errors import StartError
+
     if mode == "stubborn":
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
 

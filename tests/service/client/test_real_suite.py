@@ -27,10 +27,12 @@ def config(directory: Path) -> Path:
 
 async def conveyor(*arguments: str) -> tuple[int, str, str]:
     """Run the command as a process; exit code, output and errors."""
+    return await python("-c", "from conveyor_client.cli import main; main()", *arguments)
+
+
+async def python(*arguments: str) -> tuple[int, str, str]:
     process = await asyncio.create_subprocess_exec(
         sys.executable,
-        "-c",
-        "from conveyor_client.cli import main; main()",
         *arguments,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
@@ -67,14 +69,28 @@ async def test_the_demo_delegates_and_joins(tmp_path: Path) -> None:
     assert not (tmp_path / "data").exists()
 
 
-@pytest.mark.parametrize("service", ["scheduler", "agent", "gateway"])
-async def test_a_corrupt_database_is_one_clear_line(tmp_path: Path, service: str) -> None:
-    data = tmp_path / "data"
+def corrupt(directory: Path, service: str) -> None:
+    data = directory / "data"
     data.mkdir()
     (data / f"{service}.db").write_bytes(b"this is no database, however long it is. " * 200)
+
+
+async def test_a_corrupt_database_is_one_clear_line(tmp_path: Path) -> None:
+    corrupt(tmp_path, "gateway")
     code, _, err = await conveyor("--config", str(config(tmp_path)), "up")
     assert code == 2
     last = err.splitlines()[-1]
-    assert last.startswith(f"error: {service} cannot start: ")
-    assert f"{service}.db" in last
+    assert last.startswith("error: gateway cannot start: ")
+    assert "gateway.db" in last
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("service", ["scheduler", "agent", "gateway"])
+async def test_a_service_alone_says_that_its_database_is_corrupt(
+    tmp_path: Path, service: str
+) -> None:
+    corrupt(tmp_path, service)
+    code, _, err = await python("-m", f"{service}_svc", "--config", str(config(tmp_path)))
+    assert code == 2
+    assert f"{service}.db" in err.splitlines()[-1]
     assert "Traceback" not in err

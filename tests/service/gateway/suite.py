@@ -245,7 +245,9 @@ class Suite:
             assert isinstance(app, GatewayApp)
             self.gateway = running
             base = f"http://{app.http_address}"
-            async with httpx.AsyncClient(base_url=base, timeout=30, trust_env=False) as client:
+            async with httpx.AsyncClient(
+                base_url=base, timeout=30, trust_env=False, verify=False
+            ) as client:
                 self.http = client
                 yield
 

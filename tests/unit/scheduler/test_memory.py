@@ -10,7 +10,7 @@ from scheduler_svc.domain.kernel import Config, Kernel
 from scheduler_svc.domain.records import SECOND, AnnounceMode, Caps, NewRun, RetryPolicy
 from svckit.ids import new_ulid
 
-RUNS = 3000
+RUNS = 1000
 
 
 def new(n: int) -> NewRun:
