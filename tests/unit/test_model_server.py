@@ -1,12 +1,13 @@
-"""The scripted model that real harnesses talk to, as the vendors' own libraries see it."""
+"""The scripted model that real harnesses talk to, as the vendors' own libraries see it.
+
+They are imported in the tests: every worker collects this file, and each takes a second.
+"""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator
 
-import anthropic
-import openai
 import pytest
 
 from tests.harnesses.modelserver import ModelServer, serving
@@ -26,6 +27,8 @@ def model() -> Iterator[ModelServer]:
 
 
 async def test_anthropic_messages(model: ModelServer) -> None:
+    import anthropic
+
     async with anthropic.AsyncAnthropic(base_url=model.url, api_key="x", max_retries=0) as client:
         tools = [{"name": "Write", "description": "", "input_schema": WRITE}]
         asked = {"role": "user", "content": "please {{write a.txt two words}} {{say both}}"}
@@ -49,6 +52,8 @@ async def test_anthropic_messages(model: ModelServer) -> None:
 
 
 async def test_openai_chat_and_responses(model: ModelServer) -> None:
+    import openai
+
     async with openai.AsyncOpenAI(base_url=model.url_v1, api_key="x", max_retries=0) as client:
         asked = {"role": "user", "content": "{{read a.txt}}"}
         function = {"name": "exec_command", "description": "", "parameters": SHELL}
@@ -77,6 +82,8 @@ async def test_openai_chat_and_responses(model: ModelServer) -> None:
 
 
 async def test_what_is_held_waits_to_be_released_or_left(model: ModelServer) -> None:
+    import anthropic
+
     async with anthropic.AsyncAnthropic(base_url=model.url, api_key="x", max_retries=0) as client:
         tools = [{"name": "Bash", "description": "", "input_schema": SHELL}]
         common = {"model": "fake-model", "max_tokens": 100, "tools": tools}

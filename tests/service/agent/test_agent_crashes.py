@@ -57,8 +57,15 @@ async def play(bench: Bench, lease: Callable[[int], ws.LeasedRun], die_at: int) 
     return await bench.attempt(lease(2))
 
 
+def at_any(*points: int) -> pytest.MarkDecorator:
+    """Dies at each on SQLite, and at every third on PostgreSQL: what a store does has its tests."""
+    params = [pytest.param(n, "sqlite", id=f"sqlite-{n}") for n in points]
+    params += [pytest.param(n, "postgres", id=f"postgres-{n}") for n in points[1::3]]
+    return pytest.mark.parametrize(("die_at", "database_url"), params, indirect=["database_url"])
+
+
 @pytest.mark.parametrize("after", [True, False], ids=["after", "before"])
-@pytest.mark.parametrize("die_at", range(1, 9))
+@at_any(*range(1, 9))
 async def test_a_crash_at_any_step(
     bench: Bench, provider: FakeOpenAI, scheduler: FakeScheduler, die_at: int, after: bool
 ) -> None:
@@ -106,7 +113,7 @@ async def test_a_crash_at_any_step(
     assert ended == {f"tool_call_ended {call}" for call in calls}
 
 
-@pytest.mark.parametrize("die_at", [*range(1, 9), -3, -4])
+@at_any(*range(1, 9), -3, -4)
 async def test_a_crash_between_any_two_steps_of_the_guards_ladder(
     bench: Bench, provider: FakeOpenAI, scheduler: FakeScheduler, die_at: int
 ) -> None:

@@ -19,8 +19,6 @@ from svckit.testing.fake_openai import (
     unanswered_tool_calls,
 )
 
-openai = pytest.importorskip("openai")
-
 ASK: list[Any] = [{"role": "user", "content": "hello there"}]
 TOOLS: list[Any] = [{"type": "function", "function": {"name": "spawn", "parameters": {}}}]
 
@@ -34,6 +32,8 @@ async def fake() -> AsyncIterator[FakeOpenAI]:
 
 @pytest.fixture
 async def client(fake: FakeOpenAI) -> AsyncIterator[Any]:
+    import openai
+
     async with openai.AsyncOpenAI(base_url=fake.base_url, api_key="k", max_retries=0) as made:
         yield made
 
@@ -79,6 +79,8 @@ async def test_parallel_tool_calls_with_repeated_ids(fake: FakeOpenAI, client: A
     [(401, "AuthenticationError"), (429, "RateLimitError"), (500, "InternalServerError")],
 )
 async def test_failures(fake: FakeOpenAI, client: Any, status: int, error: str) -> None:
+    import openai
+
     fake.script(Failure(status, retry_after=7))
     with pytest.raises(getattr(openai, error)) as caught:
         await client.chat.completions.create(model="m", messages=ASK)
@@ -86,6 +88,8 @@ async def test_failures(fake: FakeOpenAI, client: Any, status: int, error: str) 
 
 
 async def test_a_wrong_key(fake: FakeOpenAI) -> None:
+    import openai
+
     async with openai.AsyncOpenAI(base_url=fake.base_url, api_key="no", max_retries=0) as other:
         with pytest.raises(openai.AuthenticationError):
             await other.chat.completions.create(model="m", messages=ASK)
@@ -111,6 +115,8 @@ async def test_a_hanging_request_learns_that_its_client_left(
 
 
 async def test_a_prompt_with_an_unanswered_call_is_refused_and_noted() -> None:
+    import openai
+
     async with (
         FakeOpenAI() as fake,
         openai.AsyncOpenAI(base_url=fake.base_url, api_key="k", max_retries=0) as client,

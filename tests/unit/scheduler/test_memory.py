@@ -77,4 +77,3 @@ def test_an_unfinished_run_costs_at_most_4_kb_and_an_ended_one_nothing() -> None
         assert used() - after_one < RUNS * 10
     finally:
         tracemalloc.stop()
-        gc.unfreeze()
