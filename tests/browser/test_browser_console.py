@@ -20,7 +20,7 @@ from svckit.worker import Outcome
 from tests.browser.conftest import Browser
 from tests.service.gateway.suite import Suite, Turn, asking, delegating, suite
 
-pytestmark = [pytest.mark.browser, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(180)]
 
 REQUEST = "Do three things"
 TASKS = ("research a market trend", "analyse competitors", "draft a summary")
@@ -166,7 +166,7 @@ GUARDED = """async () => {
   const ids = { session_key: "k", run_id: "r", flow_id: "r" };
   [{ run_state_changed: { state: "RUN_STATE_RUNNING" } }, ...steps].forEach((what, index) =>
     model.take({ event: { ...ids, sequence: index + 1, ...what } }));
-  new TreeView(() => {}, () => {}).show(model);
+  new TreeView(() => {}, () => {}, { of: () => null }).show(model);
   const told = [...document.querySelectorAll("#tree .node span")]
     .find((span) => span.textContent.startsWith("guard:"));
   const tree = document.getElementById("tree").getBoundingClientRect();

@@ -21,6 +21,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "tests/system/" in item.nodeid:
             item.add_marker(pytest.mark.system)
+            # For the start of a suite too, on a machine that is busy with other things.
+            item.add_marker(pytest.mark.timeout(180))
 
 
 @pytest.fixture(scope="package")
