@@ -88,7 +88,7 @@ class Load:
                 self.answered[number] += 1
                 if not watching:
                     watching.append(asyncio.create_task(self._watch(number, key)))
-            await eventually(lambda: self._shown(number), timeout=20)
+            await eventually(lambda: self._shown(number), timeout=60)
             watching[0].cancel()
 
     async def _watch(self, number: int, key: str) -> None:
@@ -175,7 +175,7 @@ async def check(cluster: Cluster, load: Load) -> History:
         )
         return history
 
-    history = await eventually(finished, timeout=30)
+    history = await eventually(finished, timeout=60)
     assert_holds(history)
     attempts = [change.attempt for change in payloads(history.events, "run_state_changed")]
     assert max(attempts) == 1, "a live turn was tried again"

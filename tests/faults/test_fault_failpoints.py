@@ -89,7 +89,7 @@ async def test_services_die_at_points_of_their_work(
     assert not list(load.points.iterdir()), "a point was not passed"
     for point in points:
         service = point.partition(".")[0].replace("worker", "agent")
-        await eventually(lambda name=service: load.is_back(name, before), timeout=40)
+        await eventually(lambda name=service: load.is_back(name, before), timeout=60)
 
 
 async def test_the_history_of_all_that_is_as_promised(load: Load, client: ConveyorClient) -> None:

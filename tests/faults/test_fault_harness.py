@@ -123,24 +123,24 @@ async def test_a_killed_service_leaves_no_process_and_no_doubt(suite: Suite, pla
         await spawn(talk, options="--permissions ask")
         assert await talk.answer("count") == "prompts: 1"
         told = talk.asking("child ;; stray ;; stray-clean ;; hang")
-        await eventually(lambda: len(place.started()) >= 4, timeout=20)
+        await eventually(lambda: len(place.started()) >= 4, timeout=60)
         pids = {pid for found in place.started().values() for pid in found}
         for pid in pids:
             tracker.remember(pid)
         assert len(tracker.alive()) >= 4
         # The one that hides best is known once the service has looked at it.
         (hidden,) = place.started()["stray-clean"]
-        await eventually(lambda: str(hidden) in place.kept(), timeout=20)
+        await eventually(lambda: str(hidden) in place.kept(), timeout=60)
         suite.kill("acp")
 
         ended = (await told).ended
         assert ended.state == FAILED
         error = from_proto(ended.error)
         assert (error.reason, error.metadata["cause"]) == ("ACP_TURN_FAILED", "crashed")
-        result = await eventually(lambda: talk.until_state(READY), timeout=30)
+        result = await eventually(lambda: talk.until_state(READY), timeout=60)
         assert result.opening == acp.ACP_OPENING_RESUMED
         # Those of the first life are gone, however they hid; the prompt was not sent again.
-        await eventually(lambda: not pids & set(table()), timeout=20)
+        await eventually(lambda: not pids & set(table()), timeout=60)
         assert await talk.answer("count") == "prompts: 3"
         await talk.order("/acp close")
         await tracker.until_gone()
@@ -216,7 +216,7 @@ async def test_more_sessions_than_there_may_be(suite: Suite, place: Place) -> No
             assert [run.state for run in mine] == [run_pb2.RUN_STATE_SUSPENDED]
             return True
 
-        await eventually(suspended, timeout=20)
+        await eventually(suspended, timeout=60)
         await talks[2].order("/acp close")
         assert "prompts: 2" in (await waiting).answer
         for talk in (talks[0], talks[3]):
@@ -253,7 +253,7 @@ async def test_one_that_does_not_open_says_why_and_gives_the_conversation_back(
             assert [run.state for run in mine] == [FAILED]
             return mine[0]
 
-        error = from_proto((await eventually(failed, timeout=30)).error)
+        error = from_proto((await eventually(failed, timeout=60)).error)
         assert error.reason in ("ACP_SESSION_INIT_FAILED", "ACP_BACKEND_UNAVAILABLE")
         assert told in error.metadata.get("lastWords", "")
         assert await talk.answer("[[reply: gold]]") == "gold"

@@ -58,7 +58,7 @@ async def root_of(client: ConveyorClient, session: str) -> str:
         runs = (await client.runs(run_pb2.RunFilter(session_key=session))).runs
         return runs[-1].run_id if runs else ""
 
-    return await eventually(look, timeout=20)
+    return await eventually(look, timeout=60)
 
 
 async def check_once(suite: Suite, client: ConveyorClient, told: Chat) -> None:
@@ -183,7 +183,7 @@ async def test_a_reader_of_server_sent_events_goes_on_behind_a_killed_gateway(
     before = len(suite.lines)
     run_id = (await client.send(DELEGATED, session_key=session)).accepted.run.run_id
     last, seen, killed = "", [], False
-    async with httpx.AsyncClient(base_url=suite.http, timeout=20) as http:
+    async with httpx.AsyncClient(base_url=suite.http, timeout=60) as http:
         while not seen or "RUN_STATE_SUCCEEDED" not in str(seen[-1]):
             with contextlib.suppress(httpx.TransportError):
                 async for item in read_sse(http, session, last):
@@ -235,7 +235,7 @@ async def test_ten_requests_at_once_outlive_three_kills(
         return len(now - known) >= runs
 
     for service, runs in (("agent", 3), ("scheduler", 12), ("gateway", 24)):
-        await eventually(lambda wanted=runs: started(wanted), timeout=30)
+        await eventually(lambda wanted=runs: started(wanted), timeout=60)
         suite.kill(service)
     told = [await task for task in chatting]
     assert len({each.run_id for each in told}) == 10

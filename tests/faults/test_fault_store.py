@@ -145,7 +145,7 @@ async def health(address: str) -> int:
     """Return what a service says about its health."""
     async with grpc.aio.insecure_channel(address) as channel:
         stub: Any = health_pb2_grpc.HealthStub(channel)
-        answer = await stub.Check(health_pb2.HealthCheckRequest(), timeout=5)
+        answer = await stub.Check(health_pb2.HealthCheckRequest(), timeout=20)
         return int(answer.status)
 
 
@@ -155,7 +155,7 @@ async def until_health(address: str, wanted: int) -> None:
     async def look() -> bool:
         return await health(address) == wanted
 
-    await eventually(look, timeout=20)
+    await eventually(look, timeout=60)
 
 
 async def test_a_scheduler_whose_store_is_full_says_so_and_recovers_by_itself(
@@ -166,7 +166,7 @@ async def test_a_scheduler_whose_store_is_full_says_so_and_recovers_by_itself(
     await run_where(client, before.accepted.run.run_id, run_pb2.RUN_STATE_RUNNING)
     lines = len(suite.lines)
     pids = suite.pids()
-    async with httpx.AsyncClient(base_url=suite.http, timeout=20) as http:
+    async with httpx.AsyncClient(base_url=suite.http, timeout=60) as http:
         with no_writes(suite, "scheduler"):
             refused = await http.post(f"/v1/sessions/{session}/messages", json={"text": "lost"})
             assert refused.status_code == 503, refused.text
@@ -213,7 +213,7 @@ async def test_a_turn_whose_transcript_cannot_be_written_is_tried_again(
             reasons = [from_proto(c.error).reason for c in changes if c.HasField("error")]
             return "STORE_UNAVAILABLE" in reasons
 
-        await eventually(failed_once, timeout=20)
+        await eventually(failed_once, timeout=60)
     run = await run_where(client, sent.accepted.run.run_id, SUCCEEDED)
     assert run.attempt > 1
     assert replies(await suite.events(session)) == ["written"]
@@ -222,7 +222,7 @@ async def test_a_turn_whose_transcript_cannot_be_written_is_tried_again(
 async def test_a_gateway_whose_store_is_full_refuses_new_sessions_and_recovers(
     suite: Suite, client: ConveyorClient, session: str
 ) -> None:
-    async with httpx.AsyncClient(base_url=suite.http, timeout=20) as http:
+    async with httpx.AsyncClient(base_url=suite.http, timeout=60) as http:
         path = f"/v1/sessions/{session}/messages"
         with no_writes(suite, "gateway"):
             refused = await http.post(path, json={"text": "lost"})
@@ -255,7 +255,7 @@ async def test_a_disk_that_fills_up_and_is_freed(tmp_path: Path) -> None:
                 return True
 
             with filled(small):
-                await eventually(refused, timeout=20)
+                await eventually(refused, timeout=60)
             await until_health(suite.scheduler, SERVING)
             assert (await chat(client, "[[reply: after]]", session_key="k")).answer == "after"
             await nothing_unfinished(client)

@@ -336,8 +336,8 @@ def run_product(*words: str, real: bool = False, **extra: str) -> subprocess.Com
     """Run the command line, or a service that is to end by itself."""
     env = clean_environment(**extra)
     if not real and can_fork():
-        return run_forked(words, env=env, timeout=50)
-    return subprocess.run(words, capture_output=True, text=True, timeout=50, check=False, env=env)
+        return run_forked(words, env=env, timeout=120)
+    return subprocess.run(words, capture_output=True, text=True, timeout=120, check=False, env=env)
 
 
 def clean_environment(**extra: str) -> dict[str, str]:
@@ -448,11 +448,11 @@ async def flow_where(client: ConveyorClient, flow_id: str, **counts: int) -> Any
         assert {name: have.count(name) for name in counts} == counts, have
         return flow
 
-    return await eventually(look, timeout=30)
+    return await eventually(look, timeout=60)
 
 
 async def run_where(
-    client: ConveyorClient, run_id: str, state: int, *, within: float = 30
+    client: ConveyorClient, run_id: str, state: int, *, within: float = 60
 ) -> run_pb2.Run:
     """Wait until a run has a state."""
 
@@ -476,7 +476,7 @@ async def nothing_unfinished(client: ConveyorClient) -> None:
         page = await client.runs(page_size=200)
         return all(run.state in TERMINAL for run in page.runs)
 
-    await eventually(look, timeout=30)
+    await eventually(look, timeout=60)
 
 
 # Server-sent events

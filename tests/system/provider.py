@@ -26,7 +26,7 @@ class Gate:
 
     async def until_reached(self) -> None:
         """Wait, in the test, until a request waits at the gate."""
-        await eventually(self.reached.is_set, timeout=30)
+        await eventually(self.reached.is_set, timeout=60)
 
     async def then(self, answer: Answer) -> Answer:
         """Wait, in the provider, until the gate is open."""

@@ -83,4 +83,4 @@ async def _newest(client: ConveyorClient, session: str) -> str:
         runs = (await client.runs(run_pb2.RunFilter(session_key=session))).runs
         return runs[0].run_id if runs else ""
 
-    return await eventually(look, timeout=20)
+    return await eventually(look, timeout=60)

@@ -100,7 +100,7 @@ async def test_chat_over_grpc(suite: Suite, client: ConveyorClient, session: str
 async def test_send_over_http_and_follow_over_sse(
     suite: Suite, client: ConveyorClient, session: str
 ) -> None:
-    async with httpx.AsyncClient(base_url=suite.http, timeout=20) as http:
+    async with httpx.AsyncClient(base_url=suite.http, timeout=60) as http:
         path = f"/v1/sessions/{session}"
         sent = await http.post(f"{path}/messages", json={"text": CLASSIC})
         assert sent.status_code == 202, sent.text

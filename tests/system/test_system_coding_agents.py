@@ -104,7 +104,7 @@ async def asked(client: ConveyorClient, session_key: str) -> question_pb2.Questi
         except ValueError:
             return None
 
-    return await eventually(some, timeout=40)
+    return await eventually(some, timeout=60)
 
 
 async def sessions_left(client: ConveyorClient) -> None:
@@ -114,7 +114,7 @@ async def sessions_left(client: ConveyorClient) -> None:
         page = await client.acp_sessions(gateway_pb.ListAcpSessionsRequest().filter)
         return not page.sessions
 
-    await eventually(look, timeout=30)
+    await eventually(look, timeout=60)
 
 
 async def test_an_agent_waits_for_a_coding_agent_that_asks_its_customer(
@@ -188,7 +188,7 @@ async def test_a_cancelled_flow_stops_the_coding_agents_turn(
         ).runs
         return runs[-1].run_id if runs else ""
 
-    run_id = await eventually(root, timeout=20)
+    run_id = await eventually(root, timeout=60)
     flow = await flow_where(client, run_id, suspended=1, running=1)
     child = flow.nodes[1]
 
@@ -196,7 +196,7 @@ async def test_a_cancelled_flow_stops_the_coding_agents_turn(
         page = await client.acp_sessions(gateway_pb.ListAcpSessionsRequest().filter)
         return any(s.state == session_pb2.ACP_SESSION_STATE_BUSY for s in page.sessions)
 
-    await eventually(begun, timeout=20)
+    await eventually(begun, timeout=60)
     await client.cancel_flow(run_id, reason="never mind")
     await flow_where(client, run_id, cancelled=2)
     assert (await told).ended.state == CANCELLED
@@ -243,4 +243,4 @@ async def test_a_question_of_a_process_that_is_gone_is_withdrawn_and_the_run_say
     (closed,) = payloads(await suite.events(child.spec.session_key), "question_closed")
     assert closed.state == question_pb2.QUESTION_STATE_CANCELLED
     assert not (place / "died.txt").exists()
-    await eventually(lambda: not working(place), timeout=20)
+    await eventually(lambda: not working(place), timeout=60)

@@ -61,7 +61,7 @@ def typed(text: str, flow_id: str) -> subprocess.CompletedProcess[str]:
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=60,
     )
 
 
@@ -128,7 +128,7 @@ def test_the_python_example_works(suite: Suite) -> None:
         env=dict(os.environ),
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=60,
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("ended:") == 3

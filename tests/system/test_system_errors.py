@@ -24,7 +24,7 @@ from tests.system.harness import (
 
 @pytest.fixture
 async def http(suite: Suite) -> AsyncIterator[httpx.AsyncClient]:
-    async with httpx.AsyncClient(base_url=suite.http, timeout=20) as opened:
+    async with httpx.AsyncClient(base_url=suite.http, timeout=60) as opened:
         yield opened
 
 

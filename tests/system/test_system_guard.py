@@ -168,7 +168,7 @@ def _guard_spans(collector: Receiver) -> list[str]:
 async def _read_sse(suite: Suite, session: str) -> list[str]:
     """All that the customer's browser gets until the run has ended."""
     found: list[str] = []
-    async with httpx.AsyncClient(base_url=suite.http, timeout=30) as http:
+    async with httpx.AsyncClient(base_url=suite.http, timeout=60) as http:
         path = f"/v1/sessions/{session}/events"
         while True:
             async with http.stream("GET", path) as response:

@@ -148,7 +148,7 @@ async def test_a_provider_with_a_limit_never_has_to_refuse_and_holds_no_slot(
         flow = await client.runs(run_pb2.RunFilter(states=[SUSPENDED]))
         return len(flow.runs) > SLOTS
 
-    await eventually(all_wait, timeout=30)
+    await eventually(all_wait, timeout=60)
     began = time.monotonic()
     between = await chat(client, "[[reply: at once]]", session_key=key("demo", "quick"))
     assert between.answer == "at once"

@@ -75,7 +75,7 @@ async def test_an_editor_cancels_the_whole_tree(
 ) -> None:
     session = (await editor.agent.new_session(cwd=str(tmp_path), mcp_servers=[])).session_id
     asking = asyncio.create_task(editor.ask(session, "[[spawn: [[sleep: 30s]]]]"))
-    await eventually(lambda: len(editor.of("tool_call")) == 1, timeout=30)
+    await eventually(lambda: len(editor.of("tool_call")) == 1, timeout=60)
     await editor.agent.cancel(session_id=session)
     assert (await asking).stop_reason == "cancelled"
     (flow,) = (await client.flows()).flows[:1]

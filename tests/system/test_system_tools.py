@@ -98,7 +98,7 @@ async def asked(client: ConveyorClient, session_key: str) -> question_pb2.Questi
         assert len(found) == 1
         return found[0]
 
-    return await eventually(look, timeout=30)
+    return await eventually(look, timeout=60)
 
 
 async def test_a_tool_runs_once_when_a_person_allows_it_and_never_otherwise(
@@ -180,7 +180,7 @@ async def test_a_call_that_a_kill_interrupted_is_told_and_not_repeated(
 ) -> None:
     session = "agent:main:http:direct:unlucky"
     told = asyncio.create_task(chat(client, "[[tool test__hang:]]", session_key=session))
-    await eventually(lambda: ledger.count("hang") == 1, timeout=40)
+    await eventually(lambda: ledger.count("hang") == 1, timeout=60)
     (hanging,) = (pid for pid, what in ledger.lines() if what == "hang")
     suite.kill("agent")
     answer = (await told).answer

@@ -152,7 +152,7 @@ async def test_a_yield_answers_at_once_and_once_more_after_the_last_child(
     over_grpc.began = over_sse.began = time.monotonic()
     first = asyncio.create_task(follow(client, "dig", session, over_grpc))
     for seen in (over_grpc, over_sse):
-        await eventually(lambda seen=seen: seen.said(INTERIM), timeout=30)
+        await eventually(lambda seen=seen: seen.said(INTERIM), timeout=60)
         took = seen.after(INTERIM) - (AFTER if how == "automatic" else 0.0)
         print(f"{how} {'gRPC' if seen is over_grpc else 'SSE'}: {took:.3f} s")
         assert 0 <= took < SOON
@@ -162,7 +162,7 @@ async def test_a_yield_answers_at_once_and_once_more_after_the_last_child(
     for text in ("and you?", "still there?"):
         assert (await chat(client, text, session_key=session)).answer == f"{text}: yes"
     digging["left"].open()
-    await eventually(lambda: payloads(over_grpc.events, "child_announced"), timeout=30)
+    await eventually(lambda: payloads(over_grpc.events, "child_announced"), timeout=60)
     assert not first.done()
     assert not provider.asked(CLOSING), "one child is at work"
     digging["right"].open()
@@ -172,7 +172,7 @@ async def test_a_yield_answers_at_once_and_once_more_after_the_last_child(
     assert (await chat(client, "thanks", session_key=session)).answer == "thanks: yes"
 
     log = await suite.events(session)
-    await eventually(lambda: len(over_sse.events) == len(log), timeout=30)
+    await eventually(lambda: len(over_sse.events) == len(log), timeout=60)
     watching.cancel()
     await asyncio.gather(watching, return_exceptions=True)
     for seen in (over_sse, Seen(items=[(0.0, event) for event in log])):
@@ -263,4 +263,4 @@ async def at_work(client: ConveyorClient, session: str) -> str:
         runs = (await client.runs(run_pb2.RunFilter(session_key=session))).runs
         return next((run.run_id for run in runs if run.state == RUNNING), "")
 
-    return await eventually(look, timeout=20)
+    return await eventually(look, timeout=60)
