@@ -94,7 +94,9 @@ NAMES = {
 FAMILIES = re.compile(r"(gen_ai|llm|openinference)\.[a-z_.]+")
 
 
-@pytest.mark.parametrize("package", ["svckit", "scheduler_svc", "agent_svc", "conveyor_client"])
+@pytest.mark.parametrize(
+    "package", ["svckit", "scheduler_svc", "agent_svc", "acp_svc", "gateway_svc", "conveyor_client"]
+)
 def test_nobody_else_writes_a_name_of_the_conventions_down(package: str) -> None:
     root = Path(conventions.__file__).parents[1]
     found = [
