@@ -146,6 +146,14 @@ def parent_of(stored: trace_pb2.TraceContext) -> context.Context:
     return _baggage.extract({"baggage": stored.baggage}, found) if stored.baggage else found
 
 
+def span_of(stored: trace_pb2.TraceContext) -> trace.SpanContext | None:
+    """Return the stored span, with its state; None when none is stored."""
+    span = parse(stored.traceparent)
+    if span is None or not stored.tracestate:
+        return span
+    return trace.get_current_span(parent_of(stored)).get_span_context()
+
+
 def link_to(stored: trace_pb2.TraceContext) -> trace.Link | None:
     """Return a link to the stored span, or None when none is stored."""
     span = parse(stored.traceparent)

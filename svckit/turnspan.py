@@ -3,19 +3,23 @@
 Its parent is what created the run, never what is at work around the worker, and its id is that of
 the lease. A turn whose lease was lost makes no span: the scheduler, which knows for how long it was
 held, makes one in its place (`run.lost`), also for a worker that is gone and cannot.
+
+A turn ends once and nobody else writes on its span, so it is put together when it ends: every turn
+has one, and started spans cost many times as much.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from opentelemetry import trace
+from opentelemetry.context import Context
 
 from conveyor.scheduler.v1 import announcement_pb2
 from svckit import conventions as c
-from svckit import pseudonyms, spanids, tracecontext
+from svckit import pseudonyms, tracecontext
 from svckit.finished import Finisher
 from svckit.turn import LeasedTurn
 
@@ -25,44 +29,44 @@ _RESUMED = {
 }
 
 
+End = Callable[[c.Attributes, str | None], None]
+"""Makes the span of a turn that is over now: more attributes, and why its status is an error."""
+
+
 class TurnSpan:
     """The span of one turn. It is over once `end` or `drop` was called; more calls do nothing."""
 
-    def __init__(self, span: trace.Span) -> None:
-        self._span = span
-        self._open = span.is_recording()
+    def __init__(self, context: trace.SpanContext, end: End | None = None) -> None:
+        self.below = trace.NonRecordingSpan(context)
+        """What to put spans below."""
+        self._end = end
+        self._attributes: c.Attributes = {}
+        self._error: str | None = None
 
     @contextmanager
     def current(self) -> Iterator[None]:
         """What is made inside is below it, also when it is over by then."""
-        with trace.use_span(self._span, record_exception=False, set_status_on_exception=False):
+        with trace.use_span(self.below, record_exception=False, set_status_on_exception=False):
             yield
-
-    @property
-    def below(self) -> trace.Span:
-        """What to put spans below."""
-        return self._span
 
     def ended_with(self, outcome: str, error: str = "") -> None:
         """Note how the turn ended; `error` is the stable reason of a failure."""
-        if self._open:
-            self._span.set_attribute(c.OUTCOME, outcome)
-            if error:
-                self._span.set_attribute(c.ERROR_TYPE, error)
-                self._span.set_status(trace.StatusCode.ERROR, error)
+        self._attributes[c.OUTCOME] = outcome
+        if error:
+            self._attributes[c.ERROR_TYPE] = self._error = error
 
     def end(self) -> None:
         """The turn is over."""
-        if self._open:
-            self._open = False
-            self._span.end()
+        end, self._end = self._end, None
+        if end is not None:
+            end(self._attributes, self._error)
 
     def drop(self) -> None:
         """The lease is lost: others tell of the turn."""
-        self._open = False
+        self._end = None
 
 
-NO_SPAN = TurnSpan(trace.INVALID_SPAN)
+NO_SPAN = TurnSpan(trace.INVALID_SPAN_CONTEXT)
 
 
 class TurnSpans:
@@ -77,19 +81,34 @@ class TurnSpans:
     def begin(self, public: LeasedTurn) -> TurnSpan:
         """Begin the span of a turn that was leased now, and tell at once that it has begun."""
         leased, run = public.leased, public.run
-        span = spanids.start_span(
-            self._tracer,
-            tracecontext.turn_span_id(run.run_id, leased.lease.fencing_token),
-            self._name,
-            context=tracecontext.parent_of(run.trace),
-            kind=trace.SpanKind.CONSUMER,
-        )
-        if span.is_recording():
-            self._describe(span, public)
-            self._tell(span, public)
-        return TurnSpan(span)
+        creator = tracecontext.span_of(run.trace)
+        if creator is None:  # nobody who created it was traced: it begins a trace
+            begun = self._tracer.start_span(self._name, context=Context()).get_span_context()
+        else:
+            own = tracecontext.turn_span_id(run.run_id, leased.lease.fencing_token)
+            begun = self._finisher.context(creator, own)
+        if not self._finisher.records or not begun.trace_flags.sampled:
+            return TurnSpan(begun)
+        since = time.time_ns() // 1000
+        described, links = self._describe(public)
 
-    def _describe(self, span: trace.Span, public: LeasedTurn) -> None:
+        def end(more: c.Attributes, error: str | None) -> None:
+            self._finisher.make(
+                self._name,
+                begun,
+                creator,
+                since,
+                time.time_ns() // 1000,
+                kind=trace.SpanKind.CONSUMER,
+                attributes=described | more,
+                links=links,
+                error=error,
+            )
+
+        self._tell(begun, public, since)
+        return TurnSpan(begun, end)
+
+    def _describe(self, public: LeasedTurn) -> tuple[c.Attributes, Sequence[trace.Link]]:
         leased, run = public.leased, public.run
         attributes: c.Attributes = {
             **self._same,
@@ -104,18 +123,14 @@ class TurnSpans:
         }
         if leased.HasField("resumption"):
             attributes[c.RESUME_REASON] = _RESUMED[leased.resumption.reason]
-        found = [tracecontext.parse(link.traceparent) for link in leased.links]
+        found = [tracecontext.link_to(link) for link in leased.links]
         links = [link for link in found if link is not None]
-        for link in links[: tracecontext.MOST_LINKS]:
-            span.add_link(link)
         if len(links) > tracecontext.MOST_LINKS:
             attributes[c.LINKS_LEFT_OUT] = len(links) - tracecontext.MOST_LINKS
-        span.set_attributes(attributes)
+        return attributes, links[: tracecontext.MOST_LINKS]
 
-    def _tell(self, span: trace.Span, public: LeasedTurn) -> None:
+    def _tell(self, parent: trace.SpanContext, public: LeasedTurn, now: int) -> None:
         """Spans are sent when they end: a short one says that a turn is at work."""
-        parent = span.get_span_context()
-        now = time.time_ns() // 1000
         self._finisher.make(
             c.RUN_STARTED,
             self._finisher.context(parent),

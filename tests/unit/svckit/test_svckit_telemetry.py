@@ -14,7 +14,7 @@ from opentelemetry.sdk.trace.export import SpanExportResult
 
 from conveyor.common.v1 import trace_pb2
 from svckit import conventions as c
-from svckit import otlp, spanids, telemetry, tracecontext
+from svckit import otlp, telemetry, tracecontext
 from svckit.finished import Finisher
 from svckit.idtracing import IdTracerProvider
 from svckit.settings import Settings, load
@@ -84,12 +84,13 @@ def test_stored_contexts_are_read_as_the_library_reads_them() -> None:
 
 def test_a_span_may_have_an_id_that_was_worked_out() -> None:
     tracer, exporter = memory_tracer()
-    given = spanids.start_span(tracer, 7, "given")
-    other = tracer.start_span("other")
-    assert given.get_span_context().span_id == 7 != other.get_span_context().span_id
+    given = tracer.start_span("given")
     finisher = Finisher(tracer)
     parent = given.get_span_context()
     finisher.make("finished", finisher.context(parent, 8), parent, 1, 2, error="GONE")
+    [made] = exporter.get_finished_spans()
+    assert made.context is not None
+    assert (made.context.trace_id, made.context.span_id) == (parent.trace_id, 8)
     off = trace.SpanContext(1, 2, is_remote=False, trace_flags=trace.TraceFlags(0))
     finisher.make("not sampled", off, None, 1, 2)
     given.end()
