@@ -35,6 +35,10 @@ setup: .venv/.ready ## Only make .venv with what the suite needs
 test: .venv/.ready-dev ## Run the tests (ARGS="tests/unit -k lane" chooses)
 	@GRPC_VERBOSITY=NONE $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
+.PHONY: compose-test
+compose-test: .venv/.ready-dev ## Run the tests of the containers (they need an engine: scripts/engine.sh up)
+	@eval "$$(scripts/engine.sh env)" && GRPC_VERBOSITY=NONE $(BIN)/python -m pytest -m compose tests/compose $(ARGS)
+
 .PHONY: agents
 agents: .venv/.ready-dev ## Install real coding agents below .agents/ (ARGS=claude chooses): make test runs them then
 	@$(BIN)/python scripts/install_agents.py $(ARGS)

@@ -25,6 +25,9 @@ _OPTIONS: list[tuple[str, Any]] = [
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 1000),
     ("grpc.max_reconnect_backoff_ms", 1000),
+    # One that comes back at another address, as containers do, likewise: by default a name that
+    # was looked up is not looked up again for half a minute.
+    ("grpc.dns_min_time_between_resolutions_ms", 1000),
 ]
 
 
