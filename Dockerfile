@@ -64,5 +64,5 @@ ENV PATH=/opt/conveyor/bin:$PATH HOME=/conveyor/home LANG=C.UTF-8 \
 WORKDIR /conveyor
 USER ${UID}:${GID}
 EXPOSE 8080 50050
-HEALTHCHECK --interval=5s --timeout=5s --start-period=60s --retries=3 CMD ["conveyor-health"]
+HEALTHCHECK --interval=5s --timeout=5s --start-period=180s --retries=3 CMD ["conveyor-health"]
 CMD ["conveyor", "up"]

@@ -90,7 +90,7 @@ def test_the_configuration_reads_the_secrets_that_are_mounted() -> None:
 
 
 def test_services_are_asked_and_sent_to_where_they_are() -> None:
-    """Of images that no test runs: what one file says about another, and names and ports in them."""
+    """Of images that no test runs: what one file says about another."""
     observed = TEXTS["compose.observability.yaml"]
     collector = (ROOT / "deploy" / "otel-collector.yaml").read_text("utf-8")
     prometheus = (ROOT / "deploy" / "prometheus.yml").read_text("utf-8")
