@@ -174,6 +174,7 @@ async def _exchange(
     accepted: asyncio.Event,
 ) -> None:
     from conveyor_client.cli.narrate import Narrator, Utterance, Voice
+    from conveyor_client.cli.traces import failure_line, find_page
     from svckit.errors import ServiceError
 
     narrator = Narrator(live=sys.stdout.isatty(), commands=True)
@@ -186,7 +187,9 @@ async def _exchange(
                 for utterance in narrator.tell(item):
                     shown.show(utterance)
     except ServiceError as error:
-        shown.show(Utterance(Voice.BAD, error.message))
+        await find_page(client, error)
+        where = failure_line(error)
+        shown.show(Utterance(Voice.BAD, f"{error.message}\n  {where}" if where else error.message))
     finally:
         accepted.set()
 

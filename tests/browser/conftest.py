@@ -45,6 +45,8 @@ class Browser:
     def _heard(self, message: Any) -> None:
         # A session that has no message yet, and a gateway that is away, are part of the story.
         expected = ("404", "503", "ERR_CONNECTION_REFUSED", "ERR_INCOMPLETE_CHUNKED_ENCODING")
+        # Chromium breaks off what it asks for when containers come and go on the machine.
+        expected += ("ERR_NETWORK_CHANGED",)
         if message.type == "error" and not any(text in message.text for text in expected):
             self.problems.append(message.text)
 

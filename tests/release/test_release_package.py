@@ -39,7 +39,7 @@ DATA = {
     "svckit/py.typed",
 }
 PROGRAMS = {"conveyor", "gateway-svc", "scheduler-svc", "agent-svc", "acp-svc"}
-BOUND = 60.0
+BOUND = 90.0
 """Seconds for a start whose programs are compiled first, on a machine that does other things."""
 
 
@@ -89,6 +89,8 @@ def test_the_wheel_holds_the_services_with_their_data_and_nothing_else(wheel: Pa
     assert set(shipped) > DATA
 
 
+# Everything starts from files that were never loaded, on machines that do other things as well.
+@pytest.mark.timeout(240)
 def test_the_wheel_alone_gives_a_suite_that_works_in_an_empty_directory(
     wheel: Path, tmp_path: Path
 ) -> None:

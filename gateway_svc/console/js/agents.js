@@ -2,6 +2,7 @@
 import { api, ApiError } from "./api.js";
 import { byId, el, keyed } from "./dom.js";
 import { agentName, agentState, agentTone, isAtWork, permissions } from "./harness.js";
+import { told } from "./trace.js";
 
 const EVERY = 3000;
 
@@ -127,7 +128,7 @@ export class Agents {
       await this.load();
       this.on.open(answer.session.spec.session_key);
     } catch (error) {
-      problem.textContent = error.message;
+      problem.textContent = told(error);
       problem.hidden = false;
     }
   }

@@ -11,7 +11,7 @@ import { drawModels } from "./models.js";
 import { SessionModel } from "./model.js";
 import { SessionStream } from "./stream.js";
 import { hasToken, onSignIn } from "./token.js";
-import { FlowTraces, traceMark } from "./trace.js";
+import { FlowTraces, told, traceMark } from "./trace.js";
 import { TreeView } from "./tree.js";
 
 const HOME = "agent:main:http:direct:local";
@@ -174,7 +174,7 @@ async function send(text) {
     if (view(key).state === "none" && key === current) follow(key);
     loadSessions();
   } catch (error) {
-    model.refuse(messageId, error.message);
+    model.refuse(messageId, told(error));
   }
   redraw();
 }
@@ -192,7 +192,7 @@ async function answer(item, option) {
     await api.answer(item.question.question_id, option);
     loadSessions();
   } catch (error) {
-    Object.assign(item, { sending: "", problem: error.message });
+    Object.assign(item, { sending: "", problem: told(error) });
   }
   redraw();
 }

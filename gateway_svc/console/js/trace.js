@@ -11,6 +11,9 @@ export function traceMark(id, url) {
   return el("a", { class: "trace", href: url, target: "_blank", rel: "noopener noreferrer", title: `Trace ${id}`, text: "Trace" });
 }
 
+// What went wrong, where only text fits.
+export const told = (error) => (error.traceId ? `${error.message} (trace ${error.traceId})` : error.message);
+
 export class FlowTraces {
   // `changed()` draws again, once the trace of a flow became known.
   constructor(api, changed) {

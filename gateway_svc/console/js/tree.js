@@ -4,7 +4,8 @@ import { isTerminal, place, runText, seconds, stateTone, tokens } from "./format
 import { traceMark } from "./trace.js";
 
 export class TreeView {
-  constructor(onStop, explain, traces) {
+  // `traces` knows the trace of a flow; without one none is shown.
+  constructor(onStop, explain, traces = { of: () => null }) {
     this.explain = explain;
     this.traces = traces;
     this.tree = byId("tree");

@@ -429,7 +429,7 @@ async def test_what_shows_a_run_says_where_its_trace_is(
 
 
 async def test_an_error_says_where_its_trace_is(
-    traced_gateway: Gateway, capsys: pytest.CaptureFixture[str]
+    traced_gateway: Gateway, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     script, at = traced_gateway.script, ("--address", traced_gateway.address)
     script.always("GetFlow", FlowNotFound("there is no such flow"))
@@ -441,6 +441,16 @@ async def test_an_error_says_where_its_trace_is(
     trace_id = second.split()[1]
     assert second == f"  trace {trace_id}  https://traces.example/{trace_id}"
     assert int(trace_id, 16)
+    # In a conversation too.
+    script.always("ListAgents", agent_pb.ListAgentsResponse())
+    script.queue("Chat", FlowNotFound("there is no such flow"))
+    script.queue("GetServerInfo", gateway_pb.GetServerInfoResponse(server=info))
+    monkeypatch.setattr(sys, "stdin", io.StringIO("hello\n"))
+    assert await conveyor(*at, "chat") == 0
+    said = capsys.readouterr().out
+    assert re.search(
+        "no such flow\n +trace ([0-9a-f]{32})  https://traces.example/\\1$", said.strip()
+    )
     # A gateway of before does not know where traces are shown; the id is there all the same.
     assert await conveyor(*at, "flow", "show", "x") == 1
     assert re.fullmatch("  trace [0-9a-f]{32}", capsys.readouterr().err.splitlines()[1])
