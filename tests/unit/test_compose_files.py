@@ -1,4 +1,4 @@
-"""What the Compose files, `.env.example` and the files of `deploy/` say of each other. No engine."""
+"""What the Compose files, `.env.example` and the files of `deploy/` say of each other."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_what_is_passed_on_is_a_setting(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_the_grace_is_longer_than_a_stop() -> None:
-    """The engine kills what has not stopped by then, and turns would be lost instead of handed on."""
+    """The engine kills what has not stopped by then: turns would be lost instead of handed on."""
     (grace,) = variables()["SUITE_STOP_SECONDS"]
     closing = 4.0  # coding agents and tool servers that do not go at once
     stop = service.SEEN_SECONDS + service.DRAIN_SECONDS + 2 * service.STOP_SECONDS
