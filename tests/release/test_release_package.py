@@ -38,7 +38,10 @@ DATA = {
     "conveyor_client/py.typed",
     "svckit/py.typed",
 }
-PROGRAMS = {"conveyor", "gateway-svc", "scheduler-svc", "agent-svc", "acp-svc"}
+PROGRAMS = {
+    *("conveyor", "conveyor-health"),
+    *("gateway-svc", "scheduler-svc", "agent-svc", "acp-svc"),
+}
 BOUND = 90.0
 """Seconds for a start whose programs are compiled first, on a machine that does other things."""
 
