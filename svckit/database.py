@@ -152,7 +152,7 @@ def _open_file(path: Path, migrations: Path, name: str) -> sa.Engine:
     existed = not in_memory and path.exists()
     if not in_memory:
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as err:
             raise StartError(f"{name}: cannot create {path.parent}: {err.strerror}") from err
         # SQLite tells of this in several ways, depending on which of its files it touches first.

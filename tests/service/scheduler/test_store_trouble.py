@@ -177,6 +177,11 @@ async def start(path: Path) -> None:
         await store.close()
 
 
+async def test_a_directory_made_for_the_store_is_its_owners_only(tmp_path: Path) -> None:
+    await start(tmp_path / "data" / "scheduler.db")
+    assert (tmp_path / "data").stat().st_mode & 0o777 == 0o700
+
+
 async def test_a_damaged_database_is_named(tmp_path: Path) -> None:
     path = tmp_path / "scheduler.db"
     path.write_bytes(b"this is no database, however long it may be" * 100)

@@ -293,3 +293,14 @@ async def test_a_killed_process_loses_nothing_committed(tmp_path: Path, migratio
     db = await Database.open(path, migrations=migrations, name="agent")
     assert await db.run(count) == 1
     await db.close()
+
+
+async def test_a_directory_made_for_a_database_is_its_owners_only(
+    tmp_path: Path, migrations: Path
+) -> None:
+    made = tmp_path / "data"
+    database = await Database.open(
+        f"sqlite:///{made / 'one.db'}", migrations=migrations, name="one"
+    )
+    await database.close()
+    assert made.stat().st_mode & 0o777 == 0o700
