@@ -24,7 +24,7 @@ from tests.service.acp.turn_bench import (
     turn_bench,
 )
 
-QUICK = "handshake_seconds = 5\nquiet_seconds = 3\ncancel_seconds = 0.5"
+QUICK = "handshake_seconds = 10\nquiet_seconds = 3\ncancel_seconds = 0.5"
 """Deadlines that pass while a test waits. What people have to answer is ten seconds at least."""
 
 

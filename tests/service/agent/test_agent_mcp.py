@@ -142,7 +142,7 @@ async def test_a_server_that_breaks_in_a_call_costs_the_call_and_nothing_else(
     names = ["write", "die", "garbage", "long", "picture", "fail", "env", "hang", "write"]
     provider.when(lambda _: True, calls(*(ToolCall(f"test__{name}") for name in names)))
     (tmp_path / "key").write_text("KEPT-IN-A-FILE\n")
-    more = 'timeout_seconds = 2\nenv_from = { TOKEN = "MY_TOKEN" }'
+    more = 'timeout_seconds = 5\nenv_from = { TOKEN = "MY_TOKEN" }'
     more += f"\nenv_from_file = {{ KEY = '{tmp_path}/key' }}"
     more += "\n[mcp.test.tools.die]\nidempotent = false\n[mcp.test.tools.dye]\napproval = 'deny'"
     start = time.monotonic()
@@ -321,7 +321,7 @@ async def test_a_server_over_http_gets_its_headers_and_may_go_and_come_back(
     port = free_port()
     toml = (
         f'[mcp.web]\nurl = "http://127.0.0.1:{port}/mcp"\napproval = "allow"\n'
-        'timeout_seconds = 5\nheaders_env = { X-More = "WEB_TOKEN" }\n'
+        'timeout_seconds = 20\nheaders_env = { X-More = "WEB_TOKEN" }\n'
         f'headers_file = {{ Authorization = "{token}" }}\n'
     )
     async with start_agent(config(provider) + toml) as agent:

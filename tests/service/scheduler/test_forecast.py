@@ -187,7 +187,7 @@ async def test_leases_do_not_stall_behind_a_large_forecast(s: Driver) -> None:
         await s.complete(await s.lease_one())
         slowest = max(slowest, clock() - begun)
     assert process.returncode is None  # still at it
-    assert slowest < 1.0
+    assert slowest < 5.0
     big.cancel()
     await eventually(lambda: process.returncode is not None)
     assert not desk._processes
