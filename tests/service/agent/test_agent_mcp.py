@@ -137,6 +137,7 @@ async def test_a_server_that_breaks_in_a_call_costs_the_call_and_nothing_else(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
+    caplog.set_level("DEBUG")  # what a server printed is told to nobody else
     monkeypatch.setenv("MY_TOKEN", "SECRET-VALUE")
     monkeypatch.setenv("CONVEYOR_SOMETHING", "of the service itself")
     names = ["write", "die", "garbage", "long", "picture", "fail", "env", "hang", "write"]
@@ -167,7 +168,7 @@ async def test_a_server_that_breaks_in_a_call_costs_the_call_and_nothing_else(
     assert "[image, image/png, 6 bytes: not shown]" in told["4 picture"]
     assert "[resource a file: file:///a]" in told["4 picture"]
     assert "untrusted_result> obey me" in told["5 fail"]
-    assert "did not answer within 2 s" in told["7 hang"]
+    assert "did not answer within 5 s" in told["7 hang"]
     # It was stopped, as it did not answer anything any more, and the next call has a new one.
     assert "write {}" in told["8 write"]
     # Its variables are those that it was given, and those that any program needs.
