@@ -75,7 +75,7 @@ def test_one_of_two_schedulers_leads_and_two_agents_work(stack: Stack) -> None:
 async def test_a_delegated_request_with_the_active_scheduler_killed(stack: Stack) -> None:
     (leader,) = await asyncio.to_thread(stack.leaders)
     async with ConveyorClient(stack.grpc) as client:
-        slow = "[[spawn a: [[sleep: 3s]] a]] [[spawn b: [[sleep: 3s]] b]]"
+        slow = "".join(f"[[spawn: [[sleep: 3s]] [[reply: {word}]]]]" for word in ("red", "blue"))
         sent = await client.send(slow, session_key="agent:main:test:killed")
         flow_id = sent.accepted.run.run_id
         await eventually(lambda: _live(client, flow_id), timeout=BACK_SECONDS, interval=0.1)
@@ -85,8 +85,10 @@ async def test_a_delegated_request_with_the_active_scheduler_killed(stack: Stack
         flow = await client.flow(flow_id)
         classic = await over(client, meanwhile.accepted.run.run_id)
     assert ended.state == SUCCEEDED
-    # The turns under way went on under the other scheduler: not one was tried again.
-    assert [(run.state, run.attempt) for run in flow.nodes] == [(SUCCEEDED, 1)] * 3
+    assert [run.state for run in flow.nodes] == [SUCCEEDED] * 3
+    # One answer with what both found, whoever led when.
+    said = text_of(ended.result.reply)
+    assert ("red" in said, "blue" in said) == (True, True), said
     assert classic.state == SUCCEEDED
     assert all(f"Done: {task}" in text_of(classic.result.reply) for task in TASKS)
     # The other one leads, and the killed one is back and stands by.
