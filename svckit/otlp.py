@@ -29,8 +29,12 @@ from svckit.logging import get_logger
 
 MOST_WAITING = 16_384
 """Spans that wait to be sent; a few seconds of a busy service, and some tens of megabytes."""
+MOST_WAITING_WITH_CONTENTS = 2_048
+"""The same where contents are captured: of such spans one may have a hundred kilobytes."""
 BATCH = 256
 """Spans sent together: few enough that filling them in does not hold up the event loop."""
+MOST_BYTES = 3_000_000
+"""Of one message: a collector refuses those above four megabytes, with all the spans in them."""
 TIMEOUT_SECONDS = 5.0
 PAUSE_MILLISECONDS = 1000.0
 """How long a span waits for others at most: a person who looks at a trace waits as long."""
@@ -54,12 +58,13 @@ for _library in (
 class Sender(BatchSpanProcessor):
     """Collects ended spans and sends them from a thread of its own. Ending a span never waits."""
 
-    def __init__(self, endpoint: str, service: str) -> None:
+    def __init__(self, endpoint: str, service: str, *, contents: bool = False) -> None:
         self._exporter = _Exporter(endpoint, service)
+        self._most = MOST_WAITING_WITH_CONTENTS if contents else MOST_WAITING
         super().__init__(
             self._exporter,
             # As the library reads them from the environment, but for the defaults.
-            max_queue_size=MOST_WAITING + BATCH,
+            max_queue_size=self._most + BATCH,
             max_export_batch_size=BATCH,
             schedule_delay_millis=_pause(),
         )
@@ -72,7 +77,7 @@ class Sender(BatchSpanProcessor):
     def on_end(self, span: ReadableSpan) -> None:
         """Take an ended span, or give it up when too many wait."""
         exporter = self._exporter
-        if exporter.taken - exporter.done >= MOST_WAITING:
+        if exporter.taken - exporter.done >= self._most:
             exporter.give_up(1)
             return
         exporter.taken += 1
@@ -90,7 +95,7 @@ class _Exporter(OTLPSpanExporter):
         super().__init__(endpoint=endpoint, insecure=insecure, timeout=TIMEOUT_SECONDS)
         self._service = service
         self._answers = True
-        self._made: tuple[Sequence[ReadableSpan], ExportTraceServiceRequest] | None = None
+        self._made = ExportTraceServiceRequest()
         # Taken by the processor; taken and sent or given up; given up.
         self.taken = self.done = self.dropped = 0
 
@@ -101,15 +106,18 @@ class _Exporter(OTLPSpanExporter):
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
         """Send a batch, or give it up. Called from the processor's thread alone."""
         try:
+            self._made = made = request_of(spans, self._service)
+            if len(spans) > 1 and made.ByteSize() > MOST_BYTES:
+                return self._in_halves(spans)
+            told = sum(len(of.spans) for each in made.resource_spans for of in each.scope_spans)
             result = super().export(spans)
         except Exception as err:
-            _log.error("spans could not be put into words", exc_info=err)
-            result = SpanExportResult.FAILURE
-        self._made = None
+            _log.error("spans were not sent", exc_info=err)
+            result, told = SpanExportResult.FAILURE, 0
+        self._made = ExportTraceServiceRequest()
         self.done += len(spans)
         answers = result is SpanExportResult.SUCCESS
-        if not answers:
-            self.give_up(len(spans))
+        self.give_up(len(spans) - told if answers else len(spans))
         if answers is not self._answers:
             self._answers = answers
             if answers:
@@ -118,15 +126,22 @@ class _Exporter(OTLPSpanExporter):
                 _log.warning("the collector takes no spans; those of now are given up")
         return result
 
+    def _in_halves(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+        half = len(spans) // 2
+        results = {self.export(spans[:half]), self.export(spans[half:])}
+        answers = results == {SpanExportResult.SUCCESS}
+        return SpanExportResult.SUCCESS if answers else SpanExportResult.FAILURE
+
     def _translate_data(self, data: Sequence[ReadableSpan]) -> ExportTraceServiceRequest:
         # Asked for at every attempt.
-        if self._made is None or self._made[0] is not data:
-            self._made = data, request_of(data, self._service)
-        return self._made[1]
+        return self._made
 
 
 def request_of(spans: Sequence[ReadableSpan], service: str) -> ExportTraceServiceRequest:
-    """Return the message that tells a collector of spans, all of one provider."""
+    """Return the message that tells a collector of spans, all of one provider.
+
+    A span that cannot be put into words is left out: it must not take the others along.
+    """
     request = ExportTraceServiceRequest()
     if not spans:
         return request
@@ -138,7 +153,11 @@ def request_of(spans: Sequence[ReadableSpan], service: str) -> ExportTraceServic
     of_scope = of_resource.scope_spans.add()
     of_scope.scope.name = c.TRACER
     for span in spans:
-        _fill(of_scope.spans.add(), span, service)
+        try:
+            _fill(of_scope.spans.add(), span, service)
+        except Exception as err:
+            del of_scope.spans[-1]
+            _log.error("a span could not be put into words", span=span.name, exc_info=err)
     return request
 
 

@@ -74,7 +74,7 @@ def setup(
         recording.add_span_processor(processor)
     sender = None
     if telemetry.otlp_endpoint:
-        sender = _sender(telemetry.otlp_endpoint, service)
+        sender = _sender(telemetry, service)
         recording.add_span_processor(sender)
     return Telemetry(recording, recording.get_tracer(c.TRACER), sender)
 
@@ -96,8 +96,8 @@ def _recording(service: str, telemetry: TelemetrySettings) -> TracerProvider:
     )
 
 
-def _sender(endpoint: str, service: str) -> Sender:
+def _sender(telemetry: TelemetrySettings, service: str) -> Sender:
     # Imported here: it takes a good part of the time in which a service is to be healthy.
     from svckit.otlp import Sender
 
-    return Sender(endpoint, service)
+    return Sender(telemetry.otlp_endpoint, service, contents=telemetry.capture_content)
