@@ -7,6 +7,8 @@ by its run and fencing token, and that of an announcement, by the child.
 
 from __future__ import annotations
 
+import logging
+import re
 from collections.abc import Mapping
 from hashlib import blake2b
 
@@ -21,6 +23,16 @@ BAGGAGE_KEYS = (c.RUN_ID, c.FLOW_ID)
 """The only baggage that is stored or passed on."""
 MOST_LINKS = 128
 """Of one span, as the conventions have it."""
+MOST_STATE = 512
+"""Characters of a `tracestate`: as much as the standard wants passed on. It is stored with every
+run and sent with every span of a trace, and comes from whoever calls."""
+
+# What others may say: anything. So it is read strictly.
+_TRACEPARENT = re.compile(r"00-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})")
+_BAGGAGE_VALUE = re.compile(r"[A-Za-z0-9_-]{1,64}")
+# They write down whatever of a header they cannot read.
+for _library in ("opentelemetry.trace.span", "opentelemetry.baggage"):
+    logging.getLogger(_library).setLevel(logging.CRITICAL)
 
 _trace = TraceContextTextMapPropagator()
 _baggage = W3CBaggagePropagator()
@@ -91,17 +103,16 @@ def traceparent_of(span: trace.SpanContext) -> str:
 
 def parse(traceparent: str) -> trace.SpanContext | None:
     """Return the span that a stored `traceparent` names; None when it names none."""
-    if len(traceparent) != 55 or not traceparent.startswith("00-"):
+    found = _TRACEPARENT.fullmatch(traceparent)
+    if found is None:
         return None
-    try:
-        span = trace.SpanContext(
-            trace_id=int(traceparent[3:35], 16),
-            span_id=int(traceparent[36:52], 16),
-            is_remote=True,
-            trace_flags=trace.TraceFlags(int(traceparent[53:], 16)),
-        )
-    except ValueError:
-        return None
+    trace_id, span_id, flags = found.groups()
+    span = trace.SpanContext(
+        trace_id=int(trace_id, 16),
+        span_id=int(span_id, 16),
+        is_remote=True,
+        trace_flags=trace.TraceFlags(int(flags, 16)),
+    )
     return span if span.is_valid else None
 
 
@@ -137,13 +148,22 @@ def page(template: str, trace_id: str) -> str:
 
 def parent_of(stored: trace_pb2.TraceContext) -> context.Context:
     """Return a context to give to `start_span(context=...)`; a fresh root when none is stored."""
-    span = None if stored.tracestate else parse(stored.traceparent)
+    state = stored.tracestate if len(stored.tracestate) <= MOST_STATE else ""
+    span = None if state else parse(stored.traceparent)
     if span is not None:
         found = trace.set_span_in_context(trace.NonRecordingSpan(span), context.Context())
     else:
-        carrier = {"traceparent": stored.traceparent, "tracestate": stored.tracestate}
+        carrier = {"traceparent": stored.traceparent, "tracestate": state}
         found = _trace.extract(carrier, context.Context())
-    return _baggage.extract({"baggage": stored.baggage}, found) if stored.baggage else found
+    return _with_baggage(stored.baggage, found) if stored.baggage else found
+
+
+def _with_baggage(header: str, within: context.Context) -> context.Context:
+    for entry in header.split(","):
+        key, _, value = entry.partition("=")
+        if key.strip() in BAGGAGE_KEYS and _BAGGAGE_VALUE.fullmatch(value.strip()):
+            within = baggage.set_baggage(key.strip(), value.strip(), within)
+    return within
 
 
 def span_of(stored: trace_pb2.TraceContext) -> trace.SpanContext | None:
