@@ -53,7 +53,7 @@ def dump(messages: Sequence[Message]) -> str:
     kept: list[str] = []
     room = ATTRIBUTE_BYTES
     for said in reversed(messages):
-        line = _clean(json.dumps(said, ensure_ascii=False))
+        line = _clean(_written(said))
         room -= len(line.encode())
         if room < 0:
             kept.append(json.dumps(message("system", [text(LEFT_OUT)])))
@@ -93,11 +93,18 @@ def _clean(content: str) -> str:
     return content.encode(errors="replace").decode()
 
 
+def _written(said: Message) -> str:
+    try:
+        return json.dumps(said, ensure_ascii=False)
+    except RecursionError:  # arguments of a call that are nested deeper than we can follow
+        return json.dumps(message(said["role"], [text(LEFT_OUT)]))
+
+
 def _read(arguments: str) -> Any:
     arguments = _clean(arguments)
     if len(arguments.encode()) > PART_BYTES:
         return cut(arguments, PART_BYTES)
     try:
         return json.loads(arguments)
-    except ValueError:
+    except (ValueError, RecursionError):
         return arguments

@@ -431,6 +431,6 @@ def tool_result(text: str) -> Attributes:
 def _mime(text: str) -> str:
     try:
         json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):  # of brackets without end, say
         return MIME_TEXT
     return MIME_JSON
