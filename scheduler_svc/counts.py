@@ -7,6 +7,7 @@ that a long queue holds nobody up. The rules know nothing of this.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, TypeAlias
@@ -21,6 +22,8 @@ from svckit.metrics import definitions as d
 
 if TYPE_CHECKING:
     from scheduler_svc.engine import Engine
+
+log = logging.getLogger(__name__)
 
 Series: TypeAlias = dict[tuple[str, ...], float]
 """Values of labels, and the figure."""
@@ -90,9 +93,20 @@ class Counts:
     def committed(
         self, changes: Changes, leased: Iterable[Leased], commands: int, seconds: float
     ) -> None:
-        """A group is stored. `leased`: what it gave to workers; `seconds`: the commit took."""
+        """A group is stored. `leased`: what it gave to workers; `seconds`: the commit took.
+
+        Raises nothing: the commit stands, and a number is not worth an answer that fails.
+        """
         if not self._listening:
             return
+        try:
+            self._committed(changes, leased, commands, seconds)
+        except Exception as err:
+            log.error("a commit was not counted", exc_info=err)
+
+    def _committed(
+        self, changes: Changes, leased: Iterable[Leased], commands: int, seconds: float
+    ) -> None:
         self._commits.observe(seconds)
         self._commands.observe(commands)
         self._events.add(by=len(changes.emits))

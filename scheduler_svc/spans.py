@@ -203,9 +203,16 @@ class Spans:
     # -- Leased -----------------------------------------------------------------------------------
 
     def leased(self, item: Leased) -> None:
-        """Makes the spans of how a run waited for the lease that it has got."""
+        """Makes the spans of how a run waited for the lease that it has got. Raises nothing: its
+        worker waits for it."""
         if not self._finisher.records:
             return
+        try:
+            self._waited(item)
+        except Exception as err:
+            log.error("spans of a lease were not made", exc_info=err)
+
+    def _waited(self, item: Leased) -> None:
         run = item.run
         creator = tracecontext.parse(run.trace)
         if creator is None or not creator.trace_flags.sampled:

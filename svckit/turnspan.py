@@ -21,7 +21,10 @@ from conveyor.scheduler.v1 import announcement_pb2
 from svckit import conventions as c
 from svckit import pseudonyms, tracecontext
 from svckit.finished import Finisher
+from svckit.logging import get_logger
 from svckit.turn import LeasedTurn
+
+_log = get_logger("svckit.worker")
 
 _RESUMED = {
     number: name.removeprefix("RESUME_REASON_").lower()
@@ -56,10 +59,13 @@ class TurnSpan:
             self._attributes[c.ERROR_TYPE] = self._error = error
 
     def end(self) -> None:
-        """The turn is over."""
+        """The turn is over. Raises nothing: its worker has more to clear away."""
         end, self._end = self._end, None
-        if end is not None:
-            end(self._attributes, self._error)
+        try:
+            if end is not None:
+                end(self._attributes, self._error)
+        except Exception as err:
+            _log.error("the span of a turn was not made", exc_info=err)
 
     def drop(self) -> None:
         """The lease is lost: others tell of the turn."""
@@ -79,7 +85,17 @@ class TurnSpans:
         self._same: c.Attributes = {c.QUEUE: queue, c.WORKER: worker}
 
     def begin(self, public: LeasedTurn) -> TurnSpan:
-        """Begin the span of a turn that was leased now, and tell at once that it has begun."""
+        """Begin the span of a turn that was leased now, and tell at once that it has begun.
+
+        Raises nothing: a turn that fails here would keep its lease, with nobody at work.
+        """
+        try:
+            return self._begin(public)
+        except Exception as err:
+            _log.error("a turn has no span", exc_info=err)
+            return TurnSpan(trace.INVALID_SPAN_CONTEXT)
+
+    def _begin(self, public: LeasedTurn) -> TurnSpan:
         leased, run = public.leased, public.run
         creator = tracecontext.span_of(run.trace)
         if creator is None:  # nobody who created it was traced: it begins a trace
@@ -122,7 +138,8 @@ class TurnSpans:
             **c.conversation(run.spec.session_key),
         }
         if leased.HasField("resumption"):
-            attributes[c.RESUME_REASON] = _RESUMED[leased.resumption.reason]
+            # A scheduler that is newer than this worker may know other reasons.
+            attributes[c.RESUME_REASON] = _RESUMED.get(leased.resumption.reason, c.OTHER)
         found = [tracecontext.link_to(link) for link in leased.links]
         links = [link for link in found if link is not None]
         if len(links) > tracecontext.MOST_LINKS:
