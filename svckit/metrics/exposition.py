@@ -6,11 +6,14 @@ from collections.abc import Iterator
 from itertools import accumulate
 from typing import TYPE_CHECKING
 
+from svckit.logging import get_logger
 from svckit.metrics.definitions import Kind
 from svckit.metrics.instruments import Histogram, Metrics, Shown
 
 if TYPE_CHECKING:
     from prometheus_client.core import Metric
+
+_log = get_logger("svckit.metrics")
 
 
 async def exposed(metrics: Metrics, accept: str = "") -> tuple[bytes, str]:
@@ -37,7 +40,14 @@ class _Collector:
 
     def collect(self) -> Iterator[Metric]:
         for instrument in self._metrics.instruments():
-            yield _family(instrument)
+            try:
+                family = _family(instrument)
+            except Exception as err:  # one that cannot be read hides no others
+                _log.error(
+                    "a metric could not be read", metric=instrument.definition.name, exc_info=err
+                )
+            else:
+                yield family
 
 
 def _family(instrument: Shown) -> Metric:

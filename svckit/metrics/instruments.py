@@ -7,12 +7,14 @@ an event cost a fraction of a microsecond, which a lock and a meter's views woul
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from bisect import bisect_left
 from collections.abc import Awaitable, Callable, Mapping
 from typing import ClassVar, TypeAlias, TypeVar
 
+from svckit.logging import get_logger
 from svckit.metrics.definitions import Definition, Kind
+
+_log = get_logger("svckit.metrics")
 
 MOST_SERIES = 1000
 """Of one metric. What comes beyond is counted together, so that no mistake fills a store."""
@@ -191,11 +193,15 @@ class Metrics:
             self._refreshes.append(refresh)
 
     async def refresh(self) -> None:
-        """Look up what has to be looked up. What takes too long keeps what it said before."""
+        """Look up what has to be looked up. What takes too long, or fails, keeps what it said."""
         for refresh in self._refreshes:
-            with contextlib.suppress(TimeoutError):
+            try:
                 async with asyncio.timeout(REFRESH_SECONDS):
                     await refresh()
+            except TimeoutError:
+                continue
+            except Exception as err:
+                _log.error("metrics could not be looked up", exc_info=err)
 
     def instruments(self) -> list[Shown]:
         """All of them, by name."""
