@@ -17,6 +17,7 @@ from scheduler_svc.domain.kernel import Changes
 from scheduler_svc.spans import Spans
 from svckit import captured, otlp, telemetry, tracecontext
 from svckit import conventions as c
+from svckit.finished import Finisher
 from svckit.metrics import Metrics, definitions
 from svckit.metrics.exposition import exposed
 from svckit.settings import load
@@ -150,14 +151,17 @@ def test_a_turn_goes_on_for_a_reason_that_only_a_newer_scheduler_knows() -> None
     assert told[c.run_span("agent")][c.RESUME_REASON] == c.OTHER
 
 
-def test_a_span_that_fails_fails_no_turn(caplog: pytest.LogCaptureFixture) -> None:
-    tracer = Mock(wraps=memory_tracer()[0])
-    tracer.start_span.side_effect = ValueError("broken")
-    begun = TurnSpans(tracer, "agent", "w").begin(LeasedTurn(ws.LeasedRun()))
-    with begun.current():
-        begun.ended_with("complete")
-    begun.end()
-    assert [record.levelname for record in caplog.records] == ["ERROR"]
+def test_a_span_that_fails_fails_no_turn(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    spans, turn = TurnSpans(memory_tracer()[0], "agent", "w"), LeasedTurn(ws.LeasedRun())
+    whole = spans.begin(turn)
+    monkeypatch.setattr(Finisher, "make", Mock(side_effect=ValueError("broken")))
+    for begun in (whole, spans.begin(turn)):
+        with begun.current():
+            begun.ended_with("complete")
+        begun.end()
+    assert [record.levelname for record in caplog.records] == ["ERROR", "ERROR"]
 
 
 def test_what_fails_after_a_commit_fails_no_answer(caplog: pytest.LogCaptureFixture) -> None:
