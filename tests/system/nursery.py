@@ -16,6 +16,7 @@ PADDING is room for the words of what is forked, which the table of processes sh
 from __future__ import annotations
 
 import asyncio
+import atexit
 import contextlib
 import ctypes
 import gc
@@ -28,6 +29,7 @@ import select
 import signal
 import socket
 import sys
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -168,13 +170,24 @@ def main() -> int:
             if job is None:
                 os._exit(0)
             become(job)
+    code = 0
     try:
         run(job)
+    except SystemExit as ended:
+        if not isinstance(ended.code, int | None):
+            raise
+        code = ended.code or 0
     finally:
         if helper:
             ours.close()
             os.waitpid(helper, 0)
-    return 0
+    # All that an end does, but for taking apart what every other process has as well.
+    threading._shutdown()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):  # nobody reads it any more
+            stream.flush()
+    os._exit(code)
 
 
 def become(job: Job) -> None:
