@@ -610,6 +610,6 @@ async def test_a_collector_that_never_answers_delays_neither_answers_nor_the_end
             assert {one.answer for one in told} == {"done"}, turn
             # Everybody's next batch hangs by now.
             await eventually(lambda: observed.collector.asked >= before + 3)
-    took = observed.suite.stop()
-    assert "was killed" not in observed.suite.output
-    assert took < STOP_BOUND
+    # That the last spans are given up after a second is shown where a clock can tell it
+    # (`test_svckit_collector.py`): here a busy machine may take longer for everything else.
+    assert observed.suite.stop() < STOP_BOUND
