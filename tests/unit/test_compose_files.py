@@ -89,6 +89,17 @@ def test_the_configuration_reads_the_secrets_that_are_mounted() -> None:
     assert tomllib.loads(toml)["providers"].keys() == {"openai", "anthropic", "gemini"}
 
 
+def test_another_file_behind_a_secret_makes_the_containers_anew() -> None:
+    """Compose compares definitions, in which secrets and configs stand by their names alone: with
+    a key file named later in `.env`, `docker compose up` left the agent without a key."""
+    text = TEXTS["compose.yaml"]
+    (label,) = re.findall(r'conveyor\.files: "([^"]+)"', text)
+    parts = text[text.index("\nconfigs:") : text.index("# For building the image only")]
+    files = re.findall(r"(?m)^    file: (\S+)$", parts)
+    assert len(files) == 5
+    assert re.findall(r"\$\{[^}]+\}", label) == files
+
+
 def test_services_are_asked_and_sent_to_where_they_are() -> None:
     """Of images that no test runs: what one file says about another."""
     observed = TEXTS["compose.observability.yaml"]
