@@ -3,12 +3,13 @@
 Every line carries the service, the trace and span ids when there is a trace, and what was bound
 with `bind`, for example the run id. Secrets, message texts and peers never go into a field.
 
-Of exceptions the types and places are told. Their texts, which may hold anything that somebody
-wrote, are only there at the level `debug`.
+Of exceptions the types, codes and places are told. Their texts, which may hold anything that
+somebody wrote, are only there at the level `debug`.
 """
 
 from __future__ import annotations
 
+import errno
 import logging
 import sys
 import traceback
@@ -114,11 +115,20 @@ def _lines_of(error: BaseException, seen: set[int]) -> Iterator[str]:
         yield "which led to:"
     for entry in traceback.format_tb(error.__traceback__):
         yield entry.rstrip()
-    yield type(error).__qualname__
+    yield f"{type(error).__qualname__} {_code_of(error)}".rstrip()
     if isinstance(error, BaseExceptionGroup):
         for number, part in enumerate(error.exceptions, 1):
             yield f"part {number}:"
             yield from _lines_of(part, seen)
+
+
+def _code_of(error: BaseException) -> str:
+    """What the system or a database calls it, in words of its own such as `ENOSPC`: a full disk is
+    nothing that operators should have to guess."""
+    if isinstance(error, OSError):
+        return errno.errorcode.get(error.errno or 0, "")
+    names = (getattr(error, name, None) for name in ("sqlite_errorname", "sqlstate"))
+    return next((name for name in names if isinstance(name, str)), "")
 
 
 def _first_line_of_asyncio(_: Any, __: str, event: MutableMapping[str, Any]) -> Any:
