@@ -7,6 +7,7 @@ who records nothing himself. A collector that is away costs the spans and nothin
 from __future__ import annotations
 
 import os
+import secrets
 import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -87,7 +88,8 @@ def _recording(service: str, telemetry: TelemetrySettings) -> TracerProvider:
             {
                 c.SERVICE_NAME: service,
                 c.SERVICE_NAMESPACE: "conveyor",
-                c.SERVICE_INSTANCE_ID: f"{service}-{os.getpid()}",
+                # In containers, all of which have the same process ids, too.
+                c.SERVICE_INSTANCE_ID: f"{service}-{os.getpid()}-{secrets.token_hex(4)}",
                 c.SERVICE_VERSION: __version__,
             }
         ),

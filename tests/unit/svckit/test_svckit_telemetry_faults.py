@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+import sqlite3
+from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
 
 import pytest
 from opentelemetry import context, trace
 from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
+from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SpanExportResult
 
 from conveyor.scheduler.v1 import worker_service_pb2 as ws
@@ -18,6 +22,7 @@ from scheduler_svc.spans import Spans
 from svckit import captured, otlp, telemetry, tracecontext
 from svckit import conventions as c
 from svckit.finished import Finisher
+from svckit.logging import where
 from svckit.metrics import Metrics, definitions
 from svckit.metrics.exposition import exposed
 from svckit.settings import load
@@ -190,3 +195,30 @@ async def test_a_metric_that_cannot_be_read_hides_no_others(
     assert b"conveyor_commits_failed_total 1.0" in text
     assert b"conveyor_commands_waiting" not in text
     assert [record.levelno for record in caplog.records] == [logging.ERROR, logging.ERROR]
+
+
+def test_a_log_says_what_the_system_and_a_database_call_a_failure(tmp_path: Path) -> None:
+    """Of a full disk nothing was told but `OSError`."""
+    texts = []
+    with pytest.raises(OSError, match="s3cret") as full:
+        raise OSError(errno.ENOSPC, "s3cret", "s3cret.db")
+    texts.append(where(full.value))
+    with pytest.raises(sqlite3.OperationalError) as away:
+        sqlite3.connect(tmp_path / "s3cret" / "data.db")
+    texts.append(where(away.value))
+    assert [text.splitlines()[-1] for text in texts] == [
+        "OSError ENOSPC",
+        "OperationalError SQLITE_CANTOPEN",
+    ]
+
+
+def test_two_processes_of_a_service_are_told_apart() -> None:
+    """Also in containers, where each is the first process."""
+    settings = load(environ={"CONVEYOR_TELEMETRY__OTLP_ENDPOINT": "http://127.0.0.1:1"})
+    names = set()
+    for _ in range(2):
+        made = telemetry.setup("x", settings)
+        assert isinstance(made.provider, TracerProvider)
+        names.add(made.provider.resource.attributes[c.SERVICE_INSTANCE_ID])
+        made.shutdown()
+    assert len(names) == 2
