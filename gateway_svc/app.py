@@ -224,6 +224,7 @@ async def _build(
         metrics,
         context.tracer,
         draining.is_set,
+        door.knows,
     )
     server = WebServer(edge, bound, tls.http if tls else None)
     servicer = GatewayServicer(use_cases)
@@ -241,6 +242,7 @@ async def _build(
         ],
         drain=server.stop,
         interceptors=[Guard(door)],
+        knows=door.knows,
         credentials=tls.grpc if tls else None,
         http_address=http_address,
     )

@@ -85,7 +85,8 @@ class App:
     1. `drain` runs after health says `NOT_SERVING` and after `Context.draining` is set; it returns
     when nothing is left that should not be cut. `ready` runs once the server listens; health says
     `SERVING` after it. `interceptors` run around every handler, and may raise `ServiceError`.
-    `credentials` make the server speak TLS only.
+    `credentials` make the server speak TLS only. `knows` tells by a call's `authorization` whether
+    it may say to which trace it belongs; left out, each may.
     """
 
     services: Sequence[Registered]
@@ -94,6 +95,7 @@ class App:
     ready: Callable[[], Awaitable[None]] | None = None
     interceptors: Sequence[aio.ServerInterceptor] = ()
     credentials: ServerCredentials | None = None
+    knows: Callable[[Sequence[str]], bool] | None = None
 
 
 @dataclass
@@ -181,6 +183,7 @@ async def running(
         build(context) as app,
     ):
         names = [service.full_name for service in app.services]
+        boundary.knows = app.knows
         answers = health.Health(names)
         await answers.set_serving(False)
         server = make_server(boundary=boundary, interceptors=[*interceptors, *app.interceptors])

@@ -73,6 +73,13 @@ def caller_of(headers: Mapping[str, str]) -> context.Context:
     )
 
 
+def stranger_of(headers: Mapping[str, str]) -> tuple[context.Context, list[trace.Link]]:
+    """Return the context of a call by somebody who may not say to which trace it belongs: it begins
+    one, with a link to what he says."""
+    span = parse(headers.get("traceparent", ""))
+    return context.Context(), [trace.Link(span)] if span is not None else []
+
+
 def _baggage_of(within: context.Context | None) -> str:
     if not baggage.get_all(within):
         return ""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from opentelemetry import trace
 from starlette.datastructures import Headers, MutableHeaders
@@ -46,6 +46,7 @@ class Edge:
         metrics: Metrics,
         tracer: trace.Tracer,
         is_draining: Callable[[], bool],
+        knows: Callable[[Sequence[str]], bool],
         max_body: int = MAX_BODY_BYTES,
     ) -> None:
         self._app = app
@@ -54,6 +55,7 @@ class Edge:
         self._seconds = metrics.histogram(definitions.HTTP_SECONDS)
         self._tracer = tracer
         self._is_draining = is_draining
+        self._knows = knows
         self._max_body = max_body
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -83,15 +85,18 @@ class Edge:
         if not self._is_traced(scope):
             await self._answer(scope, limited, answer)
             return
+        # Without baggage, which is not for clients to fill.
+        said = {name: headers.get(name, "") for name in ("traceparent", "tracestate")}
+        within, links = tracecontext.caller_of(said), list[trace.Link]()
+        if said["traceparent"] and not self._knows(headers.getlist("authorization")):
+            within, links = tracecontext.stranger_of(said)
         with step(
             self._tracer,
             _method(scope),
             {c.HTTP_REQUEST_METHOD: _method(scope), c.URL_SCHEME: scope.get("scheme", "http")},
             kind=trace.SpanKind.SERVER,
-            # Without baggage, which is not for clients to fill.
-            within=tracecontext.caller_of(
-                {name: headers.get(name, "") for name in ("traceparent", "tracestate")}
-            ),
+            within=within,
+            links=links,
         ) as span:
             await self._answer(scope, limited, answer)
             route = _route(scope)

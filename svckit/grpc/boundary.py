@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import inspect
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeAlias
 
 import grpc
@@ -48,6 +48,8 @@ class ServerBoundary(aio.ServerInterceptor):
         self._calls = metrics.counter(definitions.GRPC_CALLS)
         self._seconds = metrics.histogram(definitions.GRPC_SECONDS)
         self._open = metrics.gauge(definitions.GRPC_OPEN)
+        self.knows: Callable[[Sequence[str]], bool] | None = None
+        """Tells by a call's `authorization` whether it may say to which trace it belongs."""
         self._active: set[asyncio.Task[Any]] = set()
         # Wrapped once, not per call: method -> (handler, the same inside the boundary).
         self._wrapped: dict[str, tuple[Any, Any]] = {}
@@ -118,11 +120,15 @@ class ServerBoundary(aio.ServerInterceptor):
             task = asyncio.current_task()
             assert task is not None
             self._active.add(task)
-            scope = _parent(context)
+            scope, links = self._parent(context)
             span: trace.Span = trace.INVALID_SPAN
             if traced:
                 span = self._tracer.start_span(
-                    name, context=scope, kind=trace.SpanKind.SERVER, attributes=attributes
+                    name,
+                    context=scope,
+                    kind=trace.SpanKind.SERVER,
+                    attributes=attributes,
+                    links=links,
                 )
                 scope = trace.set_span_in_context(span, scope)
             token = otel_context.attach(scope)
@@ -172,6 +178,15 @@ class ServerBoundary(aio.ServerInterceptor):
 
         return behavior
 
+    def _parent(self, context: ServicerContext) -> tuple[otel_context.Context, list[trace.Link]]:
+        """What the caller sent of its trace, if it may."""
+        sent = [(k, v) for k, v in context.invocation_metadata() or () if isinstance(v, str)]
+        headers = dict(sent)
+        if self.knows is None or "traceparent" not in headers:
+            return tracecontext.caller_of(headers), []
+        known = self.knows([value for name, value in sent if name == "authorization"])
+        return (tracecontext.caller_of(headers), []) if known else tracecontext.stranger_of(headers)
+
 
 def _streaming(inner: Any) -> Callable[[Any, ServicerContext], Awaitable[None]]:
     """A stream of either style, as a coroutine."""
@@ -187,13 +202,6 @@ def _streaming(inner: Any) -> Callable[[Any, ServicerContext], Awaitable[None]]:
                 await context.write(response)
 
     return drive
-
-
-def _parent(context: ServicerContext) -> otel_context.Context:
-    """What the caller sent of its trace."""
-    return tracecontext.caller_of(
-        {k: v for k, v in context.invocation_metadata() or () if isinstance(v, str)}
-    )
 
 
 def _of_exception(err: Exception) -> conventions.Attributes:

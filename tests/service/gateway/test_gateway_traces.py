@@ -5,9 +5,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import grpc.aio
 import pytest
 from opentelemetry import trace
 from opentelemetry.sdk.trace import ReadableSpan
@@ -186,3 +188,43 @@ async def test_a_call_of_a_hook_is_named_once_it_is_known_who_called(tmp_path: P
         ]
     )
     assert "s3cret" not in " ".join(span.to_json() for span in exporter.get_finished_spans())
+
+
+async def test_only_who_has_a_token_says_to_which_trace_a_call_belongs(tmp_path: Path) -> None:
+    """Strangers had spans recorded whatever the ratio, and in traces of others."""
+    tracer, exporter = memory_tracer()
+    token = "token-of-anna-0123456789"
+    of_anna = "CONVEYOR_GATEWAY__TOKENS__ANNA__"
+    (tmp_path / "token").write_text(token)
+    env = {f"{of_anna}TOKEN_FILE": str(tmp_path / "token"), f"{of_anna}SCOPES": '["read"]'}
+    said = {"traceparent": f"00-{'a' * 32}-{'b' * 16}-01"}
+    stranger, known = said, said | {"authorization": f"Bearer {token}"}
+    name = "/conveyor.gateway.v1.GatewayService/GetServerInfo"
+    async with suite(tmp_path, **env) as around, around.serve(tracer):
+        for headers, status in ((stranger, 401), (known, 200)):
+            answer = await around.http.get("/v1/server", headers=headers)
+            assert answer.status_code == status
+        refused = await around.http.post("/hooks/none", headers=stranger)
+        assert refused.status_code == 401
+        async with grpc.aio.insecure_channel(around.gateway.address) as channel:
+            call: Any = channel.unary_unary(name)
+            for metadata in (stranger, known):
+                with suppress(grpc.aio.AioRpcError):
+                    await call(b"", metadata=tuple(metadata.items()))
+    begun = [
+        (
+            facts(span).get("http.response.status_code") or facts(span)["rpc.response.status_code"],
+            trace_id(span) == "a" * 32,
+            [trace.format_trace_id(link.context.trace_id) for link in span.links],
+        )
+        for span in exporter.get_finished_spans()
+        if span.kind is trace.SpanKind.SERVER
+    ]
+    linked = (False, ["a" * 32])
+    assert begun == [
+        (401, *linked),
+        (200, True, []),
+        (401, *linked),
+        ("UNAUTHENTICATED", *linked),
+        ("OK", True, []),
+    ]
