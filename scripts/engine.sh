@@ -104,7 +104,7 @@ start_engine() {
   setsid dockerd --storage-driver overlay2 --host "$DOCKER_HOST" --pidfile "$ENGINE_DIR/docker.pid" \
     --data-root "$ENGINE_DIR/data" --exec-root "$ENGINE_DIR/exec" \
     --bip "$SUBNETS.0.1/24" --default-address-pool "base=$SUBNETS.128.0/17,size=24" \
-    > "$ENGINE_DIR/dockerd.log" 2>&1 < /dev/null &
+    > "$ENGINE_DIR/dockerd.log" 2>&1 < /dev/null 9>&- &
   local dockerd=$!
   for _ in $(seq 120); do
     answers && return
@@ -130,7 +130,7 @@ base_image() {
   [ "$(id -u)" -eq 0 ] || refuse "$BASE_IMAGE cannot be pulled, and only root can make it"
   install mmdebstrap mmdebstrap
   # shellcheck disable=SC2016  # $1 is for mmdebstrap
-  timeout 600 mmdebstrap --quiet --variant=minbase \
+  timeout 600 mmdebstrap --quiet --variant=minbase --dpkgopt=force-unsafe-io \
     --include=python3,python3-venv,python3-pip,ca-certificates \
     --customize-hook='ln -s python3 "$1/usr/bin/python"' \
     --customize-hook='rm -f "$1"/usr/lib/python3.*/EXTERNALLY-MANAGED' \
@@ -207,8 +207,14 @@ down() {
   rm -rf "$ENGINE_DIR"
 }
 
+# Who starts one while another stops it would find half of it gone.
+alone() {
+  [ "$(id -u)" -ne 0 ] || { exec 9> "$ENGINE_DIR.lock" && flock -w 600 9; }
+}
+
 case ${1:-} in
   up)
+    alone
     if ours; then
       use_ours
       answers || refuse "ours runs and does not answer; scripts/engine.sh down removes it"
@@ -241,7 +247,11 @@ case ${1:-} in
     docker version --format 'engine {{.Server.Version}}'
     docker compose version --short | sed 's/^/compose /'
     ;;
-  down) down ;;
+  down)
+    alone
+    down
+    rm -f "$ENGINE_DIR.lock"
+    ;;
   *)
     sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//p}' "$0"
     exit 2
