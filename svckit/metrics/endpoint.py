@@ -1,7 +1,8 @@
 """Answers `GET /metrics` on an address of its own, on the service's own event loop.
 
-In a thread of its own, as Prometheus' library would have it, an answer would read what the loop is
-changing. There is no token: the address is one that only the metrics' collector reaches.
+Read in a thread of its own, as Prometheus' library would have it, the numbers would change
+meanwhile; only writing them down is left to one. There is no token: the address is one that only
+the metrics' collector reaches.
 """
 
 from __future__ import annotations

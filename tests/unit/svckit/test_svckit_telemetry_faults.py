@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import sqlite3
+import threading
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -14,6 +15,7 @@ from opentelemetry import context, trace
 from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SpanExportResult
+from prometheus_client import CollectorRegistry, generate_latest
 
 from conveyor.scheduler.v1 import worker_service_pb2 as ws
 from scheduler_svc.counts import Counts
@@ -222,3 +224,25 @@ def test_two_processes_of_a_service_are_told_apart() -> None:
         names.add(made.provider.resource.attributes[c.SERVICE_INSTANCE_ID])
         made.shutdown()
     assert len(names) == 2
+
+
+async def test_numbers_are_read_on_the_loop_and_written_down_beside_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """With many series the loop stood still for as long as the answer took to write."""
+    here, seen = threading.get_ident(), {}
+
+    def write(registry: CollectorRegistry) -> bytes:
+        seen["written"] = threading.get_ident()
+        return generate_latest(registry)
+
+    def read() -> float:
+        seen["read"] = threading.get_ident()
+        return 7
+
+    monkeypatch.setattr("prometheus_client.exposition.choose_encoder", lambda _: (write, "text"))
+    metrics = Metrics()
+    metrics.read(definitions.COMMANDS_WAITING, read)
+    text, _ = await exposed(metrics)
+    assert b"\nconveyor_commands_waiting 7.0" in text
+    assert seen["read"] == here != seen["written"]
