@@ -206,6 +206,7 @@ MEANING = {
     "agent.listen": "Where `agent_svc` listens, when not at `services.agent`",
     "agent.worker_name": "Stable name of this worker, unique among agent services. Empty: the name of the host",
     "agent.slots": "Turns that this process works on at the same time",
-    "log.level": "Least important level that is written",
+    "log.level": "Least important level that is written. Only `debug` has the texts of exceptions, "
+    "which may repeat anything that somebody wrote; the others tell their type, code and place",
     "log.format": "`auto` writes for people on a terminal, else JSON",
 }

@@ -49,8 +49,8 @@ START_BOUND = 45.0
 PATIENCE = Patience(first=30.0, later=90.0)
 """Of clients, on such a machine."""
 STOP_BOUND = 20.0
-"""Twice the seconds that the suite promises for a stop: what kills it after them is itself late on a
-busy machine."""
+"""Twice the seconds that the suite promises for a stop: what kills it after them is itself late on
+a busy machine."""
 
 SUCCEEDED = run_pb2.RUN_STATE_SUCCEEDED
 RUNNING = run_pb2.RUN_STATE_RUNNING
