@@ -186,7 +186,10 @@ def _service(service: Service, healthy: bool | None) -> Iterator[Result]:
                 f"{service.name} port",
                 "failed",
                 f"{address}: {problem}",
-                "stop what listens there or configure another address",
+                "stop what listens there or configure another address"
+                if "in use" in problem
+                # In a Compose network the name of a container that does not run is unknown.
+                else "correct the address, or start what is to have it",
             )
         else:
             yield Result(f"{service.name} port", "ok", f"{address} is free")

@@ -171,7 +171,7 @@ def _open_file(path: Path, migrations: Path, name: str) -> sa.Engine:
                 found = connection.exec_driver_sql("PRAGMA quick_check(1)").scalar()
                 if found != "ok":
                     raise StartError(_corrupt(name, path, str(found)))
-            schema.upgrade(connection, migrations, name)
+            schema.upgrade(connection, migrations, name, str(path))
     except exc.DBAPIError as err:
         engine.dispose()
         raise StartError(_why(err, name, path)) from err

@@ -117,7 +117,8 @@ class PostgresSchema:
             connection.execute(sa.select(sa.func.pg_advisory_xact_lock(MIGRATION_LOCK)))
             if connection.scalar(sa.select(sa.func.to_regnamespace(self._name))) is None:
                 connection.execute(sa.schema.CreateSchema(self._name))
-            schema.upgrade(connection, migrations, self._name)
+            where = f"schema {self._name} in {self._address.where}"
+            schema.upgrade(connection, migrations, self._name, where)
 
     # Its verbs
 

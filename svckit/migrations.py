@@ -19,9 +19,10 @@ _REVISION = re.compile(r"""^revision\b[^=]*=\s*["']([^"']+)["']""", re.MULTILINE
 _DOWN = re.compile(r"""^down_revision\b[^=]*=\s*["']([^"']+)["']""", re.MULTILINE)
 
 
-def upgrade(connection: sa.Connection, migrations: Path, name: str) -> bool:
+def upgrade(connection: sa.Connection, migrations: Path, name: str, where: str) -> bool:
     """Migrate inside the transaction of `connection`; return whether anything was done.
 
+    `name` and `where`: whose database it is and where it is kept, for the words of a refusal.
     Raises `StartError` when the database is at a revision that this release does not have.
     """
     known, head = _revisions(migrations)
@@ -30,8 +31,8 @@ def upgrade(connection: sa.Connection, migrations: Path, name: str) -> bool:
         return False
     if at is not None and at not in known:
         raise StartError(
-            f"{name}: the database was written by a newer version of Conveyor (schema {at}, this "
-            f"version knows up to {head}); use that version, or restore a backup"
+            f"{name}: {where} has schema {at}, this release knows up to {head}: it was written by a "
+            "newer one; run that, or restore a backup"
         )
     from alembic.config import Config
     from alembic.runtime.environment import EnvironmentContext

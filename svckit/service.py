@@ -389,7 +389,8 @@ def _parse(name: str) -> argparse.Namespace:
 
 def _refuse(name: str, problem: str) -> NoReturn:
     """Say in one line why the service does not start, and exit with code 2."""
-    print(f"{name}: {' '.join(problem.split())}", file=sys.stderr)  # noqa: T201
+    # Stores begin with the service's name by themselves.
+    print(f"{name}: {' '.join(problem.removeprefix(f'{name}: ').split())}", file=sys.stderr)  # noqa: T201
     sys.exit(2)
 
 
