@@ -31,8 +31,8 @@ def upgrade(connection: sa.Connection, migrations: Path, name: str, where: str) 
         return False
     if at is not None and at not in known:
         raise StartError(
-            f"{name}: {where} has schema {at}, this release knows up to {head}: it was written by a "
-            "newer one; run that, or restore a backup"
+            f"{name}: {where} has schema {at}, this release knows up to {head}: it was written by "
+            "a newer one; run that, or restore a backup"
         )
     from alembic.config import Config
     from alembic.runtime.environment import EnvironmentContext

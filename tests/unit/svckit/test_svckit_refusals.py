@@ -7,9 +7,7 @@ import pytest
 from svckit.service import _refuse
 
 
-@pytest.mark.parametrize(
-    "problem", ["agent: data/agent.db is damaged", "data/agent.db is\ndamaged"]
-)
+@pytest.mark.parametrize("problem", ["agent: a.db is damaged", "a.db is\ndamaged"])
 def test_the_name_of_the_service_is_said_once(
     problem: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -17,4 +15,4 @@ def test_the_name_of_the_service_is_said_once(
     with pytest.raises(SystemExit) as ended:
         _refuse("agent", problem)
     assert ended.value.code == 2
-    assert capsys.readouterr().err == "agent: data/agent.db is damaged\n"
+    assert capsys.readouterr().err == "agent: a.db is damaged\n"
