@@ -16,6 +16,7 @@ from acp_svc.domain import updates as u
 from acp_svc.domain.cutting import bounded, clean
 from acp_svc.domain.metering import Totals
 from acp_svc.domain.permissions import Option
+from svckit.usage import believable
 
 ID_CHARS = 128
 MICROS = 1_000_000
@@ -92,19 +93,19 @@ def usage(given: schema.UsageUpdate) -> tuple[int, int | None]:
     """Read tokens in the context, and the cost of the session in millionths of a US dollar."""
     cost = given.cost
     if cost is None or cost.currency.upper() != "USD" or not 0 <= cost.amount < 1e6:
-        return max(0, given.used), None
-    return max(0, given.used), round(cost.amount * MICROS)
+        return believable(given.used), None
+    return believable(given.used), round(cost.amount * MICROS)
 
 
 def totals(given: schema.Usage | None) -> Totals | None:
     """Read what the end of a prompt says that it used."""
     if given is None:
         return None
-    cached = max(0, given.cached_read_tokens or 0)
-    written_to_cache = max(0, given.cached_write_tokens or 0)
+    cached = believable(given.cached_read_tokens or 0)
+    written_to_cache = believable(given.cached_write_tokens or 0)
     return Totals(
-        read=max(0, given.input_tokens) + cached + written_to_cache,
-        written=max(0, given.output_tokens) + max(0, given.thought_tokens or 0),
+        read=believable(given.input_tokens) + cached + written_to_cache,
+        written=believable(given.output_tokens) + believable(given.thought_tokens or 0),
         cached=cached,
     )
 

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 PATIENCE_SECONDS = 2.0
 LONGEST_TRY_SECONDS = 600.0
+MOST_TOKENS = 1_000_000_000
+"""Of one call. Who says more is mistaken: neither the contract nor a span can say any number."""
 
 _OUTCOMES = {
     "throttled": limit_pb.CALL_OUTCOME_THROTTLED,
@@ -29,6 +31,11 @@ _OUTCOMES = {
     "rejected": limit_pb.CALL_OUTCOME_REJECTED,
 }
 _log = get_logger("svckit.usage")
+
+
+def believable(tokens: int) -> int:
+    """Return what a provider or a harness says that it used, within reason."""
+    return max(0, min(tokens, MOST_TOKENS))
 
 
 class Model(Protocol):

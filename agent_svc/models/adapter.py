@@ -17,7 +17,10 @@ from pydantic_ai.settings import ModelSettings
 from pydantic_ai.tools import ToolDefinition
 
 from agent_svc.domain.prompt import Answered, Prompt, Said, ToolAnswer
+from svckit.usage import believable
 
+MOST_NAME_CHARS = 128
+"""Of a model's name as its provider tells it: it stands in spans and events."""
 CONNECT_SECONDS = 5.0
 # Between two pieces of a reply: the deadlines of a whole one are set with each call.
 GOOGLE_SECONDS = 600.0
@@ -214,10 +217,10 @@ def _take_apart(response: wire.ModelResponse) -> Answer:
     return Answer(
         text=_clean("".join(texts)),
         calls=tuple(calls),
-        read=usage.input_tokens,
-        cached=usage.cache_read_tokens,
-        stored=usage.cache_write_tokens,
-        written=usage.output_tokens,
+        read=believable(usage.input_tokens),
+        cached=believable(usage.cache_read_tokens),
+        stored=believable(usage.cache_write_tokens),
+        written=believable(usage.output_tokens),
         finish_reason=response.finish_reason or "",
-        served=response.model_name or "",
+        served=_clean(response.model_name or "")[:MOST_NAME_CHARS],
     )

@@ -13,6 +13,7 @@ from svckit.errors import ServiceError
 from svckit.grpc.status import from_proto
 from svckit.testing.fake_openai import Failure, FakeOpenAI, Reply, ToolCall
 from svckit.testing.inprocess import InProcess
+from svckit.usage import MOST_TOKENS
 from tests.service.agent.conftest import StartAgent
 from tests.service.agent.fake_scheduler import SESSION, FakeScheduler, reply_text
 
@@ -59,6 +60,11 @@ async def test_requested_and_effective_model_are_recorded_and_reported(
     assert models_of(end) == ("p:big", "p:p/tiny")
     report = scheduler.reports["R2/1.2"]
     assert (report.requested_model, report.call.model) == ("p:big", "p/tiny")
+    # Numbers that nobody can have used, and a name that is none: the answer counts all the same.
+    provider.script(Reply("hi", model="m" * 5000, input_tokens=10**30))
+    end = await scheduler.answer(scheduler.leased("four", run_id="R4"))
+    assert models_of(end) == ("p:big", f"p:{'m' * 128}")
+    assert scheduler.reports["R4/1.2"].usage.input_tokens == MOST_TOKENS
     provider.script(Failure(404), Failure(404))
     end = await scheduler.answer(
         scheduler.leased("[[reply: me]]", run_id="R3", task=task("main", "p:other"))

@@ -39,6 +39,7 @@ from acp_svc.domain.updates import (
     closing_words,
 )
 from svckit.content import arguments_struct
+from svckit.usage import MOST_TOKENS
 
 FEW = settings(max_examples=40)
 json_values = st.recursive(
@@ -338,3 +339,11 @@ def test_many_reports_at_once_are_one() -> None:
     parts = [Spent(read=2, cost_micros=5), Spent(read=1, written=3, cached=1)]
     assert together(parts) == Spent(read=3, written=3, cached=1, cost_micros=5)
     assert not together([*parts, Spent(priced=False)]).priced
+
+
+def test_a_harness_that_says_any_number_is_not_believed() -> None:
+    """What it used was not reported at all then, and its span took others along."""
+    told = schema.UsageUpdate(session_update="usage_update", size=1, used=10**30)
+    assert reading.usage(told) == (MOST_TOKENS, None)
+    ended = schema.Usage(input_tokens=10**30, output_tokens=0, total_tokens=1)
+    assert reading.totals(ended) == Totals(read=MOST_TOKENS, written=0, cached=0)
