@@ -18,6 +18,21 @@ _SAMPLED = trace.TraceFlags(trace.TraceFlags.SAMPLED)
 _NOT_SAMPLED = trace.TraceFlags(trace.TraceFlags.DEFAULT)
 
 
+def begin(parent: trace.SpanContext, bound: int) -> trace.SpanContext:
+    """Return the context of a span below `parent`, of the first of a trace if that is not valid.
+
+    Whether a trace is recorded is decided where it begins, by its id and the `bound` of a ratio;
+    everybody further on does as was decided.
+    """
+    if parent.is_valid:
+        trace_id, flags, state = parent.trace_id, parent.trace_flags, parent.trace_state
+    else:
+        trace_id, state = _ids.generate_trace_id(), None
+        kept = trace_id & TraceIdRatioBased.TRACE_ID_LIMIT < bound
+        flags = _SAMPLED if kept else _NOT_SAMPLED
+    return trace.SpanContext(trace_id, _ids.generate_span_id(), False, flags, state)
+
+
 class IdTracerProvider(trace.TracerProvider):
     """Makes tracers whose spans have ids and parents as usual, and record nothing.
 
@@ -43,16 +58,7 @@ class _IdTracer(trace.Tracer):
         self, name: str, context: Context | None = None, *_: Any, **__: Any
     ) -> trace.Span:
         parent = trace.get_current_span(context).get_span_context()
-        # Whether others, further on, collect theirs is decided where the trace begins.
-        if parent.is_valid:
-            trace_id, flags, state = parent.trace_id, parent.trace_flags, parent.trace_state
-        else:
-            trace_id, state = _ids.generate_trace_id(), None
-            kept = trace_id & TraceIdRatioBased.TRACE_ID_LIMIT < self._bound
-            flags = _SAMPLED if kept else _NOT_SAMPLED
-        return trace.NonRecordingSpan(
-            trace.SpanContext(trace_id, _ids.generate_span_id(), False, flags, state)
-        )
+        return trace.NonRecordingSpan(begin(parent, self._bound))
 
     def start_as_current_span(
         self, name: str, context: Context | None = None, *_: Any, **__: Any

@@ -14,14 +14,13 @@ from typing import TYPE_CHECKING
 
 from opentelemetry import trace
 from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
-from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
+from opentelemetry.sdk.trace import SpanProcessor
 
 from svckit import conventions as c
 from svckit.idtracing import IdTracerProvider
+from svckit.recording import RecordingProvider
 from svckit.settings import Settings
 from svckit.settings_model import TelemetrySettings
-from svckit.spanids import SpanIds
 from svckit.version import __version__
 
 if TYPE_CHECKING:
@@ -35,7 +34,7 @@ FLUSH_SECONDS = 1.0
 class Telemetry:
     """What a service traces with."""
 
-    provider: TracerProvider | IdTracerProvider
+    provider: RecordingProvider | IdTracerProvider
     tracer: trace.Tracer
     sender: Sender | None = None
 
@@ -80,11 +79,9 @@ def setup(
     return Telemetry(recording, recording.get_tracer(c.TRACER), sender)
 
 
-def _recording(service: str, telemetry: TelemetrySettings) -> TracerProvider:
-    return TracerProvider(
-        sampler=ParentBased(TraceIdRatioBased(telemetry.sample_ratio)),
-        id_generator=SpanIds(),
-        resource=Resource.create(
+def _recording(service: str, telemetry: TelemetrySettings) -> RecordingProvider:
+    return RecordingProvider(
+        Resource.create(
             {
                 c.SERVICE_NAME: service,
                 c.SERVICE_NAMESPACE: "conveyor",
@@ -93,8 +90,7 @@ def _recording(service: str, telemetry: TelemetrySettings) -> TracerProvider:
                 c.SERVICE_VERSION: __version__,
             }
         ),
-        # The end of the process is ours to order: telemetry goes last, see `svckit.service`.
-        shutdown_on_exit=False,
+        telemetry.sample_ratio,
     )
 
 

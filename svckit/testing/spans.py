@@ -6,17 +6,17 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
 from opentelemetry import trace
-from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from svckit.spanids import SpanIds
+from svckit.recording import RecordingProvider
 
 
 def memory_tracer(service: str = "test") -> tuple[trace.Tracer, InMemorySpanExporter]:
     """Return a tracer of its own, touching nothing global, and where its spans go."""
     exporter = InMemorySpanExporter()
-    provider = TracerProvider(shutdown_on_exit=False, id_generator=SpanIds())
+    provider = RecordingProvider()
     provider.add_span_processor(SimpleSpanProcessor(exporter))
     return provider.get_tracer(service), exporter
 

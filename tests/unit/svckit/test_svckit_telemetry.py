@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 from opentelemetry import trace
 from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
 from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
-from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SpanExportResult
 
 from conveyor.common.v1 import trace_pb2
 from svckit import conventions as c
-from svckit import otlp, telemetry, tracecontext
+from svckit import otlp, telemetry, tracecontext, wire
 from svckit.finished import Finisher
 from svckit.idtracing import IdTracerProvider
+from svckit.recording import RecordingProvider
 from svckit.settings import Settings, load
 from svckit.testing import memory_tracer, span_tree
 
@@ -46,7 +49,7 @@ def test_whether_a_trace_is_recorded_is_decided_where_it_begins(collects: bool) 
     endpoint = {"OTLP_ENDPOINT": NOWHERE} if collects else {}
     for ratio, least, most in (("0", 0, 0), ("1", 400, 400), ("0.5", 100, 300)):
         made = telemetry.setup("x", settings(SAMPLE_RATIO=ratio, **endpoint))
-        assert isinstance(made.provider, TracerProvider if collects else IdTracerProvider)
+        assert isinstance(made.provider, RecordingProvider if collects else IdTracerProvider)
         assert least <= sum(decisions(made.tracer)) <= most
 
 
@@ -119,9 +122,13 @@ def spans() -> list[Any]:
     return list(exporter.get_finished_spans())
 
 
+def sent_as(made: Sequence[ReadableSpan], service: str) -> ExportTraceServiceRequest:
+    return ExportTraceServiceRequest.FromString(wire.request_of(made, service)[0])
+
+
 def test_a_span_is_sent_as_the_library_would_and_says_what_some_pages_do_not_keep() -> None:
     made = spans()
-    ours, theirs = otlp.request_of(made, "agent_svc"), encode_spans(made)
+    ours, theirs = sent_as(made, "agent_svc"), encode_spans(made)
     [sent] = ours.resource_spans
     of_ours = sent.scope_spans[0].spans
     of_theirs = [span for scope in theirs.resource_spans[0].scope_spans for span in scope.spans]
@@ -140,10 +147,44 @@ def test_a_span_is_sent_as_the_library_would_and_says_what_some_pages_do_not_kee
     assert [entry[c.SPAN_KIND] for entry in said] == ["CLIENT", "INTERNAL", "INTERNAL"]
     assert [entry[c.OPENINFERENCE_SPAN_KIND] for entry in said] == ["CHAIN", "LLM", "CHAIN"]
     assert {entry[c.SERVICE_NAME] for entry in said} == {"agent_svc"}
-    again = otlp.request_of(made, "x").resource_spans[0].scope_spans[0].spans[0]
+    again = sent_as(made, "x").resource_spans[0].scope_spans[0].spans[0]
     [links] = [a for a in again.attributes if a.key == c.LINKS]
     assert [v.string_value for v in links.value.array_value.values] == [f"{5:032x}:{6:016x}"]
-    assert otlp.request_of([], "x").ByteSize() == 0
+    assert wire.request_of([], "x") == (b"", 0)
+
+
+@pytest.mark.parametrize("length", [0, 1, 99, 100, 127, 128, 20_000])
+@pytest.mark.parametrize("letter", ["a", "\u00e4", "\U0001f600"])
+def test_values_of_any_length_are_sent_as_the_library_would(length: int, letter: str) -> None:
+    told: dict[str, Any] = {
+        "text": letter * length,
+        letter * (length or 1): "key",
+        "plus": 1 << length % 63,
+        "minus": -(1 << length % 63),
+        "most": 2**63 - 1,
+        "least": -(2**63),
+        "no": False,
+        "half": 0.5 - length,
+        "words": [letter * length, "x"],
+    }
+    tracer, exporter = memory_tracer()
+    tracer.start_span(letter * (length or 1), attributes=told).end()
+    made = exporter.get_finished_spans()
+    ours, theirs = (
+        request.resource_spans[0].scope_spans[0].spans[0].attributes
+        for request in (sent_as(made, "x"), encode_spans(made))
+    )
+    given = {entry.key: entry.value for entry in ours if entry.key in told}
+    assert given == {entry.key: entry.value for entry in theirs}
+
+
+def test_half_of_a_pair_does_not_cost_a_batch() -> None:
+    tracer, exporter = memory_tracer()
+    tracer.start_span("s", attributes={"half": "a\ud800", "halves": ["\ud800b"]}).end()
+    [told] = sent_as(exporter.get_finished_spans(), "x").resource_spans[0].scope_spans[0].spans
+    found = {entry.key: entry.value for entry in told.attributes}
+    assert found["half"].string_value == "a?"
+    assert found["halves"].array_value.values[0].string_value == "?b"
 
 
 def test_an_outage_costs_the_spans_and_two_lines(
