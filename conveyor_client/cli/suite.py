@@ -203,6 +203,7 @@ async def _show(connection: ConveyorClient, *, json: bool) -> bool:
     from conveyor_client.cli import output as out
     from conveyor_client.cli.narrate import Narrator
     from conveyor_client.cli.printer import printer
+    from conveyor_client.cli.traces import print_trace
     from conveyor_client.cli.tree import flow_tree
 
     _tell(f"> {CLASSIC}", json)
@@ -225,6 +226,8 @@ async def _show(connection: ConveyorClient, *, json: bool) -> bool:
             out.print_json_line(flow)
         else:
             out.console().print(flow_tree(flow))
+            for root in flow.nodes[:1]:
+                await print_trace(client, root.trace)
     return ended.state == run_pb2.RUN_STATE_SUCCEEDED
 
 

@@ -20,7 +20,7 @@ from conveyor.gateway.v1 import gateway_service_pb2 as gateway_pb
 from conveyor.gateway.v1 import session_pb2
 from conveyor.scheduler.v1 import flow_service_pb2, lane_pb2, run_pb2
 from conveyor.scheduler.v1 import scheduler_service_pb2 as scheduler_pb
-from conveyor_client.cli import main
+from conveyor_client.cli import main, suite
 from svckit.errors import FlowNotFound
 from svckit.version import __version__
 
@@ -426,6 +426,28 @@ async def test_what_shows_a_run_says_where_its_trace_is(
         assert await conveyor("--address", gateway.address, *verb) == 0
         traces = [each for each in capsys.readouterr().out.splitlines() if "trace" in each]
         assert traces == [line] * bool(line), verb
+
+
+async def test_the_demo_says_where_its_trace_is(
+    gateway: Gateway, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`make trace-ui` promises the link of a demo flow, and nobody printed it."""
+
+    async def runs(address: str, *, encrypted: bool) -> bool:
+        return address == gateway.address and not encrypted
+
+    # The scripted gateway says nothing of its health.
+    monkeypatch.setattr(suite, "_answers", runs)
+    run = run_pb2.Run(run_id="R")
+    run.trace.traceparent = f"00-{TRACE}-b7ad6b7169203331-01"
+    script = gateway.script
+    script.queue("Chat", [accepted(), replied("Both.", 1), ended()])
+    script.always("GetFlow", flow_service_pb2.GetFlowResponse(nodes=[run]))
+    info = gateway_pb.ServerInfo(trace_url_template=PAGE)
+    script.always("GetServerInfo", gateway_pb.GetServerInfoResponse(server=info))
+    assert await conveyor("--address", gateway.address, "demo") == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last == f"trace {TRACE}  https://traces.example/{TRACE}"
 
 
 async def test_an_error_says_where_its_trace_is(
