@@ -10,7 +10,7 @@ import pytest
 
 from conveyor_client import ConveyorClient
 from svckit.testing import eventually
-from tests.compose.stack import BACK_SECONDS, ROOT, Container, Stack
+from tests.compose.stack import BACK_SECONDS, ROOT, Container, Stack, docker
 from tests.compose.test_compose_sqlite import over, running
 from tests.system.harness import CLASSIC, SUCCEEDED, TASKS, text_of
 
@@ -74,6 +74,8 @@ def test_one_of_two_schedulers_leads_and_two_agents_work(stack: Stack) -> None:
 
 async def test_a_delegated_request_with_the_active_scheduler_killed(stack: Stack) -> None:
     (leader,) = await asyncio.to_thread(stack.leaders)
+    # Started again at once it may well be the one that takes over: it stays away for a while.
+    docker("update", "--restart=no", leader.id)
     async with ConveyorClient(stack.grpc) as client:
         slow = "".join(f"[[spawn: [[sleep: 3s]] [[reply: {word}]]]]" for word in ("red", "blue"))
         sent = await client.send(slow, session_key="agent:main:test:killed")
@@ -91,10 +93,13 @@ async def test_a_delegated_request_with_the_active_scheduler_killed(stack: Stack
     assert ("red" in said, "blue" in said) == (True, True), said
     assert classic.state == SUCCEEDED
     assert all(f"Done: {task}" in text_of(classic.result.reply) for task in TASKS)
-    # The other one leads, and the killed one is back and stands by.
-    await stack.back(leader)
     (now,) = await asyncio.to_thread(stack.leaders)
     assert now.service != leader.service
+    # The killed one comes back and stands by.
+    docker("update", "--restart=unless-stopped", leader.id)
+    docker("start", leader.id)
+    await eventually(lambda: stack.one(leader.service).healthy, timeout=BACK_SECONDS)
+    assert [each.service for each in await asyncio.to_thread(stack.leaders)] == [now.service]
 
 
 async def test_a_killed_agent_loses_nothing(stack: Stack) -> None:
