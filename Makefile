@@ -37,7 +37,7 @@ test: .venv/.ready-dev ## Run the tests (ARGS="tests/unit -k lane" chooses)
 
 .PHONY: compose-test
 compose-test: .venv/.ready-dev ## Run the tests of the containers (they need an engine: scripts/engine.sh up)
-	@eval "$$(scripts/engine.sh env)" && GRPC_VERBOSITY=NONE $(BIN)/python -m pytest -m compose tests/compose $(ARGS)
+	@eval "$$(scripts/engine.sh env)" && GRPC_VERBOSITY=NONE $(BIN)/python -m pytest -m compose -n 2 --dist loadfile tests/compose $(ARGS)
 
 .PHONY: agents
 agents: .venv/.ready-dev ## Install real coding agents below .agents/ (ARGS=claude chooses): make test runs them then
