@@ -1,7 +1,7 @@
 """Schedules by the thousand of a scheduler, its workers and callers, with crashes, on virtual time.
 
 SIM_SEED=17 pytest tests/simulation          runs one schedule again
-SIM_SCHEDULES=20000 pytest tests/simulation  runs more of them; CI runs 1,000
+SIM_SCHEDULES=20000 pytest tests/simulation  runs more of them; CI runs 2,000
 SIM_FIRST=1000000 …                          begins with another seed
 """
 
