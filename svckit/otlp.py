@@ -2,9 +2,9 @@
 
 The exporter of OpenTelemetry does the sending: addresses, headers, certificates, compression,
 trying again. Two things are ours. What is sent is put together by `svckit.wire`, in a third to a
-half of the time. And a collector that is away, slow or refuses costs spans and nothing else: no more than
-`MOST_WAITING` wait, others are counted and given up, and the log has a line when that begins and
-one when it is over.
+half of the time. And a collector that is away, slow or refuses costs spans and nothing else: no
+more than `MOST_WAITING` wait, others are counted and given up, and the log has a line when that
+begins and one when it is over.
 """
 
 from __future__ import annotations
