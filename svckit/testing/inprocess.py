@@ -15,6 +15,10 @@ from svckit.grpc.channel import make_channel
 from svckit.service import App, Build, Context, running
 from svckit.settings import Settings
 
+ADDRESSES = ("scheduler", "agent", "acp")
+NOBODY = "127.0.0.1:1"
+"""Where nobody listens: a call is refused at once."""
+
 
 @dataclass(frozen=True)
 class InProcess:
@@ -41,8 +45,11 @@ async def in_process(
 ) -> AsyncIterator[InProcess]:
     """Run a service for the block and drain it afterwards.
 
-    A background task that died meanwhile fails the test when the block ends.
+    A background task that died meanwhile fails the test when the block ends. Other services are
+    where `settings` say, and nowhere when they do not: a suite that runs on this machine at the
+    usual addresses has nothing to do with a test.
     """
+    settings = _apart(settings)
     async with running(
         name, build, settings, address, clock=clock, tracer=tracer, interceptors=interceptors
     ) as service:
@@ -55,6 +62,12 @@ async def in_process(
             await channel.close()
         if service.failed.done():
             raise AssertionError(f"background task {service.failed.result()!r} died")
+
+
+def _apart(settings: Settings) -> Settings:
+    services = settings.services
+    nowhere = {name: NOBODY for name in ADDRESSES if name not in services.model_fields_set}
+    return settings.model_copy(update={"services": services.model_copy(update=nowhere)})
 
 
 def free_port() -> int:

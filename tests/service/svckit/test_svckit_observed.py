@@ -155,3 +155,11 @@ async def test_a_service_inside_a_test_whose_task_ends_fails_it() -> None:
     with pytest.raises(AssertionError, match="background task 'engine' died"):
         async with in_process(building(script, dies=True), load(environ={})):
             await asyncio.sleep(0)
+
+
+async def test_a_service_inside_a_test_knows_no_suite_that_runs_on_this_machine() -> None:
+    config = load(environ={"CONVEYOR_SERVICES__AGENT": "127.0.0.1:7"})
+    async with in_process(building(ScriptedServicer(NAME)), config) as service:
+        services = service.context.settings.services
+    assert services.agent == "127.0.0.1:7"
+    assert services.scheduler == services.acp == "127.0.0.1:1"
