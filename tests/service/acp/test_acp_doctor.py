@@ -49,7 +49,8 @@ async def examine(
 ) -> d.DoctorReport:
     path = tmp_path / "conveyor.toml"
     roots = f'workspace_roots = ["{tmp_path}"]\nhandshake_seconds = {handshake}'
-    path.write_text("\n".join(["[acp]", roots, head, *tables]))
+    store = f'[store]\nurl = "sqlite:///{tmp_path / "data"}"'
+    path.write_text("\n".join([store, "[acp]", roots, head, *tables]))
     async with in_process(build, load(path, environ={})) as service:
         stub = acp_grpc.AcpServiceStub(service.channel)
         answer = await client.call(stub.Doctor(acp_pb.DoctorRequest(harness_id=harness_id)))
